@@ -1,0 +1,1 @@
+"""The machinery under the tasks: config, checkpoints, encoders, data, features, results, runner, CLI."""

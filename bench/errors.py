@@ -1,0 +1,43 @@
+"""Errors that a user can mend, and the words that go with them.
+
+Every error of this family ends a command with one line on standard error and exit code 2, without a
+traceback (unless ``--debug``). Whatever is not of this family is a bug and keeps its traceback.
+
+    LmimBenchError
+    ├── ConfigError       a wrong option, field, suite file or name
+    ├── CheckpointError   a checkpoint that cannot be read, is unsafe, or does not fill the encoder
+    ├── DataError         a data set that is missing, broken or of the wrong layout
+    └── TaskError         a task that cannot be scored on this encoder and data
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LmimBenchError(Exception):
+    """Base of all errors that a user can mend; its text is the one line that is printed."""
+
+
+class ConfigError(LmimBenchError):
+    """An option, protocol field, suite file or name that is not valid."""
+
+
+class CheckpointError(LmimBenchError):
+    """A checkpoint that cannot be read safely, or that does not fill the encoder completely."""
+
+
+class DataError(LmimBenchError):
+    """A data set that is missing, broken, or laid out in a way that is not known."""
+
+
+class TaskError(LmimBenchError):
+    """A task that cannot be scored on this encoder and data set."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The sentence that names the nearest known name, or the whole list where nothing is near."""
+    options = sorted(known)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    return f"Known: {', '.join(options)}." if options else "None are known."

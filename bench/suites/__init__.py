@@ -1,0 +1,1 @@
+"""Built-in suites: YAML files that name data sets and the protocol fields that differ."""

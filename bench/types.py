@@ -1,0 +1,450 @@
+"""The types that every other module speaks: encoders, features, data sets, tasks, scores.
+
+Nothing here imports torch at run time: the command line, the plan and the report use these types too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+Pooling = Literal["cls", "mean", "cls+mean"]
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
+PosInterpolation = Literal["timm", "dino", "antialias"]
+DataKind = Literal["classification", "segmentation", "video"]
+Array = NDArray[Any]
+
+
+class Frozen(BaseModel):
+    """Base of all declared configuration: immutable, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+# ------------------------------------------------------------------------------------------- encoders
+
+
+class EncoderSpec(Frozen):
+    """How an encoder is built and how its images are prepared. Preprocessing belongs to the checkpoint.
+
+    ``arch`` is what the builder needs (JSON only): ``{"builder": "vit", "embed_dim": 384, ...}`` for a
+    plain vision transformer, ``{"builder": "timm", "name": ..., "kwargs": {...}}`` for a named timm model.
+    """
+
+    family: str
+    arch: dict[str, Any]
+    embed_dim: int
+    depth: int
+    patch_size: int
+    image_size: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bicubic"
+    crop_pct: float = 0.875
+    pooling: Pooling = "cls"
+    final_norm: bool = True
+    has_cls: bool = True
+
+
+class CheckpointInfo(Frozen):
+    """What is known of a loaded checkpoint: where it came from, what was used, what was dropped."""
+
+    source: str
+    sha256: str | None
+    format: str
+    container: str
+    parameters: int
+    loaded_tensors: int
+    encoder_tensors: int
+    dropped: dict[str, str] = {}
+    """Keys or key patterns of the file that were not used, each with the reason."""
+    notes: tuple[str, ...] = ()
+    """Choices and conversions that a reader should know (heads and their source, position tables...)."""
+    random_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place where features are read: the output of a block, with or without the final norm.
+
+    ``layer`` counts from the end: -1 is the last block.
+    """
+
+    layer: int = -1
+    norm: bool = True
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a batch at one tap.
+
+    Attributes:
+        cls: class token, (B, D), or None where the encoder has none.
+        patches: patch tokens with their spatial axes, (B, h, w, D).
+        mean: mean-pooled patches, (B, D), after the family's own norm of the mean where it has one.
+    """
+
+    cls: torch.Tensor | None
+    patches: torch.Tensor
+    mean: torch.Tensor
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """An encoder as the tasks see it: normalised images in, features at the asked taps out."""
+
+    spec: EncoderSpec
+    info: CheckpointInfo
+    fingerprint: str
+    """Hash of the weights as loaded and of the spec; the feature cache is keyed by it."""
+
+    def to(self, device: str | torch.device) -> Encoder:
+        """Move to a device; returns self."""
+
+    def __call__(
+        self,
+        images: torch.Tensor,
+        taps: Sequence[Tap] = (Tap(),),
+        pos_interpolation: PosInterpolation | None = None,
+    ) -> dict[Tap, Features]:
+        """Encode images (B, 3, H, W), H and W multiples of the patch size, in one forward pass.
+
+        ``pos_interpolation`` names how position embeddings are resampled to another grid than the
+        checkpoint's own: ``timm`` (bicubic with antialias; None means this), ``antialias`` is the same
+        by another library path, ``dino`` is bicubic by scale factor with the 0.1 offset, no antialias.
+        """
+
+
+# ------------------------------------------------------------------------------------------- features
+
+
+@dataclass(frozen=True)
+class View:
+    """How an image becomes the encoder's input. ``crop``: short side to ``resize``, centre crop of
+    ``size``. ``squash``: both sides to ``size``, the aspect ratio is lost.
+    """
+
+    mode: Literal["crop", "squash"]
+    size: int
+    resize: int
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @staticmethod
+    def crop(spec: EncoderSpec, size: int | None = None, crop_pct: float | None = None) -> View:
+        """The classification view: size and crop ratio are the checkpoint's unless given."""
+        size = size or spec.image_size
+        resize = max(size, round(size / (crop_pct or spec.crop_pct)))
+        return View("crop", size, resize, spec.interpolation, spec.mean, spec.std)
+
+    @staticmethod
+    def squash(spec: EncoderSpec, size: int) -> View:
+        """The dense view: a square of ``size`` pixels, rounded to a multiple of the patch size."""
+        size = max(1, round(size / spec.patch_size)) * spec.patch_size
+        return View("squash", size, size, "bilinear", spec.mean, spec.std)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One kind of feature kept for every image of a split: ``cls@-1``, ``mean@-4``, ``patches@-1:raw``."""
+
+    kind: Literal["cls", "mean", "patches"]
+    tap: Tap = field(default_factory=Tap)
+
+    @property
+    def id(self) -> str:
+        """The name of the column in a bank and on disk."""
+        return f"{self.kind}@{self.tap.layer}" + ("" if self.tap.norm else ":raw")
+
+
+def pooled_columns(pooling: Pooling, tap: Tap) -> tuple[Column, ...]:
+    """The columns that a pooling needs, in the order in which they are concatenated."""
+    kinds: tuple[Literal["cls", "mean"], ...] = ("cls", "mean") if pooling == "cls+mean" else (pooling,)
+    return tuple(Column(kind, tap) for kind in kinds)
+
+
+@dataclass(frozen=True)
+class FeatureRequest:
+    """What a task wants from the feature engine: these columns, of these splits, through this view."""
+
+    splits: tuple[str, ...]
+    view: View
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Features of one split. ``columns`` maps a column id to an array, usually memory-mapped: (N, D) for
+    ``cls`` and ``mean``, (N, h, w, D) for ``patches``. ``index`` maps rows to positions in the data split
+    (they differ only where broken images were left out).
+    """
+
+    columns: Mapping[str, Array]
+    ids: Sequence[str]
+    labels: Array | None
+    index: Array
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def column(self, column: Column) -> Array:
+        """The array of a column. Raises KeyError where the task did not ask for it."""
+        return self.columns[column.id]
+
+    def pooled(self, pooling: Pooling, tap: Tap) -> Array:
+        """Global features (N, D), or (N, 2D) for ``cls+mean``."""
+        parts = [self.column(column) for column in pooled_columns(pooling, tap)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+# ------------------------------------------------------------------------------------------- data sets
+
+
+class ImageSplit(Protocol):
+    """The images of one split; decoding happens on access, and must survive pickling to a worker."""
+
+    ids: Sequence[str]
+    """A stable name for each image: the path below the root of the data set."""
+    labels: Array | None
+    """Class index of each image, int64 (N,), or None."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int) -> Image.Image:
+        """The decoded image, RGB. Raises DataError naming the file where it is broken."""
+
+    def mask(self, i: int) -> Array:
+        """The label map, uint8 (H, W), at the image's own size. Raises DataError where there is none."""
+
+    def subset(self, index: Array) -> ImageSplit:
+        """The split made of these positions, in this order."""
+
+
+class VideoSequence(Protocol):
+    """One video with label maps: 0 is background, 1..K are objects, 255 is void."""
+
+    name: str
+    frame_ids: Sequence[str]
+    """File stems of the frames, in order; result PNGs carry them."""
+
+    def __len__(self) -> int: ...
+
+    def frame(self, i: int) -> Array:
+        """RGB frame, uint8 (H, W, 3)."""
+
+    def mask(self, i: int) -> Array:
+        """Label map, uint8 (H, W). Raises DataError where the frame has none."""
+
+    def head(self, n: int) -> VideoSequence:
+        """The first n frames."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set of one kind. Classification and segmentation have ``splits``, video has ``sequences``."""
+
+    name: str
+    kind: DataKind
+    fingerprint: str
+    classes: tuple[str, ...] = ()
+    splits: Mapping[str, ImageSplit] = field(default_factory=dict)
+    sequences: tuple[VideoSequence, ...] = ()
+    void: tuple[int, ...] = (255,)
+    """Labels that are no class: left out of every count (segmentation)."""
+    train_split: str = "train"
+    test_split: str = "val"
+    path: str | None = None
+
+    def limited(self, n: int, seed: int = 0) -> Dataset:
+        """At most ``n`` images a split (spread over the classes, seeded), or ``n`` frames a sequence."""
+        return replace(
+            self,
+            splits={name: _limit(split, n, seed) for name, split in self.splits.items()},
+            sequences=tuple(s.head(n) for s in self.sequences),
+            fingerprint=f"{self.fingerprint}:limit={n}:seed={seed}",
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Images a split, or frames a sequence."""
+        if self.kind == "video":
+            return {s.name: len(s) for s in self.sequences}
+        return {name: len(split) for name, split in self.splits.items()}
+
+
+def _limit(split: ImageSplit, n: int, seed: int) -> ImageSplit:
+    if len(split) <= n:
+        return split
+    order = np.random.default_rng(seed).permutation(len(split))
+    if split.labels is not None:
+        # Round robin over the classes: the r-th image of each class comes before the (r+1)-th of any.
+        labels = split.labels[order]
+        by_class = np.argsort(labels, kind="stable")
+        starts = np.searchsorted(labels[by_class], labels[by_class])
+        rank = np.empty(len(labels), dtype=np.int64)
+        rank[by_class] = np.arange(len(labels)) - starts
+        order = order[np.argsort(rank, kind="stable")]
+    return split.subset(np.sort(order[:n]))
+
+
+# ------------------------------------------------------------------------------------------- tasks
+
+Statistic = Callable[[Array], Array]
+"""From the summed (or averaged) per-item statistics, (R, F), to the metric's value, (R,)."""
+
+
+def mean_statistic(means: Array) -> Array:
+    """The plain mean of a single per-item number."""
+    return means[:, 0]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric as a task measured it: the items, from which value and interval both follow.
+
+    Attributes:
+        metric: id with its parameters, ``top1@k=20``.
+        items: (N,) or (N, F) per-item numbers. The value is ``statistic(items.mean(axis=0)[None])[0]``,
+            so F > 1 serves ratios such as IoU (per-image intersections and unions). With ``crossed`` the
+            array is (A, N): A draws by N items, both resampled.
+        statistic: see ``Statistic``; the default is the mean.
+        clusters: (N,) ids of the groups that are resampled together (objects of one sequence), or None.
+        crossed: both axes of ``items`` are random (few-shot draws x test images).
+        chance: the value that a guess would reach, or None where that is not defined.
+        detail: extra numbers kept in the result (chosen regularisation, standard deviation over seeds).
+    """
+
+    metric: str
+    items: Array
+    statistic: Statistic = mean_statistic
+    clusters: Array | None = None
+    crossed: bool = False
+    chance: float | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Score(Frozen):
+    """One metric of one cell with its 95% interval; fractions, where the unit is ``%``."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    chance: float | None = None
+    detail: dict[str, Any] = {}
+
+
+class Metric(Frozen):
+    """A declared metric family. ``top1`` stands for every ``top1@...`` that the task returns."""
+
+    id: str
+    title: str
+    unit: Literal["%", ""] = "%"
+    higher_is_better: bool = True
+
+
+class Artefact(Frozen):
+    """Something for the report: a picture on disk, or numbers to draw.
+
+    kind ``image``: ``files`` are PNG paths below the run folder, shown in order as one strip.
+    kind ``curve``: ``data`` is {"x": [...], "series": {name: [...]}, "x_label", "y_label", "log_x"}.
+    kind ``bars``:  ``data`` is {"labels": [...], "values": [...], "y_label"}; drawn per checkpoint, and
+    beside each other over checkpoints where labels agree.
+    """
+
+    name: str
+    kind: Literal["image", "curve", "bars"]
+    title: str
+    caption: str = ""
+    files: tuple[str, ...] = ()
+    data: dict[str, Any] = {}
+
+
+class Progress(Protocol):
+    """A running count of work done; a bar on a terminal, plain lines elsewhere."""
+
+    def advance(self, n: int = 1) -> None: ...
+
+
+class Context(Protocol):
+    """The only thing a task is handed. It never sees argv, the checkpoint path or the output folder."""
+
+    spec: EncoderSpec
+    data: Dataset
+    seed: int
+    device: str
+    batch_size: int
+    limited: bool
+
+    def bank(self, split: str) -> FeatureBank:
+        """The features the task asked for, of one split."""
+
+    def encode(
+        self, images: torch.Tensor, tap: Tap, pos_interpolation: PosInterpolation | None = None
+    ) -> Features:
+        """Features of already normalised images, at the run's device and precision (fp32 out)."""
+
+    def rng(self, *purpose: str | int) -> np.random.Generator:
+        """A generator derived from (seed, task, purpose): the order of tasks never changes a number."""
+
+    def progress(self, total: int, label: str) -> AbstractContextManager[Progress]:
+        """Report work of ``total`` steps."""
+
+    def note(self, text: str) -> None:
+        """A remark that belongs beside the score: something left out, a fall-back that was named."""
+
+    def save_image(
+        self, name: str, images: Sequence[Array], title: str, caption: str = "", downscale: int = 320
+    ) -> None:
+        """Keep uint8 RGB pictures (H, W, 3) for the report, the longer side at most ``downscale``."""
+
+    def save_data(
+        self, name: str, kind: Literal["curve", "bars"], title: str, data: dict[str, Any], caption: str = ""
+    ) -> None:
+        """Keep numbers for the report to draw."""
+
+    def save_file(self, relative: str, content: bytes) -> None:
+        """Keep a file of the task's own below its artefact folder (result PNGs of the VOS task)."""
+
+
+ConfigT = TypeVar("ConfigT", bound=Frozen)
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A declared evaluation; made by the ``@task`` decorator."""
+
+    name: str
+    version: int
+    title: str
+    data: DataKind
+    config: type[Frozen]
+    metrics: tuple[Metric, ...]
+    headline: Callable[[Any], str]
+    """From the config to the id of the metric that stands for the task."""
+    features: Callable[[Any, EncoderSpec, Dataset], Sequence[FeatureRequest]]
+    """What the task needs extracted; empty for a task that encodes by itself through ``ctx.encode``."""
+    run: Callable[[Context, Any], Sequence[Measurement]]
+    doc: str = ""
+    origin: str = "lmim-bench"
+    """Distribution and version that supplied the task."""
+
+    def metric(self, metric_id: str) -> Metric:
+        """The declared family of a metric id. Raises KeyError where the task did not declare it."""
+        family = metric_id.split("@")[0]
+        for metric in self.metrics:
+            if metric.id == family:
+                return metric
+        raise KeyError(metric_id)

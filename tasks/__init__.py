@@ -1,0 +1,112 @@
+"""The task registry. A task is one file here, or an entry point ``lmim_bench.tasks`` of any package."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from ..bench.errors import ConfigError, did_you_mean
+from ..bench.types import (
+    Context,
+    DataKind,
+    Dataset,
+    EncoderSpec,
+    FeatureRequest,
+    Frozen,
+    Measurement,
+    Metric,
+    TaskSpec,
+)
+
+ENTRY_POINT_GROUP = "lmim_bench.tasks"
+_BUILT_IN = ("knn", "linear", "unsup_seg", "vos", "few_shot")
+
+
+def _no_features(config: Any, spec: EncoderSpec, data: Dataset) -> Sequence[FeatureRequest]:
+    return ()
+
+
+def task(
+    name: str,
+    *,
+    version: int,
+    title: str,
+    data: DataKind,
+    config: type[Frozen],
+    metrics: Sequence[Metric],
+    headline: Callable[[Any], str],
+    features: Callable[[Any, EncoderSpec, Dataset], Sequence[FeatureRequest]] = _no_features,
+) -> Callable[[Callable[[Context, Any], Sequence[Measurement]]], TaskSpec]:
+    """Declare a task. The decorated function takes (context, config) and returns measurements.
+
+    Args:
+        name: how the task is called on the command line.
+        version: raise it whenever the numbers change for the same protocol.
+        title: a few words for tables and the report.
+        data: the kind of data set that the task runs on.
+        config: frozen pydantic model; every field is a protocol constant with a description.
+        metrics: the metric families that the task returns.
+        headline: from the config to the one metric id that stands for the task.
+        features: from (config, encoder spec, data set) to what must be extracted before the task runs.
+    """
+
+    def register(function: Callable[[Context, Any], Sequence[Measurement]]) -> TaskSpec:
+        doc = inspect.getdoc(inspect.getmodule(function)) or inspect.getdoc(function) or ""
+        return TaskSpec(
+            name, version, title, data, config, tuple(metrics), headline, features, function, doc
+        )
+
+    return register
+
+
+@cache
+def registry() -> tuple[dict[str, TaskSpec], dict[str, str]]:
+    """All tasks by name, and the plug-ins that failed to load with the reason.
+
+    Raises:
+        ConfigError: two packages supply a task of the same name.
+    """
+    from .. import __version__
+
+    found: dict[str, TaskSpec] = {}
+    broken: dict[str, str] = {}
+    for name in _BUILT_IN:
+        spec: TaskSpec = import_module(f".{name}", __name__).TASK
+        found[spec.name] = _with_origin(spec, f"lmim-bench {__version__}")
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        supplier = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+        try:
+            spec = entry.load()
+        except Exception as error:  # noqa: BLE001 - a broken plug-in is reported by name, others still run
+            broken[entry.name] = f"{supplier}: {type(error).__name__}: {error}"
+            continue
+        if not isinstance(spec, TaskSpec):
+            broken[entry.name] = f"{supplier}: {entry.value} is not a task (use the @task decorator)"
+            continue
+        if spec.name in found:
+            raise ConfigError(
+                f"two packages supply the task {spec.name!r}: {found[spec.name].origin} and {supplier}; "
+                "uninstall one of them"
+            )
+        found[spec.name] = _with_origin(spec, supplier)
+    return found, broken
+
+
+def _with_origin(spec: TaskSpec, origin: str) -> TaskSpec:
+    from dataclasses import replace
+
+    return replace(spec, origin=origin)
+
+
+def get_task(name: str) -> TaskSpec:
+    """The task of that name. Raises ConfigError with the nearest known name."""
+    tasks, broken = registry()
+    if name in tasks:
+        return tasks[name]
+    if name in broken:
+        raise ConfigError(f"the task {name!r} could not be loaded: {broken[name]}")
+    raise ConfigError(f"there is no task {name!r}. {did_you_mean(name, tasks)}")
