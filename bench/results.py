@@ -1,0 +1,169 @@
+"""The run folder: what a run leaves behind, and all that the report reads. Never imports torch.
+
+    runs/first/
+      plan.json                 what was asked, resolved: cells, protocols, data, checkpoints
+      results/<cell>.json       one validated result a cell, written atomically when the cell ends
+      items/<cell>.npz          per-item outcomes behind each metric, one array a metric
+      artefacts/<cell>/...      pictures and files that the task kept
+      results.json              the unified file: every cell's result, the checkpoints, the environment
+      report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from pydantic import ValidationError
+
+from .errors import ConfigError, DataError
+from .types import Artefact, CheckpointInfo, DataKind, EncoderSpec, Frozen, Score
+
+SCHEMA = "lmim-bench/results/1"
+
+
+class CheckpointRecord(Frozen):
+    """One checkpoint of a run: its label, what was loaded, and how it is evaluated."""
+
+    label: str
+    reference: str
+    fingerprint: str
+    spec: EncoderSpec
+    info: CheckpointInfo
+
+
+class DataRecord(Frozen):
+    """One data set as it was scored."""
+
+    name: str
+    kind: DataKind
+    fingerprint: str
+    counts: dict[str, int]
+    classes: tuple[str, ...] = ()
+    path: str | None = None
+    skipped: tuple[str, ...] = ()
+    """Broken images that were left out (``--skip-broken``), by id."""
+
+
+class Environment(Frozen):
+    """Versions, machine and device of a run."""
+
+    lmim_bench: str
+    python: str
+    platform: str
+    device: str
+    precision: str
+    packages: dict[str, str]
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+
+
+class Result(Frozen):
+    """One cell: a checkpoint scored on a task and a data set with a seed; or the reason why it failed."""
+
+    cell: str
+    """Id of the cell, also its file name: ``<label>--<task>--<data>--s<seed>``."""
+    digest: str
+    """Hash of everything that decides the numbers: encoder, task version, protocol, data, seed, limit."""
+    status: Literal["ok", "failed"]
+    error: str | None = None
+    checkpoint: CheckpointRecord
+    task: str
+    task_version: int
+    task_title: str
+    task_origin: str
+    data: DataRecord
+    seed: int
+    limit: int | None = None
+    protocol: dict[str, Any]
+    """Every protocol field as used, defaults filled in."""
+    overrides: tuple[str, ...] = ()
+    """The protocol fields that were set by the suite or on the command line."""
+    headline: str
+    """Metric id that stands for the task."""
+    metrics: dict[str, dict[str, Any]] = {}
+    """Declared metric families: title, unit, higher_is_better."""
+    scores: tuple[Score, ...] = ()
+    artefacts: tuple[Artefact, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = {}
+    """Wall time by phase: ``features`` (shared passes are counted where they ran), ``task``, ``score``."""
+    environment: Environment
+    finished: str
+    """UTC time, ISO 8601."""
+
+    def score(self, metric: str) -> Score | None:
+        """The score of a metric id, or None where the cell failed or has no such metric."""
+        return next((s for s in self.scores if s.metric == metric), None)
+
+
+class RunFile(Frozen):
+    """``results.json``: the unified result of a run folder."""
+
+    schema_version: Literal["lmim-bench/results/1"] = SCHEMA
+    command: str
+    limited: bool
+    results: tuple[Result, ...]
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that appears under its name only when it was written whole and synced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, payload: Any) -> None:
+    """Write JSON atomically, keys in their given order; NaN is refused."""
+    with atomic_write(path) as stream:
+        json.dump(payload, stream, indent=1, allow_nan=False, ensure_ascii=False)
+        stream.write("\n")
+
+
+def read_result(path: Path) -> Result:
+    """Read and validate one cell's file. Raises DataError naming the file where it is not valid."""
+    try:
+        return Result.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DataError(f"{path} is not a result of this version ({_first_line(error)}); delete it or use "
+                        "another --out") from error
+
+
+def load_run(folder: str | Path) -> RunFile:
+    """Read ``results.json`` of a run folder.
+
+    Raises:
+        ConfigError: there is no run in that folder.
+        DataError: the file is not a valid result file of this schema.
+    """
+    path = Path(folder) / "results.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no run (no results.json); give the --out of an earlier run")
+    try:
+        return RunFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{path} is not a result file of schema {SCHEMA} ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return str(error).splitlines()[0]
