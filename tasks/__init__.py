@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -76,30 +77,24 @@ def registry() -> tuple[dict[str, TaskSpec], dict[str, str]]:
     broken: dict[str, str] = {}
     for name in _BUILT_IN:
         spec: TaskSpec = import_module(f".{name}", __name__).TASK
-        found[spec.name] = _with_origin(spec, f"lmim-bench {__version__}")
+        found[spec.name] = replace(spec, origin=f"lmim-bench {__version__}")
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         supplier = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
         try:
-            spec = entry.load()
+            loaded: Any = entry.load()
         except Exception as error:  # noqa: BLE001 - a broken plug-in is reported by name, others still run
             broken[entry.name] = f"{supplier}: {type(error).__name__}: {error}"
             continue
-        if not isinstance(spec, TaskSpec):
+        if not isinstance(loaded, TaskSpec):
             broken[entry.name] = f"{supplier}: {entry.value} is not a task (use the @task decorator)"
             continue
-        if spec.name in found:
+        if loaded.name in found:
             raise ConfigError(
-                f"two packages supply the task {spec.name!r}: {found[spec.name].origin} and {supplier}; "
+                f"two packages supply the task {loaded.name!r}: {found[loaded.name].origin} and {supplier}; "
                 "uninstall one of them"
             )
-        found[spec.name] = _with_origin(spec, supplier)
+        found[loaded.name] = replace(loaded, origin=supplier)
     return found, broken
-
-
-def _with_origin(spec: TaskSpec, origin: str) -> TaskSpec:
-    from dataclasses import replace
-
-    return replace(spec, origin=origin)
 
 
 def get_task(name: str) -> TaskSpec:
