@@ -1,12 +1,12 @@
 """The run folder: what a run leaves behind, and all that the report reads. Never imports torch.
 
-    runs/first/
-      plan.json                 what was asked, resolved: cells, protocols, data, checkpoints
-      results/<cell>.json       one validated result a cell, written atomically when the cell ends
-      items/<cell>.npz          per-item outcomes behind each metric, one array a metric
-      artefacts/<cell>/...      pictures and files that the task kept
-      results.json              the unified file: every cell's result, the checkpoints, the environment
-      report.html
+runs/first/
+  plan.json                 what was asked, resolved: cells, protocols, data, checkpoints
+  results/<cell>.json       one validated result a cell, written atomically when the cell ends
+  items/<cell>.npz          per-item outcomes behind each metric, one array a metric
+  artefacts/<cell>/...      pictures and files that the task kept
+  results.json              the unified file: every cell's result, the checkpoints, the environment
+  report.html
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from pydantic import ValidationError
 from .errors import ConfigError, DataError
 from .types import Artefact, CheckpointInfo, DataKind, EncoderSpec, Frozen, Score
 
-SCHEMA = "lmim-bench/results/1"
+SchemaVersion = Literal["lmim-bench/results/1"]
+SCHEMA: SchemaVersion = "lmim-bench/results/1"
 
 
 class CheckpointRecord(Frozen):
@@ -76,6 +77,8 @@ class Result(Frozen):
     task: str
     task_version: int
     task_title: str
+    task_summary: str = ""
+    """What the task measures: the first paragraphs of its documentation, as plain text."""
     task_origin: str
     data: DataRecord
     seed: int
@@ -105,7 +108,7 @@ class Result(Frozen):
 class RunFile(Frozen):
     """``results.json``: the unified result of a run folder."""
 
-    schema_version: Literal["lmim-bench/results/1"] = SCHEMA
+    schema_version: SchemaVersion = SCHEMA
     command: str
     limited: bool
     results: tuple[Result, ...]
@@ -123,8 +126,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -142,8 +145,9 @@ def read_result(path: Path) -> Result:
     try:
         return Result.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise DataError(f"{path} is not a result of this version ({_first_line(error)}); delete it or use "
-                        "another --out") from error
+        raise DataError(
+            f"{path} is not a result of this version ({_first_line(error)}); delete it or use another --out"
+        ) from error
 
 
 def load_run(folder: str | Path) -> RunFile:
