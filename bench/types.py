@@ -335,12 +335,15 @@ class Measurement:
 
 
 class Score(Frozen):
-    """One metric of one cell with its 95% interval; fractions, where the unit is ``%``."""
+    """One metric of one cell with its 95% interval; fractions, where the unit is ``%``.
+
+    ``low`` and ``high`` are None where a single item (or cluster) leaves nothing to resample.
+    """
 
     metric: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     chance: float | None = None
     detail: dict[str, Any] = {}

@@ -57,9 +57,7 @@ def task(
 
     def register(function: Callable[[Context, Any], Sequence[Measurement]]) -> TaskSpec:
         doc = inspect.getdoc(inspect.getmodule(function)) or inspect.getdoc(function) or ""
-        return TaskSpec(
-            name, version, title, data, config, tuple(metrics), headline, features, function, doc
-        )
+        return TaskSpec(name, version, title, data, config, tuple(metrics), headline, features, function, doc)
 
     return register
 

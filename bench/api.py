@@ -1,0 +1,72 @@
+"""The Python API: the same run as on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import CheckpointConfig, RunConfig, validate
+from .plan import make_plan
+from .progress import Reporter
+from .results import RunFile
+
+
+def run(
+    ckpt: str | Path | Sequence[str | Path] | Mapping[str, str | Path] | None = None,
+    *,
+    config: RunConfig | None = None,
+    reporter: Reporter | None = None,
+    command: str = "lmim_bench.run(...)",
+    debug: bool = False,
+    **options: Any,
+) -> RunFile:
+    """Score checkpoints and write a run folder with its report.
+
+    Args:
+        ckpt: one checkpoint, several, or label -> checkpoint; as ``--ckpt`` takes them.
+        config: everything at once, instead of ``ckpt`` and ``options``.
+        reporter: where progress goes; standard error unless given.
+        command: recorded in the result file.
+        debug: let an unexpected error of a task through, with its traceback.
+        **options: the fields of ``RunConfig``: tasks, suite, data, overrides, out, limit, device, ...
+
+    Returns:
+        The unified result of the run folder; failed cells have ``status == "failed"``.
+
+    Raises:
+        LmimBenchError: an option, checkpoint or data set that cannot be used.
+    """
+    from ..reports.html import build_report
+    from .runner import open_run
+
+    if config is None:
+        config = make_config(ckpt, **options)
+    plan = make_plan(config)
+    opened = open_run(plan, reporter or Reporter(), command, debug)
+    try:
+        return opened.execute()
+    finally:
+        if (plan.out / "results.json").is_file():
+            build_report(plan.out)
+
+
+def make_config(
+    ckpt: str | Path | Sequence[str | Path] | Mapping[str, str | Path] | None = None, **options: Any
+) -> RunConfig:
+    """The validated configuration of a run.
+
+    Raises:
+        ConfigError: an unknown option or a wrong value, named.
+    """
+    if ckpt is None:
+        checkpoints: list[CheckpointConfig] = []
+    elif isinstance(ckpt, Mapping):
+        checkpoints = [CheckpointConfig(label=label, reference=str(ref)) for label, ref in ckpt.items()]
+    else:
+        listed = [ckpt] if isinstance(ckpt, str | Path) else list(ckpt)
+        checkpoints = [CheckpointConfig.parse(str(one)) for one in listed]
+    for name in ("tasks", "data"):
+        if isinstance(options.get(name), str):
+            options[name] = [options[name]]
+    return validate(RunConfig, {"checkpoints": checkpoints, **options}, "run")

@@ -1,0 +1,416 @@
+"""The command line. Heavy imports live inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from .errors import LmimBenchError
+
+_EXIT_FAILED_CELLS = 1
+_EXIT_USER_ERROR = 2
+_EXIT_INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    """Turns the errors that a user can mend into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LmimBenchError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"lmim-bench: {error}", err=True)
+            sys.exit(_EXIT_USER_ERROR)
+        except KeyboardInterrupt:
+            click.echo("lmim-bench: stopped; the same command goes on with what is not finished", err=True)
+            sys.exit(_EXIT_INTERRUPTED)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        from .errors import did_you_mean
+
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            known = self.list_commands(ctx)
+            raise click.UsageError(
+                f"there is no command {args[0]!r}. {did_you_mean(args[0], known)}", ctx
+            ) from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="lmim-bench")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """Score any vision checkpoint on five downstream tasks: one command, one report."""
+
+
+def _run_options(command: Any) -> Any:
+    options = [
+        click.option(
+            "--data",
+            "-d",
+            multiple=True,
+            help="Data folder (its layout says what it is) or torchvision:NAME; repeats.",
+        ),
+        click.option("--suite", help="Suite YAML, or the name of a built-in suite."),
+        click.option(
+            "--set",
+            "sets",
+            multiple=True,
+            metavar="TASK.FIELD=VALUE",
+            help="Override a protocol field: knn.k=1,10,20; repeats.",
+        ),
+        click.option(
+            "--out",
+            "-o",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Run folder. [default: runs/<labels>]",
+        ),
+        click.option("--limit", type=int, help="Quick look: at most N images a split, N frames a video."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16", "fp16"]),
+            default="fp32",
+            show_default=True,
+            help="Arithmetic of the encoder.",
+        ),
+        click.option(
+            "--seed", "seeds", multiple=True, type=int, help="One set of cells a seed; repeats. [default: 0]"
+        ),
+        click.option("--workers", type=int, help="Decoding processes."),
+        click.option("--batch-size", type=int, help="Images a batch at 224 x 224; scaled with the area."),
+        click.option("--skip-broken", is_flag=True, help="Leave broken images out, count and list them."),
+        click.option("--download", is_flag=True, help="Fetch torchvision data sets that are not there."),
+        click.option(
+            "--cache-dir",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Feature cache and embedded data.",
+        ),
+        click.option(
+            "--cache-size",
+            "cache_size_gb",
+            type=float,
+            default=50.0,
+            show_default=True,
+            metavar="GB",
+            help="Bound of the feature cache.",
+        ),
+        click.option(
+            "--overwrite",
+            type=click.Choice(["only-missing", "never", "always"]),
+            default="only-missing",
+            show_default=True,
+            help="What happens to cells that are already in --out.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.option(
+    "--ckpt",
+    "-c",
+    "ckpts",
+    multiple=True,
+    required=True,
+    metavar="[LABEL=]REF",
+    help="File, timm:NAME[:pretrained], python:package.module:factory, or pixels; repeats.",
+)
+@click.option(
+    "--tasks",
+    "-t",
+    multiple=True,
+    default=("all",),
+    show_default=True,
+    help="Task names, comma-separated, or all.",
+)
+@_run_options
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.pass_context
+def run(
+    ctx: click.Context, /, ckpts: tuple[str, ...], tasks: tuple[str, ...], dry_run: bool, **options: Any
+) -> None:
+    """Score checkpoints on tasks, and write results and report.
+
+    Issued again into the same --out, only what is missing runs. Exit code 0: every cell was scored;
+    1: some cell failed; 2: wrong input; 130: interrupted.
+    """
+    from .api import make_config
+    from .config import parse_override
+
+    overrides: dict[str, dict[str, Any]] = {}
+    for text in options.pop("sets"):
+        task, field, value = parse_override(text)
+        overrides.setdefault(task, {})[field] = value
+    options = {name: value for name, value in options.items() if value not in (None, ())}
+    names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
+    config = make_config(list(ckpts), tasks=names, overrides=overrides, **options)
+    _run(config, dry_run=dry_run, debug=_debug(ctx))
+
+
+def _run(config: Any, *, dry_run: bool = False, debug: bool = False) -> None:
+    from .plan import make_plan
+    from .progress import Reporter
+
+    reporter = Reporter()
+    command = shlex.join(["lmim-bench", *sys.argv[1:]])
+    if dry_run:
+        from .runner import open_run
+
+        opened = open_run(make_plan(config), reporter, command, debug)
+        _print_plan(opened)
+        return
+    from .api import run as run_api
+
+    finished = run_api(config=config, reporter=reporter, command=command, debug=debug)
+    _print_summary(finished, make_plan(config).out)
+
+
+def _print_plan(opened: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    pending = {cell.id for cell in opened.pending()}
+    table = Table(title=f"plan for {opened.plan.out} on {opened.device}", title_justify="left")
+    for name in ("checkpoint", "task", "data", "seed", "changed from the defaults", "state"):
+        table.add_column(name)
+    for cell in opened.cells:
+        protocol = cell.evaluation.config.model_dump(mode="json")
+        changed = ", ".join(f"{name}={protocol[name]}" for name in cell.evaluation.overrides)
+        table.add_row(
+            *(Text(t) for t in (cell.checkpoint.label, cell.evaluation.task.name, cell.evaluation.data)),
+            str(cell.seed),
+            Text(changed),
+            "to do" if cell.id in pending else "scored",
+        )
+    console.print(table)
+    for name, data in opened.data.items():
+        counts = ", ".join(f"{split} {n}" for split, n in data.counts().items())
+        console.print(Text(f"{name}: {data.kind}, {counts}"))
+    console.print(f"{len(pending)} of {len(opened.cells)} cells to do")
+
+
+def _print_summary(finished: Any, out: Path) -> None:
+    from rich.console import Console
+
+    from ..reports.text import summary_table
+
+    console = Console()
+    console.print(summary_table(finished))
+    console.print(
+        f"results  {out / 'results.json'}\nreport   {out / 'report.html'}", highlight=False, soft_wrap=True
+    )
+    if any(result.status == "failed" for result in finished.results):
+        sys.exit(_EXIT_FAILED_CELLS)
+
+
+@cli.command()
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Run folder.",
+)
+@click.option(
+    "--seconds",
+    type=click.IntRange(min=1),
+    default=60,
+    show_default=True,
+    help="Training time of the trained encoder.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Feature cache and embedded data."
+)
+@click.pass_context
+def demo(ctx: click.Context, out: Path, seconds: int, device: str, cache_dir: Path | None) -> None:
+    """Train a tiny encoder briefly on the embedded scenes, score it beside random weights and pixels."""
+    from .demo import demo_config
+    from .progress import Reporter
+
+    _run(demo_config(out, seconds, device, cache_dir, Reporter()), debug=_debug(ctx))
+
+
+@cli.command()
+def tasks() -> None:
+    """List the tasks, with the headline metric and the kind of data that each needs."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..tasks import registry
+
+    found, broken = registry()
+    table = Table()
+    for name in ("task", "what", "data", "headline", "version", "from"):
+        table.add_column(name)
+    for spec in found.values():
+        headline = spec.headline(spec.config())
+        table.add_row(
+            *(Text(t) for t in (spec.name, spec.title, spec.data, headline, str(spec.version), spec.origin))
+        )
+    Console().print(table)
+    for name, reason in broken.items():
+        click.echo(f"{name}: could not be loaded: {reason}", err=True)
+
+
+@cli.command()
+@click.argument("task_name", metavar="TASK")
+def describe(task_name: str) -> None:
+    """Print a task's protocol: what it does, and every field with its default."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..tasks import get_task
+
+    spec = get_task(task_name)
+    console = Console()
+    console.print(Text(spec.doc))
+    table = Table(title=f"--set {spec.name}.FIELD=VALUE", title_justify="left")
+    for name in ("field", "default", "meaning"):
+        table.add_column(name)
+    defaults = spec.config().model_dump(mode="json")
+    for name, field in spec.config.model_fields.items():
+        table.add_row(name, Text(str(defaults[name])), Text(field.description or ""))
+    console.print(table)
+
+
+@cli.command()
+@click.argument("folder", required=False)
+@click.option(
+    "--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the embedded data are kept."
+)
+def data(folder: str | None, cache_dir: Path | None) -> None:
+    """List the known data sets and layouts; or say what a FOLDER is and what it holds."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from .cache import cache_folder
+    from .data import catalogue, detect_layout, is_embedded, load_data
+
+    console = Console()
+    if folder:
+        if not is_embedded(folder) and Path(folder).exists():
+            layout, _, reason = detect_layout(folder)
+            console.print(Text(f"layout   {layout} ({reason})"))
+        loaded = load_data(folder, cache_dir=cache_folder(cache_dir))
+        console.print(Text(f"kind     {loaded.kind}"))
+        console.print(Text("counts   " + ", ".join(f"{name} {n}" for name, n in loaded.counts().items())))
+        if loaded.classes:
+            console.print(Text(f"classes  {len(loaded.classes)}: {', '.join(loaded.classes)}"))
+        console.print(Text(f"hash     {loaded.fingerprint}"))
+        return
+    table = Table()
+    rows = catalogue()
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row.values()))
+    console.print(table)
+
+
+@cli.command()
+@click.argument("reference")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(reference: str, as_json: bool) -> None:
+    """Say what a checkpoint is: format, architecture, coverage, preprocessing, what was dropped and why."""
+    from .encoders import inspect_checkpoint
+
+    found = inspect_checkpoint(reference)
+    if as_json:
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for name, value in found.items():
+        lines = _lines(value)
+        console.print(Text(f"{name:<16} {lines[0] if lines else '-'}"), soft_wrap=True)
+        for line in lines[1:]:
+            console.print(Text(f"{'':<16} {line}"), soft_wrap=True)
+
+
+def _lines(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{key}: {item}" for key, item in value.items()]
+    if isinstance(value, list | tuple) and not all(isinstance(item, int | float) for item in value):
+        return [str(item) for item in value]
+    return [str(value)]
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="HTML file. [default: FOLDER/report.html]",
+)
+def report(folder: Path, out: Path | None) -> None:
+    """Write the HTML report of a run folder again, and print its summary."""
+    from ..reports.html import build_report
+    from .results import load_run
+
+    finished = load_run(folder)
+    written = build_report(folder, out)
+    from rich.console import Console
+
+    from ..reports.text import summary_table
+
+    Console().print(summary_table(finished))
+    click.echo(f"report   {written}")
+
+
+@cli.command()
+@click.option(
+    "--clear",
+    "part",
+    is_flag=False,
+    flag_value="all",
+    type=click.Choice(["all", "features", "scenes-v1"]),
+    help="Delete a part of the cache, or all of it.",
+)
+@click.option("--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="The cache folder.")
+def cache(part: str | None, cache_dir: Path | None) -> None:
+    """Show what the cache holds, or clear it."""
+    from . import cache as store
+
+    root = store.cache_folder(cache_dir)
+    if part:
+        freed = store.clear(root, None if part == "all" else part)
+        click.echo(f"freed {freed / 1e6:.1f} MB in {root}")
+        return
+    click.echo(str(root))
+    for name, (entries, size) in store.usage(root).items():
+        click.echo(f"{name:<12} {entries:>6} entries {size / 1e6:>10.1f} MB")
+
+
+def _debug(ctx: click.Context) -> bool:
+    return bool(ctx.find_root().params.get("debug"))
+
+
+def main() -> None:
+    """Entry point of the ``lmim-bench`` command."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()

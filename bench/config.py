@@ -1,0 +1,232 @@
+"""What a user can choose, declared once: the command line, YAML suites and the Python API all end here."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from .errors import ConfigError, did_you_mean
+from .types import DataKind, Frozen
+
+Overwrite = Literal["only-missing", "never", "always"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Model = TypeVar("Model", bound=BaseModel)
+
+DEFAULT_SUITE = "scenes"
+
+
+class CheckpointConfig(Frozen):
+    """One checkpoint: where it is, and what it is called in tables."""
+
+    reference: str = Field(description="file, timm:NAME[:pretrained], python:package.module:factory, pixels")
+    label: str = Field(description="name in tables and files", min_length=1, max_length=80)
+
+    @staticmethod
+    def parse(text: str) -> CheckpointConfig:
+        """``label=reference``, or a reference alone, whose file name or model name is the label."""
+        match = re.match(r"^([^=/:#]+)=(.+)$", text)
+        if match and not Path(text).exists():
+            return CheckpointConfig(label=match[1].strip(), reference=match[2])
+        scheme, _, rest = text.partition(":")
+        if rest and not Path(text).exists() and scheme in ("timm", "python"):
+            return CheckpointConfig(label=rest.replace(":pretrained", " (pretrained)"), reference=text)
+        path, _, picked = text.partition("#")
+        name = Path(path).stem + (f"#{picked}" if picked else "")
+        return CheckpointConfig(label=name or text, reference=text)
+
+
+class DataConfig(Frozen):
+    """One data set of a suite."""
+
+    path: str = Field(description="folder, torchvision:NAME[:ROOT], or an embedded set (scenes, ...)")
+    kind: DataKind | None = Field(None, description="found from the layout unless given")
+    layout: str | None = Field(None, description="found from the folder unless given")
+    train: str | None = Field(None, description="name of the training split")
+    test: str | None = Field(None, description="name of the split that is scored")
+    void: tuple[int, ...] | None = Field(None, description="labels that are left out of every count")
+    classes: tuple[str, ...] | None = Field(None, description="class names, in label order")
+
+
+class TaskEntry(Frozen):
+    """One task of a suite: its data sets, and the protocol fields that differ from the defaults."""
+
+    data: tuple[str, ...] = ()
+    protocol: dict[str, Any] = {}
+
+
+class Suite(Frozen):
+    """A named collection of data sets and of tasks on them."""
+
+    name: str = "suite"
+    data: dict[str, DataConfig] = {}
+    tasks: dict[str, TaskEntry] = {}
+
+
+class RunConfig(Frozen):
+    """Everything that ``lmim-bench run`` and ``lmim_bench.run`` take."""
+
+    checkpoints: tuple[CheckpointConfig, ...] = Field(min_length=1, description="what is scored")
+    tasks: tuple[str, ...] = Field(("all",), description="task names, or all")
+    suite: str | None = Field(None, description="suite file, or the name of a built-in suite")
+    data: tuple[str, ...] = Field((), description="data folders; the layout says what each is")
+    overrides: dict[str, dict[str, Any]] = Field({}, description="task -> protocol field -> value")
+    out: Path | None = Field(None, description="run folder; runs/<labels> unless given")
+    limit: int | None = Field(None, ge=1, description="at most N images a split, N frames a video")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Precision = Field("fp32", description="arithmetic of the encoder; features are kept in fp32")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="one set of cells a seed")
+    workers: int | None = Field(None, ge=0, description="decoding processes; by the machine unless given")
+    batch_size: int | None = Field(None, ge=1, description="images a batch at 224 x 224, scaled by area")
+    skip_broken: bool = Field(False, description="leave broken images out, count and list them")
+    download: bool = Field(False, description="fetch torchvision data sets that are not there")
+    cache_dir: Path | None = Field(None, description="feature cache and embedded data")
+    cache_size_gb: float = Field(50.0, gt=0, description="bound of the feature cache")
+    overwrite: Overwrite = Field("only-missing", description="what happens to cells that are already there")
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _labels_differ(cls, value: tuple[CheckpointConfig, ...]) -> tuple[CheckpointConfig, ...]:
+        labels = [c.label for c in value]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"two checkpoints are called {label!r}; give labels: --ckpt NAME=PATH")
+        return value
+
+
+def validate(model: type[Model], payload: Mapping[str, Any], where: str) -> Model:
+    """Build a model, turning pydantic's report into one line that names the field and the mend.
+
+    Args:
+        model: the pydantic model.
+        payload: the fields.
+        where: what the fields belong to, for the message (``knn``, ``suite.yaml``).
+
+    Raises:
+        ConfigError: an unknown field (with the nearest known name) or a wrong value.
+    """
+    try:
+        return model.model_validate(dict(payload))
+    except ValidationError as error:
+        raise ConfigError(_explain(model, error, where)) from None
+
+
+def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(model, path[:-1])
+        at = ".".join([where, *path[:-1]])
+        return f"{at} has no field {path[-1]!r}. {did_you_mean(path[-1], known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message
+    return f"{'.'.join([where, *path])}: {message[0].lower() + message[1:]}, got {first.get('input')!r}"
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    current: Any = model
+    for part in path:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            current = current.model_fields[part].annotation if part in current.model_fields else current
+        elif get_origin(current) is dict:
+            current = get_args(current)[1]
+    if get_origin(current) is dict:
+        current = get_args(current)[1]
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return list(current.model_fields)
+    return list(model.model_fields)
+
+
+def parse_override(text: str) -> tuple[str, str, str]:
+    """``knn.k=1,20`` to (task, field, raw value). Raises ConfigError where it is not of that form."""
+    match = re.match(r"^([\w-]+)\.([\w-]+)=(.*)$", text)
+    if not match:
+        raise ConfigError(f"--set takes TASK.FIELD=VALUE (knn.k=1,10,20), got {text!r}")
+    return match[1], match[2].replace("-", "_"), match[3]
+
+
+def coerce(model: type[BaseModel], field: str, raw: Any) -> Any:
+    """A command-line string as the field's type expects it; pydantic checks it afterwards.
+
+    Lists are split at commas, ``none`` is None where the field allows it; other values pass through.
+    """
+    if not isinstance(raw, str) or field not in model.model_fields:
+        return raw
+    annotation = model.model_fields[field].annotation
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    if raw.lower() in ("none", "null", "") and type(None) in options:
+        return None
+    if any(get_origin(option) in (tuple, list) for option in options):
+        return [part.strip() for part in raw.strip("[]()").split(",") if part.strip()]
+    return raw
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's booleans and floats: ``on`` and ``off`` stay words, ``1e-3`` is a number."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$", re.I), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)
+
+
+def load_suite(reference: str) -> Suite:
+    """Read a suite file, or a built-in suite by name. Paths in a file are relative to that file.
+
+    Raises:
+        ConfigError: no such suite, not YAML, or an unknown field.
+    """
+    built_in = Path(__file__).parent / "suites"
+    path = Path(reference)
+    if not path.suffix and not path.exists():
+        path = built_in / f"{reference}.yaml"
+        if not path.is_file():
+            names = [p.stem for p in built_in.glob("*.yaml")]
+            raise ConfigError(f"there is no suite {reference!r}. {did_you_mean(reference, names)}")
+    try:
+        payload = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the suite {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(payload, dict):
+        raise ConfigError(f"{path} must be a mapping with `data` and `tasks`")
+    return _suite_from(payload, path, relative_to=None if path.parent == built_in else path.parent)
+
+
+def _suite_from(payload: dict[str, Any], path: Path, relative_to: Path | None) -> Suite:
+    for section in ("data", "tasks"):
+        entries = payload.get(section) or {}
+        if not isinstance(entries, dict):
+            raise ConfigError(f"{path}: `{section}` must be a mapping of names")
+        payload[section] = dict(entries)
+    for name, entry in payload["data"].items():
+        fields = {"path": entry} if isinstance(entry, str) else dict(entry or {})
+        target = str(fields.get("path", ""))
+        if relative_to and target and not Path(target).is_absolute() and (relative_to / target).exists():
+            fields["path"] = str((relative_to / target).resolve())
+        payload["data"][name] = fields
+    for name, entry in payload["tasks"].items():
+        fields = dict(entry or {})
+        names = fields.pop("data", [])
+        payload["tasks"][name] = {"data": [names] if isinstance(names, str) else names, "protocol": fields}
+        for data in payload["tasks"][name]["data"]:
+            if data not in payload["data"]:
+                raise ConfigError(
+                    f"{path}: the task {name!r} names the data set {data!r}, which `data` does not hold. "
+                    f"{did_you_mean(str(data), payload['data'])}"
+                )
+    return validate(Suite, {"name": path.stem, **payload}, str(path))

@@ -1,0 +1,127 @@
+"""What the runner hands to a task: the only way from a task to data, encoder, randomness and report."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .engine import Engine
+from .plan import slug
+from .progress import Reporter
+from .results import atomic_write
+from .types import Array, Artefact, Dataset, FeatureBank, Features, PosInterpolation, Progress, Tap
+
+if TYPE_CHECKING:
+    import torch
+
+
+def generator(seed: int, *purpose: str | int) -> np.random.Generator:
+    """A generator that depends on the seed and the purpose alone, never on what ran before."""
+    words = hashlib.sha256(json.dumps([seed, *purpose]).encode()).digest()
+    return np.random.default_rng(np.frombuffer(words, dtype=np.uint32))
+
+
+class RunContext:
+    """The ``Context`` of one cell."""
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        cell: str,
+        engine: Engine,
+        data: Dataset,
+        banks: Mapping[str, FeatureBank],
+        seed: int,
+        limited: bool,
+        out: Path,
+        reporter: Reporter,
+    ) -> None:
+        self.spec = engine.encoder.spec
+        self.data = data
+        self.seed = seed
+        self.device = engine.device
+        self.batch_size = engine.batch_size
+        self.limited = limited
+        self.artefacts: list[Artefact] = []
+        self.notes: list[str] = []
+        self._task = task
+        self._engine = engine
+        self._banks = banks
+        self._out = out
+        self._folder = Path("artefacts") / cell
+        self._reporter = reporter
+
+    def bank(self, split: str) -> FeatureBank:
+        """The features that the task asked for, of one split."""
+        return self._banks[split]
+
+    def encode(
+        self, images: torch.Tensor, tap: Tap, pos_interpolation: PosInterpolation | None = None
+    ) -> Features:
+        """Features of already normalised images, in fp32 on the run's device."""
+        return self._engine.encode(images, (tap,), pos_interpolation)[tap]
+
+    def rng(self, *purpose: str | int) -> np.random.Generator:
+        """A generator derived from (seed, task, purpose)."""
+        return generator(self.seed, self._task, *purpose)
+
+    def progress(self, total: int, label: str) -> AbstractContextManager[Progress]:
+        """Report work of ``total`` steps."""
+        return self._reporter.progress(total, f"{self._task}: {label}")
+
+    def note(self, text: str) -> None:
+        """A remark that belongs beside the score."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def save_image(
+        self, name: str, images: Sequence[Array], title: str, caption: str = "", downscale: int = 320
+    ) -> None:
+        """Keep pictures, uint8 RGB (H, W, 3), as PNG; the longer side is at most ``downscale``."""
+        from PIL import Image
+
+        files = []
+        for i, array in enumerate(images):
+            picture = Image.fromarray(np.ascontiguousarray(array))
+            picture.thumbnail((downscale, downscale), Image.Resampling.LANCZOS)
+            buffer = io.BytesIO()
+            picture.save(buffer, format="PNG", optimize=True)
+            files.append(self._write(f"{slug(name)}-{i}.png", buffer.getvalue()))
+        self.artefacts.append(
+            Artefact(name=name, kind="image", title=title, caption=caption, files=tuple(files))
+        )
+
+    def save_data(
+        self, name: str, kind: Literal["curve", "bars"], title: str, data: dict[str, Any], caption: str = ""
+    ) -> None:
+        """Keep numbers for the report to draw; numpy scalars and arrays become plain JSON."""
+        plain = json.loads(json.dumps(data, default=_plain, allow_nan=False))
+        self.artefacts.append(Artefact(name=name, kind=kind, title=title, caption=caption, data=plain))
+
+    def save_file(self, relative: str, content: bytes) -> None:
+        """Keep a file of the task's own below the cell's artefact folder."""
+        self._write(relative, content)
+
+    def _write(self, relative: str, content: bytes) -> str:
+        target = (self._out / self._folder / relative).resolve()
+        if not target.is_relative_to((self._out / self._folder).resolve()):
+            raise ValueError(f"{relative} leaves the artefact folder")
+        with atomic_write(target, "wb") as stream:
+            stream.write(content)
+        return (self._folder / relative).as_posix()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be kept as JSON")

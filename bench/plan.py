@@ -1,0 +1,172 @@
+"""From what was asked to what will be done: tasks, protocols, data sets and cells, resolved and checked.
+
+Nothing here loads a checkpoint or an image: a wrong name or field is refused before any work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..tasks import get_task, registry
+from .config import (
+    DEFAULT_SUITE,
+    DataConfig,
+    RunConfig,
+    Suite,
+    coerce,
+    load_suite,
+    validate,
+)
+from .errors import ConfigError, did_you_mean
+from .types import Frozen, TaskSpec
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A task with its protocol on one data set; a cell is an evaluation of a checkpoint with a seed."""
+
+    task: TaskSpec
+    data: str
+    config: Frozen
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything chosen, nothing done."""
+
+    config: RunConfig
+    out: Path
+    data: Mapping[str, DataConfig]
+    evaluations: tuple[Evaluation, ...]
+
+    def cells(self) -> list[tuple[str, Evaluation, int]]:
+        """(checkpoint label, evaluation, seed), in the order in which they run."""
+        return [
+            (checkpoint.label, evaluation, seed)
+            for checkpoint in self.config.checkpoints
+            for evaluation in self.evaluations
+            for seed in self.config.seeds
+        ]
+
+
+def make_plan(config: RunConfig) -> RunPlan:
+    """Resolve tasks, data sets and protocol fields of a run.
+
+    Raises:
+        ConfigError: an unknown task, field, suite or data set, or a task without data.
+    """
+    from .data import detect_layout, is_embedded
+
+    _check_overrides(config.overrides)
+    suite = load_suite(config.suite) if config.suite else None
+    fallback = load_suite(DEFAULT_SUITE)
+    data: dict[str, DataConfig] = dict(suite.data) if suite else {}
+    named: dict[str, str] = {}  # data set given by --data -> kind
+    for folder in config.data:
+        kind = detect_layout(folder)[1] if not is_embedded(folder) else fallback.data[folder].kind
+        name = _unique(Path(folder).resolve().name if Path(folder).exists() else folder, data)
+        data[name] = DataConfig(path=folder, kind=kind)
+        named[name] = str(kind)
+    evaluations = []
+    for task in _selected(config.tasks, suite):
+        for source, names in _data_of(task, suite, named, fallback):
+            protocol = source.tasks[task.name].protocol if source and task.name in source.tasks else {}
+            for name in names:
+                if source is fallback:
+                    data.setdefault(name, fallback.data[name])
+                evaluations.append(_evaluation(task, name, protocol, config.overrides.get(task.name, {})))
+    used = {e.data for e in evaluations}
+    return RunPlan(
+        config=config,
+        out=config.out or Path("runs") / _folder_name(config),
+        data={name: entry for name, entry in data.items() if name in used},
+        evaluations=tuple(evaluations),
+    )
+
+
+def _selected(names: tuple[str, ...], suite: Suite | None) -> list[TaskSpec]:
+    chosen: dict[str, TaskSpec] = {}
+    for name in names:
+        everything = list(suite.tasks) if suite and suite.tasks else list(registry()[0])
+        for one in everything if name == "all" else [name]:
+            chosen[one] = get_task(one)
+    if not chosen:
+        raise ConfigError("no task is named; use --tasks all, or names from `lmim-bench tasks`")
+    return list(chosen.values())
+
+
+def _data_of(
+    task: TaskSpec, suite: Suite | None, named: Mapping[str, str], fallback: Suite
+) -> list[tuple[Suite | None, tuple[str, ...]]]:
+    """The data sets of a task with the suite whose protocol fields hold there."""
+    found: list[tuple[Suite | None, tuple[str, ...]]] = []
+    if suite:
+        if task.name in suite.tasks and suite.tasks[task.name].data:
+            found.append((suite, suite.tasks[task.name].data))
+        else:
+            fitting = tuple(name for name, entry in suite.data.items() if entry.kind == task.data)
+            if fitting:
+                found.append((suite, fitting))
+    fitting = tuple(name for name, kind in named.items() if kind == task.data)
+    if fitting:
+        found.append((suite, fitting))
+    if not found and task.name in fallback.tasks:
+        found.append((fallback, fallback.tasks[task.name].data))
+    if not found:
+        fitting = tuple(name for name, entry in fallback.data.items() if entry.kind == task.data)
+        found.append((fallback, fitting))
+    return found
+
+
+def _evaluation(
+    task: TaskSpec, data: str, protocol: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> Evaluation:
+    fields = dict(protocol)
+    for field, raw in overrides.items():
+        fields[field] = coerce(task.config, field, raw)
+    config = validate(task.config, fields, task.name)
+    return Evaluation(task, data, config, tuple(sorted(fields)))
+
+
+def _check_overrides(overrides: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, fields in overrides.items():
+        known = get_task(name).config.model_fields
+        for field in fields:
+            if field not in known:
+                raise ConfigError(f"{name} has no field {field!r}. {did_you_mean(field, known)}")
+
+
+def _unique(name: str, taken: Mapping[str, Any]) -> str:
+    candidate, n = name, 2
+    while candidate in taken:
+        candidate, n = f"{name}-{n}", n + 1
+    return candidate
+
+
+def _folder_name(config: RunConfig) -> str:
+    return slug("+".join(c.label for c in config.checkpoints))
+
+
+def slug(text: str) -> str:
+    """A file name for any text: plain characters, and a short hash wherever something was replaced."""
+    plain = re.sub(r"[^A-Za-z0-9._+#-]+", "-", text).strip("-.")[:60]
+    if plain == text:
+        return plain
+    return f"{plain or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def cell_id(label: str, task: str, data: str, seed: int) -> str:
+    """The id of a cell, which is also the name of its files."""
+    return f"{slug(label)}--{slug(task)}--{slug(data)}--s{seed}"
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """A hash of JSON-able fields that does not depend on their order."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,467 @@
+"""Carry out a plan: load each checkpoint, extract features once, score the cells, write the run folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .cache import cache_folder, clear_stale
+from .config import RunConfig
+from .context import RunContext, generator
+from .data import load_data
+from .encoders import load_encoder
+from .engine import Engine, resolve_device
+from .environment import environment
+from .errors import ConfigError, DataError, LmimBenchError, TaskError
+from .features import FeatureStore, merge_requests
+from .plan import Evaluation, RunPlan, cell_id, digest
+from .progress import Reporter
+from .results import (
+    CheckpointRecord,
+    DataRecord,
+    Result,
+    RunFile,
+    atomic_write,
+    load_run,
+    read_result,
+    write_json,
+)
+from .stats import score
+from .types import Column, Dataset, EncoderSpec, FeatureBank, FeatureRequest, Measurement, Score, View
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number to be made: a checkpoint on an evaluation with a seed, and the hash of all it depends on."""
+
+    id: str
+    checkpoint: CheckpointRecord
+    evaluation: Evaluation
+    seed: int
+    digest: str
+
+
+@dataclass
+class Banks:
+    """The feature banks of one (checkpoint, data set), opened or extracted at first use."""
+
+    store: FeatureStore
+    engine: Engine
+    data: Dataset
+    wanted: dict[tuple[str, View], tuple[Column, ...]]
+    reporter: Reporter
+    _found: dict[tuple[str, View], tuple[FeatureBank, tuple[str, ...]] | LmimBenchError] = field(
+        default_factory=dict
+    )
+
+    def get(self, split: str, view: View) -> tuple[FeatureBank, tuple[str, ...]]:
+        """The bank with every column that any task wants; a failure is the same for all of them."""
+        key = (split, view)
+        if key not in self._found:
+            try:
+                self._found[key] = self.store.bank(
+                    self.engine, self.data, split, view, self.wanted[key], self.reporter.progress
+                )
+            except LmimBenchError as error:
+                self._found[key] = error
+        found = self._found[key]
+        if isinstance(found, LmimBenchError):
+            raise found
+        return found
+
+
+@dataclass
+class Run:
+    """A plan whose checkpoints and data sets were opened; ``execute`` does the work."""
+
+    plan: RunPlan
+    reporter: Reporter
+    command: str
+    device: str
+    data: dict[str, Dataset]
+    cells: list[Cell]
+    debug: bool = False
+
+    def pending(self) -> list[Cell]:
+        """The cells that have no valid result yet.
+
+        Raises:
+            ConfigError: the folder holds results that were made otherwise, or ``--overwrite never``.
+        """
+        overwrite = self.plan.config.overwrite
+        pending = []
+        for cell in self.cells:
+            path = _result_path(self.plan.out, cell.id)
+            if not path.is_file() or overwrite == "always":
+                pending.append(cell)
+                continue
+            if overwrite == "never":
+                raise ConfigError(
+                    f"{self.plan.out} already holds {cell.id}; give another --out, or drop --overwrite never"
+                )
+            old = read_result(path)
+            if old.digest != cell.digest:
+                raise ConfigError(
+                    f"{self.plan.out} holds {cell.id} with {_difference(old, cell, self)}; give another "
+                    "--out, another label (--ckpt NAME=...), or --overwrite always"
+                )
+            if old.status != "ok":
+                pending.append(cell)
+        return pending
+
+    def execute(self) -> RunFile:
+        """Score what is pending, keep what is there, and write ``results.json``.
+
+        An interrupt leaves every finished cell in place and the unified file up to date.
+        """
+        out = self.plan.out
+        pending = self.pending()
+        write_json(out / "plan.json", self.describe())
+        if len(pending) < len(self.cells):
+            self.reporter.line(
+                f"{len(self.cells) - len(pending)} of {len(self.cells)} cells are already scored"
+            )
+        try:
+            for checkpoint in _in_order(c.checkpoint.label for c in pending):
+                self._score_checkpoint([c for c in pending if c.checkpoint.label == checkpoint])
+        finally:
+            run = collect(out, self.command)
+        return run
+
+    def describe(self) -> dict[str, Any]:
+        """The plan as JSON: what ``--dry-run`` prints and ``plan.json`` keeps."""
+        return {
+            "command": self.command,
+            "config": self.plan.config.model_dump(mode="json"),
+            "device": self.device,
+            "checkpoints": [c.model_dump(mode="json") for c in _in_order(c.checkpoint for c in self.cells)],
+            "data": [self._record(d, ()).model_dump(mode="json") for d in self.data.values()],
+            "cells": [
+                {
+                    "cell": c.id,
+                    "task": c.evaluation.task.name,
+                    "data": c.evaluation.data,
+                    "seed": c.seed,
+                    "protocol": c.evaluation.config.model_dump(mode="json"),
+                    "overrides": list(c.evaluation.overrides),
+                    "digest": c.digest,
+                }
+                for c in self.cells
+            ],
+        }
+
+    def _score_checkpoint(self, cells: list[Cell]) -> None:
+        config = self.plan.config
+        record = cells[0].checkpoint
+        encoder = load_encoder(record.reference)
+        if encoder.fingerprint != record.fingerprint:
+            raise DataError(f"{record.reference} changed while the run was going on; run again")
+        engine = Engine(encoder, self.device, config.precision, config.batch_size)
+        store = FeatureStore(
+            cache_folder(config.cache_dir) / "features",
+            int(config.cache_size_gb * 1e9),
+            default_workers(self.device) if config.workers is None else config.workers,
+            config.skip_broken,
+        )
+        clear_stale(store.root)
+        for name in _in_order(c.evaluation.data for c in cells):
+            group = [c for c in cells if c.evaluation.data == name]
+            banks = Banks(
+                store, engine, self.data[name], _wanted(group, encoder.spec, self.data[name]), self.reporter
+            )
+            for cell in group:
+                self._score_cell(cell, engine, banks)
+
+    def _score_cell(self, cell: Cell, engine: Engine, banks: Banks) -> None:
+        task, data = cell.evaluation.task, banks.data
+        started = time.perf_counter()
+        seconds: dict[str, float] = {}
+        skipped: tuple[str, ...] = ()
+        shutil.rmtree(self.plan.out / "artefacts" / cell.id, ignore_errors=True)
+        context: RunContext | None = None
+        scores: list[Score] = []
+        measurements: list[Measurement] = []
+        error: str | None = None
+        try:
+            requests = _requests(cell, engine.encoder.spec, data)
+            opened: dict[str, FeatureBank] = {}
+            for request in requests:
+                for split in request.splits:
+                    opened[split], left_out = banks.get(split, request.view)
+                    skipped += tuple(f"{split}/{one}" for one in left_out)
+            seconds["features"] = time.perf_counter() - started
+            context = RunContext(
+                task=task.name,
+                cell=cell.id,
+                engine=engine,
+                data=data,
+                banks=opened,
+                seed=cell.seed,
+                limited=self.plan.config.limit is not None,
+                out=self.plan.out,
+                reporter=self.reporter,
+            )
+            mark = time.perf_counter()
+            measurements = list(task.run(context, cell.evaluation.config))
+            seconds["task"] = time.perf_counter() - mark
+            mark = time.perf_counter()
+            scores = _scores(measurements, cell)
+            seconds["score"] = time.perf_counter() - mark
+        except LmimBenchError as failure:
+            error = str(failure)
+        except Exception as failure:
+            if self.debug:
+                raise
+            error = f"{type(failure).__name__}: {failure} (a bug: details in artefacts/{cell.id}/error.txt)"
+            with atomic_write(self.plan.out / "artefacts" / cell.id / "error.txt") as stream:
+                stream.write(traceback.format_exc())
+        result = Result(
+            cell=cell.id,
+            digest=cell.digest,
+            status="failed" if error else "ok",
+            error=error,
+            checkpoint=cell.checkpoint,
+            task=task.name,
+            task_version=task.version,
+            task_title=task.title,
+            task_origin=task.origin,
+            task_summary=task.doc,
+            data=self._record(data, skipped),
+            seed=cell.seed,
+            limit=self.plan.config.limit,
+            protocol=cell.evaluation.config.model_dump(mode="json"),
+            overrides=cell.evaluation.overrides,
+            headline=task.headline(cell.evaluation.config),
+            metrics={m.id: m.model_dump(mode="json", exclude={"id"}) for m in task.metrics},
+            scores=tuple(scores),
+            artefacts=tuple(context.artefacts) if context and not error else (),
+            notes=tuple(context.notes) if context else (),
+            seconds={phase: round(value, 4) for phase, value in seconds.items()},
+            environment=environment(self.device, self.plan.config.precision),
+            finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        if not error:
+            _write_items(self.plan.out / "items" / f"{cell.id}.npz", measurements)
+        write_json(_result_path(self.plan.out, cell.id), result.model_dump(mode="json"))
+        self.reporter.line(_news(result, time.perf_counter() - started))
+
+    def _record(self, data: Dataset, skipped: tuple[str, ...]) -> DataRecord:
+        return DataRecord(
+            name=data.name,
+            kind=data.kind,
+            fingerprint=data.fingerprint,
+            counts=data.counts(),
+            classes=data.classes,
+            path=data.path,
+            skipped=skipped,
+        )
+
+
+def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = False) -> Run:
+    """Open the data sets and read every checkpoint, so that nothing wrong is found hours later.
+
+    Raises:
+        LmimBenchError: a checkpoint or data set that cannot be used.
+    """
+    config = plan.config
+    device = resolve_device(config.device)
+    data: dict[str, Dataset] = {}
+    for name, entry in plan.data.items():
+        loaded = load_data(
+            entry.path,
+            name=name,
+            kind=entry.kind,
+            layout=entry.layout,
+            train=entry.train,
+            test=entry.test,
+            void=entry.void,
+            classes=entry.classes,
+            download=config.download,
+            cache_dir=cache_folder(config.cache_dir),
+        )
+        data[name] = loaded.limited(config.limit) if config.limit else loaded
+    for evaluation in plan.evaluations:
+        if data[evaluation.data].kind != evaluation.task.data:
+            raise ConfigError(
+                f"the task {evaluation.task.name} needs {evaluation.task.data} data, and "
+                f"{evaluation.data!r} is a {data[evaluation.data].kind} set"
+            )
+    records = {}
+    for checkpoint in config.checkpoints:
+        encoder = load_encoder(checkpoint.reference)
+        records[checkpoint.label] = CheckpointRecord(
+            label=checkpoint.label,
+            reference=checkpoint.reference,
+            fingerprint=encoder.fingerprint,
+            spec=encoder.spec,
+            info=encoder.info,
+        )
+    cells = [
+        Cell(
+            id=cell_id(label, evaluation.task.name, evaluation.data, seed),
+            checkpoint=records[label],
+            evaluation=evaluation,
+            seed=seed,
+            digest=digest(_identity(records[label], evaluation, data[evaluation.data], seed, config)),
+        )
+        for label, evaluation, seed in plan.cells()
+    ]
+    return Run(plan, reporter, command, device, data, cells, debug)
+
+
+def _identity(
+    record: CheckpointRecord, evaluation: Evaluation, data: Dataset, seed: int, config: RunConfig
+) -> dict[str, Any]:
+    return {
+        "encoder": record.fingerprint,
+        "task": evaluation.task.name,
+        "version": evaluation.task.version,
+        "protocol": evaluation.config.model_dump(mode="json"),
+        "data": data.fingerprint,
+        "seed": seed,
+        "limit": config.limit,
+        "precision": config.precision,
+    }
+
+
+def _difference(old: Result, cell: Cell, run: Run) -> str:
+    config = run.plan.config
+    if old.limit != config.limit:
+        return f"--limit {old.limit or 'none'}, not {config.limit or 'none'}"
+    if old.checkpoint.fingerprint != cell.checkpoint.fingerprint:
+        return "other weights under the same label"
+    if old.data.fingerprint != run.data[cell.evaluation.data].fingerprint:
+        return f"another content of the data set {cell.evaluation.data!r}"
+    if old.task_version != cell.evaluation.task.version:
+        return f"version {old.task_version} of the task"
+    if old.environment.precision != config.precision:
+        return f"--precision {old.environment.precision}"
+    new = cell.evaluation.config.model_dump(mode="json")
+    changed = [f"{k}={old.protocol.get(k)}" for k in new if old.protocol.get(k) != new[k]]
+    return f"another protocol ({', '.join(changed)})" if changed else "another protocol"
+
+
+def _requests(cell: Cell, spec: EncoderSpec, data: Dataset) -> list[FeatureRequest]:
+    """The task's feature requests, checked against the encoder and the splits that there are."""
+    requests = list(cell.evaluation.task.features(cell.evaluation.config, spec, data))
+    for request in requests:
+        for split in request.splits:
+            if split not in data.splits:
+                raise TaskError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
+        for column in request.columns:
+            if column.kind == "cls" and not spec.has_cls:
+                raise TaskError(f"{cell.checkpoint.label} has no class token; use pooling=mean")
+            if not 1 <= -column.tap.layer <= spec.depth:
+                raise TaskError(
+                    f"{cell.checkpoint.label} has {spec.depth} layers; layer {column.tap.layer} is not one "
+                    f"of -1 to -{spec.depth}"
+                )
+    return requests
+
+
+def _wanted(
+    cells: list[Cell], spec: EncoderSpec, data: Dataset
+) -> dict[tuple[str, View], tuple[Column, ...]]:
+    """The union of what the cells want, so that one pass serves all; a cell whose request is wrong fails
+    by itself when its turn comes.
+    """
+    triples = []
+    for cell in cells:
+        try:
+            requests = _requests(cell, spec, data)
+        except LmimBenchError:
+            continue
+        triples += [(s, r.view, c) for r in requests for s in r.splits for c in r.columns]
+    return merge_requests(triples)
+
+
+def _scores(measurements: list[Measurement], cell: Cell) -> list[Score]:
+    task = cell.evaluation.task
+    scores = []
+    for m in measurements:
+        try:
+            task.metric(m.metric)
+        except KeyError:
+            raise TaskError(
+                f"the task {task.name} returned the metric {m.metric!r}, which it does not declare"
+            ) from None
+        scores.append(score(m, generator(cell.seed, task.name, "bootstrap", m.metric)))
+    headline = task.headline(cell.evaluation.config)
+    if headline not in {s.metric for s in scores}:
+        raise TaskError(f"the task {task.name} did not return its headline metric {headline!r}")
+    return scores
+
+
+def _write_items(path: Path, measurements: list[Measurement]) -> None:
+    arrays: dict[str, Any] = {}
+    for m in measurements:
+        arrays[m.metric] = np.asarray(m.items)
+        if m.clusters is not None:
+            arrays[f"{m.metric}/clusters"] = np.asarray(m.clusters)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    with atomic_write(path, "wb") as stream:
+        stream.write(buffer.getvalue())
+
+
+def collect(out: Path, command: str) -> RunFile:
+    """Gather the cells of a run folder into its ``results.json``."""
+    results = [read_result(path) for path in sorted((out / "results").glob("*.json"))]
+    results.sort(key=_plan_order(out))
+    run = RunFile(command=command, limited=any(r.limit for r in results), results=tuple(results))
+    write_json(out / "results.json", run.model_dump(mode="json"))
+    return load_run(out)
+
+
+def _plan_order(out: Path) -> Any:
+    """Cells of the last plan first and in its order, then those of earlier plans by name."""
+    plan = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+    rank = {cell["cell"]: i for i, cell in enumerate(plan["cells"])}
+    return lambda result: (rank.get(result.cell, len(rank)), result.cell)
+
+
+def _result_path(out: Path, cell: str) -> Path:
+    return out / "results" / f"{cell}.json"
+
+
+def _in_order(items: Iterable[Any]) -> list[Any]:
+    seen: list[Any] = []
+    for item in items:
+        if item not in seen:
+            seen.append(item)
+    return seen
+
+
+def _news(result: Result, seconds: float) -> str:
+    where = f"{result.checkpoint.label} · {result.task} · {result.data.name}"
+    if result.seed:
+        where += f" · seed {result.seed}"
+    if result.status == "failed":
+        return f"{where}: FAILED: {result.error}"
+    head = result.score(result.headline)
+    if head is None:
+        return f"{where}: no headline"
+    scale, unit = (100, "%") if result.metrics[result.headline.split("@")[0]]["unit"] == "%" else (1, "")
+    interval = (
+        f" [{head.low * scale:.1f}, {head.high * scale:.1f}]"
+        if head.low is not None and head.high is not None
+        else ""
+    )
+    return f"{where}: {result.headline} {head.value * scale:.1f}{unit}{interval} in {seconds:.1f} s"
+
+
+def default_workers(device: str) -> int:
+    """Decoding processes: none beside an encoder that keeps the CPU busy, most cores beside a GPU."""
+    import os
+
+    return 0 if device == "cpu" else max(1, min(16, (os.cpu_count() or 1) - 1))

@@ -1,0 +1,148 @@
+"""Intervals: the bias-corrected and accelerated bootstrap over the items that a metric was measured on.
+
+Efron (1987), "Better Bootstrap Confidence Intervals"; Efron and Tibshirani (1993), chapter 14. Pure
+functions of arrays and a generator; nothing here knows a task.
+"""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+
+import numpy as np
+
+from .types import Array, Measurement, Score, Statistic
+
+LEVEL = 0.95
+RESAMPLES = 2000
+_CHUNK_ELEMENTS = 4_000_000
+
+
+def score(measurement: Measurement, rng: np.random.Generator) -> Score:
+    """The value of a measurement, its 95% interval and the number of items behind it.
+
+    Raises:
+        ValueError: no items, or items that are not finite.
+    """
+    items = np.asarray(measurement.items, dtype=np.float64)
+    if items.size == 0 or not np.isfinite(items).all():
+        raise ValueError(f"{measurement.metric} was measured on no items, or on items that are not finite")
+    if measurement.crossed:
+        value = float(items.mean())
+        interval = crossed_bootstrap(items, rng)
+        n = int(items.shape[1])
+    else:
+        rows = items[:, None] if items.ndim == 1 else items.reshape(len(items), -1)
+        value = float(measurement.statistic(rows.mean(axis=0)[None])[0])
+        interval = bootstrap(rows, measurement.statistic, rng, clusters=measurement.clusters)
+        n = len(rows)
+    low, high = interval if interval is not None else (None, None)
+    return Score(
+        metric=measurement.metric,
+        value=value,
+        low=low,
+        high=high,
+        n=n,
+        chance=None if measurement.chance is None else float(measurement.chance),
+        detail=dict(measurement.detail),
+    )
+
+
+def bootstrap(
+    rows: Array,
+    statistic: Statistic,
+    rng: np.random.Generator,
+    *,
+    clusters: Array | None = None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> tuple[float, float] | None:
+    """BCa interval of ``statistic(mean of rows)``.
+
+    Args:
+        rows: (N, F) per-item numbers.
+        statistic: from means (R, F) to values (R,).
+        rng: source of the resamples.
+        clusters: (N,) group ids; whole groups are resampled (a resample's mean weighs every item alike).
+        resamples: number of bootstrap samples.
+        level: nominal coverage.
+
+    Returns:
+        The interval, or None where fewer than two independent items leave nothing to resample.
+    """
+    sums, sizes = _by_cluster(rows, clusters)
+    groups = len(sums)
+    if groups < 2:
+        return None
+    # Equal rows are exchangeable: drawing how often each distinct row comes up is the same resample,
+    # and for 0/1 outcomes it turns N draws into one binomial.
+    table, inverse, counts = np.unique(
+        np.column_stack([sums, sizes]), axis=0, return_inverse=True, return_counts=True
+    )
+    del inverse
+    values = np.empty(resamples)
+    chunk = max(1, _CHUNK_ELEMENTS // len(table))
+    for start in range(0, resamples, chunk):
+        stop = min(resamples, start + chunk)
+        weights = rng.multinomial(groups, counts / groups, size=stop - start)
+        totals = weights @ table
+        values[start:stop] = statistic(totals[:, :-1] / totals[:, -1:])
+    total = counts @ table
+    value = float(statistic((total[:-1] / total[-1])[None])[0])
+    left_out = total[None] - table
+    jackknife = statistic(left_out[:, :-1] / left_out[:, -1:])
+    return _bca(value, values, jackknife, counts, level)
+
+
+def crossed_bootstrap(
+    table: Array, rng: np.random.Generator, *, resamples: int = RESAMPLES, level: float = LEVEL
+) -> tuple[float, float] | None:
+    """Percentile interval of the mean of an (A, N) table whose rows and columns are both samples.
+
+    Rows (draws of a training set) and columns (test items) are resampled independently, which is the
+    conservative "pigeonhole" bootstrap of Owen (2007) for two crossed random effects.
+
+    Returns:
+        The interval, or None where either axis has fewer than two entries.
+    """
+    draws, items = table.shape
+    if draws < 2 or items < 2:
+        return None
+    values = np.empty(resamples)
+    chunk = max(1, _CHUNK_ELEMENTS // items)
+    for start in range(0, resamples, chunk):
+        stop = min(resamples, start + chunk)
+        by_row = rng.multinomial(draws, np.full(draws, 1 / draws), size=stop - start) / draws
+        by_column = rng.multinomial(items, np.full(items, 1 / items), size=stop - start) / items
+        values[start:stop] = np.einsum("rn,rn->r", by_row @ table, by_column)
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _by_cluster(rows: Array, clusters: Array | None) -> tuple[Array, Array]:
+    if clusters is None:
+        return rows, np.ones(len(rows))
+    _, ids, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(sizes), rows.shape[1]))
+    np.add.at(sums, ids, rows)
+    return sums, sizes.astype(np.float64)
+
+
+def _bca(value: float, values: Array, jackknife: Array, counts: Array, level: float) -> tuple[float, float]:
+    normal = NormalDist()
+    below = (np.count_nonzero(values < value) + 0.5 * np.count_nonzero(values == value)) / len(values)
+    tail = (1 - level) / 2
+    if below in (0.0, 1.0):  # every resample on one side: the correction is infinite, so leave it out
+        low, high = np.quantile(values, [tail, 1 - tail])
+        return float(low), float(high)
+    bias = normal.inv_cdf(below)
+    centre = np.average(jackknife, weights=counts)
+    spread = np.sum(counts * (centre - jackknife) ** 2)
+    skew = np.sum(counts * (centre - jackknife) ** 3)
+    acceleration = skew / (6 * spread**1.5) if spread > 0 else 0.0
+    bounds = []
+    for z in (normal.inv_cdf(tail), normal.inv_cdf(1 - tail)):
+        shifted = bias + z
+        bounds.append(normal.cdf(bias + shifted / (1 - acceleration * shifted)))
+    low, high = np.quantile(values, bounds)
+    return float(low), float(high)
