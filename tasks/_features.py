@@ -1,0 +1,158 @@
+"""What the tasks on global features share: which feature is read, and how a labelled split is checked."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from ..bench.errors import TaskError
+from ..bench.types import (
+    Array,
+    Context,
+    Dataset,
+    EncoderSpec,
+    FeatureBank,
+    Frozen,
+    Pooling,
+    Tap,
+    View,
+    pooled_columns,
+)
+
+_CHECK_ROWS = 65_536
+
+
+class BlockConfig(Frozen):
+    """Protocol fields of every task that reads features of whole images."""
+
+    layer: int = Field(-1, le=-1, description="Block that is read, counted from the end: -1 is the last.")
+    final_norm: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Final norm on the block's output; auto: as the checkpoint does.",
+    )
+    size: int | None = Field(
+        None, gt=0, description="Side of the centre crop in pixels; none: the checkpoint's own."
+    )
+    crop_pct: float | None = Field(
+        None, gt=0, le=1, description="Crop side over resized short side; none: the checkpoint's own."
+    )
+
+    def tap(self, spec: EncoderSpec) -> Tap:
+        """Where features are read. Raises TaskError where the encoder has no such block."""
+        if -self.layer > spec.depth:
+            raise TaskError(
+                f"layer {self.layer} is not in this encoder of {spec.depth} blocks; use {-spec.depth} to -1"
+            )
+        return Tap(self.layer, spec.final_norm if self.final_norm == "auto" else self.final_norm == "on")
+
+    def view(self, spec: EncoderSpec) -> View:
+        """The classification view. Raises TaskError where the patch size does not divide the crop."""
+        view = View.crop(spec, self.size, self.crop_pct)
+        if view.size % spec.patch_size:
+            below = max(1, view.size // spec.patch_size) * spec.patch_size
+            raise TaskError(
+                f"size {view.size} is not a multiple of the patch size {spec.patch_size}; use size={below}"
+            )
+        return view
+
+
+class PooledConfig(BlockConfig):
+    """``BlockConfig`` with one pooled feature an image."""
+
+    pooling: Literal["auto", "cls", "mean", "cls+mean"] = Field(
+        "auto", description="Class token, mean of the patch tokens, or both; auto: as the checkpoint does."
+    )
+
+    def pooled(self, spec: EncoderSpec) -> Pooling:
+        """The pooling in use. Raises TaskError where it needs a class token that the encoder lacks."""
+        pooling = spec.pooling if self.pooling == "auto" else self.pooling
+        if "cls" in pooling and not spec.has_cls:
+            raise TaskError(f"pooling {pooling!r} needs a class token and this encoder has none; use mean")
+        return pooling
+
+
+def labelled(ctx: Context, split: str) -> tuple[FeatureBank, Array]:
+    """The bank of a split and its class indices, int64 (N,).
+
+    Raises:
+        TaskError: the split is empty, has no labels, or a label names no class of the data set.
+    """
+    bank = ctx.bank(split)
+    where = f"the {split} split of {ctx.data.name}"
+    if len(bank) == 0:
+        raise TaskError(f"{where} holds no image")
+    if bank.labels is None:
+        raise TaskError(f"{where} has no class labels; give a classification data set")
+    labels = np.asarray(bank.labels, dtype=np.int64)
+    known = len(ctx.data.classes)
+    if labels.min() < 0 or (known and labels.max() >= known):
+        raise TaskError(f"{where} has labels outside its {known} classes (0 to {known - 1})")
+    return bank, labels
+
+
+def class_names(data: Dataset, *labels: Array) -> list[str]:
+    """Names by class index; plain numbers where the data set names none."""
+    if data.classes:
+        return list(data.classes)
+    return [str(c) for c in range(1 + max(int(part.max()) for part in labels))]
+
+
+def require_finite(rows: Array, bank: FeatureBank) -> None:
+    """Raise TaskError naming the first image whose features hold NaN or infinity."""
+    for start in range(0, len(rows), _CHECK_ROWS):
+        good = np.isfinite(rows[start : start + _CHECK_ROWS]).all(axis=1)
+        if not good.all():
+            broken = bank.ids[start + int(np.argmin(good))]
+            raise TaskError(f"the features of {broken} hold NaN or infinity; try --precision fp32")
+
+
+def pooled_rows(bank: FeatureBank, pooling: Pooling, tap: Tap) -> Array:
+    """Checked global features, (N, D); memory-mapped where the bank is and one column is enough."""
+    for column in pooled_columns(pooling, tap):
+        require_finite(bank.column(column), bank)
+    return bank.pooled(pooling, tap)
+
+
+def majority_share(labels: Array, top: int = 1) -> float:
+    """Share of the ``top`` most common classes: what the best constant guess reaches (1/C if balanced)."""
+    counts = np.sort(np.bincount(labels))[::-1]
+    return float(counts[:top].sum() / counts.sum())
+
+
+def mean_class_items(hits: Array, labels: Array) -> Array:
+    """Per-item numbers (N,) whose mean is the mean per-class recall, and whose spread is that of it.
+
+    The mean over classes of a per-class mean is a ratio statistic. Item i of class c is its first-order
+    (influence) term ``value + (hit_i - recall_c) * N / (C n_c)``: the sum within a class of the second
+    part is nought, so the mean is exact, and resampling items gives the interval of the ratio without an
+    (N, 2C) table. Single items may lie outside 0..1. Classes without a test item do not count.
+    """
+    counts = np.bincount(labels)
+    recall = per_class(hits, labels)
+    present = counts > 0
+    value = recall[present].mean()
+    weight = len(labels) / (present.sum() * counts[labels])
+    return np.asarray(value + (hits - recall[labels]) * weight, dtype=np.float64)
+
+
+def per_class(hits: Array, labels: Array, n_classes: int = 0) -> Array:
+    """Share of hits in each class, (C,); NaN for a class without items."""
+    counts = np.bincount(labels, minlength=n_classes)
+    right = np.bincount(labels, weights=hits, minlength=n_classes)
+    share: Array = np.full(len(counts), np.nan)
+    np.divide(right, counts, out=share, where=counts > 0)
+    return share
+
+
+def save_per_class(ctx: Context, hits: Array, labels: Array, names: list[str], what: str) -> None:
+    """Keep per-class accuracy in percent as bars; classes without a test image are left out."""
+    share = per_class(hits, labels, len(names))
+    kept = np.flatnonzero(~np.isnan(share))
+    data = {
+        "labels": [names[c] for c in kept],
+        "values": [round(100 * float(share[c]), 3) for c in kept],
+        "y_label": "accuracy (%)",
+    }
+    ctx.save_data("per-class", "bars", f"Accuracy by class, {what}", data)

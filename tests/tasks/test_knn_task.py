@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lmim_bench.bench.errors import TaskError
+from lmim_bench.bench.types import EncoderSpec
+from lmim_bench.tasks._math import knn
+from lmim_bench.tasks.knn import TASK, KnnConfig
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def dense_vote(train, labels, test, k, temperature, n_classes):
+    """DINO's vote written out: every similarity, a full sort, one sum a class. (N, C) scores."""
+    similarity = unit(test.astype(np.float64)) @ unit(train.astype(np.float64)).T
+    scores = np.zeros((len(test), n_classes))
+    for i, row in enumerate(similarity):
+        for j in np.argsort(-row)[:k]:
+            scores[i, labels[j]] += np.exp(row[j] / temperature) if temperature else 1
+    return scores
+
+
+def test_weighted_vote_equals_a_dense_computation_at_every_k(toy: ModuleType) -> None:
+    train, test = toy.blobs(20, 8, spread=4), toy.blobs(15, 8, spread=4, seed=1)
+    found = toy.toy_context(train, test).run(TASK, k=(1, 5, 20, 50), block=17)
+    for k in (1, 5, 20, 50):
+        scores = dense_vote(*train, test[0], k, 0.07, 8)
+        order = np.argsort(-scores, axis=1)
+        np.testing.assert_array_equal(found[f"top1@k={k}"].items, order[:, 0] == test[1])
+        if k >= 5:
+            voted = np.take_along_axis(scores, order[:, :5], 1) > 0
+            hit = ((order[:, :5] == test[1][:, None]) & voted).any(axis=1)
+            np.testing.assert_array_equal(found[f"top5@k={k}"].items, hit)
+    assert 0.3 < toy.value(found["top1@k=20"]) < 0.98
+
+
+def test_votes_equal_scikit_learn(toy: ModuleType) -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, test = toy.blobs(30, 6, spread=4), toy.blobs(30, 6, spread=4, seed=1)
+    found = toy.toy_context(train, test).run(TASK, k=(7,), temperature=0.2)
+    x, q = unit(train[0].astype(np.float64)), unit(test[0].astype(np.float64))
+    # On the unit sphere the squared distance is 2 - 2 sim.
+    weighted = KNeighborsClassifier(7, weights=lambda d: np.exp((1 - d**2 / 2) / 0.2), algorithm="brute")
+    predicted = weighted.fit(x, train[1]).predict(q)
+    np.testing.assert_array_equal(found["top1@k=7"].items, predicted == test[1])
+
+    majority = KNeighborsClassifier(7, algorithm="brute").fit(x, train[1])
+    counts = np.sort(majority.predict_proba(q), axis=1)
+    clear = counts[:, -1] > counts[:, -2]  # scikit-learn breaks ties by class number, we by nearness
+    assert 0.5 < clear.mean() < 1
+    np.testing.assert_array_equal(
+        found["top1_majority@k=7"].items[clear], (majority.predict(q) == test[1])[clear]
+    )
+
+
+def test_a_tie_goes_to_the_class_of_the_nearest_neighbour() -> None:
+    labels = np.array([[3, 1, 1, 3, 2], [2, 0, 0, 1, 1]])
+    totals = knn.class_totals(np.ones((2, 5)), labels, 4)
+    np.testing.assert_array_equal(totals, [[2, 2, 2, 2, 1], [1, 2, 2, 2, 2]])
+    np.testing.assert_array_equal(knn.winner(totals, labels), [3, 0])
+    for truth, ranks in ((3, [0, 5]), (1, [1, 1]), (2, [2, 2]), (0, [5, 0])):
+        np.testing.assert_array_equal(knn.true_rank(totals, labels, np.full(2, truth)), ranks)
+
+
+@st.composite
+def ballots(draw):
+    queries, k, classes = draw(st.integers(1, 6)), draw(st.integers(1, 9)), draw(st.integers(1, 5))
+    cell = st.integers(0, classes - 1)
+    labels = draw(st.lists(st.lists(cell, min_size=k, max_size=k), min_size=queries, max_size=queries))
+    steps = draw(st.lists(st.integers(0, 4), min_size=queries * k, max_size=queries * k))
+    weights = -np.cumsum(np.array(steps).reshape(queries, k), axis=1) / 8  # falling, with ties
+    return np.array(labels), weights, classes
+
+
+@given(ballots(), st.booleans())
+@settings(deadline=None, derandomize=True, max_examples=50)
+def test_ranks_agree_with_a_plain_loop(ballot, weighted: bool) -> None:
+    labels, similarity, n_classes = ballot
+    votes = np.exp2(np.round(similarity * 8)) if weighted else np.ones(labels.shape)  # sums are exact
+    totals = knn.class_totals(votes, labels, n_classes)
+    for truth in range(n_classes):
+        ranks = knn.true_rank(totals, labels, np.full(len(labels), truth))
+        for row in range(len(labels)):
+            sums, first = {}, {}
+            for j, c in enumerate(labels[row].tolist()):
+                sums[c] = sums.get(c, 0) + votes[row, j]
+                first.setdefault(c, j)
+            order = sorted(sums, key=lambda c: (-sums[c], first[c]))
+            assert ranks[row] == (order.index(truth) if truth in order else labels.shape[1])
+            assert knn.winner(totals, labels)[row] == order[0]
+
+
+def test_weights_are_softmax_up_to_a_factor_and_never_overflow() -> None:
+    similarity = np.array([[0.9, 0.5, -0.2]], dtype=np.float32)
+    weights = knn.exponential_weights(similarity, 0.07)
+    direct = np.exp(similarity.astype(np.float64) / 0.07)
+    np.testing.assert_allclose(weights / weights.sum(), direct / direct.sum(), rtol=1e-12)
+    assert np.isfinite(knn.exponential_weights(similarity, 1e-4)).all()
+
+
+def test_leave_one_out_equals_brute_force_on_raw_patch_means(toy: ModuleType) -> None:
+    train, test = toy.blobs(5, 4), toy.blobs(30, 4, spread=5, seed=1)
+    raw = toy.blobs(30, 4, spread=3, seed=2)[0]
+    context = toy.toy_context(train, test, columns={"mean@-1:raw": (train[0], raw)})
+    found = context.run(TASK, block=7)
+    similarity = unit(raw.astype(np.float64)) @ unit(raw.astype(np.float64)).T
+    np.fill_diagonal(similarity, -np.inf)
+    np.testing.assert_array_equal(found["nn1_loo"].items, test[1][similarity.argmax(axis=1)] == test[1])
+    assert any("50.1" in note for note in context.notes)
+
+
+def test_leave_one_out_never_finds_the_query_itself_among_duplicates(toy: ModuleType) -> None:
+    one, other = np.eye(16, dtype=np.float32)[:2]
+    # Four equal images: the query may be missing from its own two nearest. All but one share a label.
+    features = np.stack([one, one, one, one, other, other])
+    labels = np.array([0, 0, 0, 0, 1, 2])
+    found = toy.toy_context((features, labels), (features, labels)).run(TASK, k=(1,))
+    np.testing.assert_array_equal(found["nn1_loo"].items, [1, 1, 1, 1, 0, 0])
+
+
+def test_without_self_drops_the_last_where_the_query_is_absent() -> None:
+    position = np.array([[4, 7, 9], [1, 5, 2], [8, 3, 2]])
+    np.testing.assert_array_equal(knn.without_self(position, np.array([4, 6, 2])), [[7, 9], [1, 5], [8, 3]])
+
+
+def test_equal_similarities_come_in_order_of_position() -> None:
+    rows = np.repeat(np.eye(4, dtype=np.float32)[:1], 6, axis=0)
+    ((_, _, position),) = knn.neighbours(knn.cosine_index(rows), rows[:1], 4, 8)
+    assert (np.diff(position[0]) > 0).all()
+
+
+def test_k_beyond_train_uses_all_of_it_and_says_so(toy: ModuleType) -> None:
+    train, test = toy.blobs(3, 5), toy.blobs(4, 5, seed=1)
+    context = toy.toy_context(train, test)
+    found = context.run(TASK, k=(15, 200))
+    assert found["top1@k=200"].detail["neighbours"] == 15
+    np.testing.assert_array_equal(found["top1@k=200"].items, found["top1@k=15"].items)
+    assert any("k=200" in note and "15 images" in note for note in context.notes)
+
+
+def test_the_block_size_moves_no_number(toy: ModuleType) -> None:
+    train, test = toy.blobs(10, 6, spread=4), toy.blobs(10, 6, spread=4, seed=1)
+    one, other = (toy.toy_context(train, test).run(TASK, block=block) for block in (1, 1024))
+    assert one.keys() == other.keys()
+    for metric in one:
+        np.testing.assert_array_equal(one[metric].items, other[metric].items)
+
+
+def test_separated_classes_are_solved_and_shuffled_labels_are_near_chance(toy: ModuleType) -> None:
+    train, test = toy.blobs(30, 10, spread=0.05), toy.blobs(60, 10, spread=0.05, seed=1)
+    found = toy.toy_context(train, test).run(TASK)
+    assert toy.value(found["top1@k=20"]) == toy.value(found["nn1_loo"]) == 1
+    assert found["top1@k=20"].chance == pytest.approx(0.1)
+    assert found["top5@k=20"].chance == pytest.approx(0.5)
+    rng = np.random.default_rng(3)
+    noise = [rng.standard_normal((n, 16)).astype(np.float32) for n in (300, 600)]
+    random = toy.toy_context((noise[0], train[1]), (noise[1], test[1])).run(TASK)
+    assert abs(toy.value(random["top1@k=20"]) - 0.1) < 4 * np.sqrt(0.1 * 0.9 / 600)
+
+
+def test_few_classes_have_no_top5_and_unbalanced_chance_is_the_largest_class(toy: ModuleType) -> None:
+    train, (x, y) = toy.blobs(10, 3), toy.blobs(10, 3, seed=1)
+    keep = (y == 0) | (np.arange(len(y)) < 6)
+    found = toy.toy_context(train, (x[keep], y[keep])).run(TASK)
+    assert not any(metric.startswith("top5") for metric in found)
+    assert found["top1@k=20"].chance == pytest.approx((y[keep] == 0).mean())
+
+
+def test_artefacts_curve_bars_and_gallery(toy: ModuleType) -> None:
+    train, test = toy.blobs(10, 4, spread=4), toy.blobs(20, 4, spread=4, seed=1)
+    context = toy.toy_context(train, test)
+    found = context.run(TASK, k=(1, 5, 20))
+    curve, bars = context.saved["accuracy-over-k"], context.saved["per-class"]
+    assert curve["x"] == [1, 5, 20]
+    assert curve["series"]["exp(sim/T) vote"][2] == pytest.approx(
+        100 * toy.value(found["top1@k=20"]), abs=1e-3
+    )
+    assert bars["labels"] == ["class 0", "class 1", "class 2", "class 3"]
+    assert np.mean(bars["values"]) == pytest.approx(100 * toy.value(found["top1@k=20"]), abs=1e-2)
+    assert len(context.images) == 6
+    assert {len(strip) for strip in context.images.values()} == {6}
+    assert "neighbours-wrong-2" in context.images
+
+
+def test_headline_is_the_k_nearest_to_twenty() -> None:
+    assert TASK.headline(KnnConfig()) == "top1@k=20"
+    assert TASK.headline(KnnConfig(k=(200, 1, 10))) == "top1@k=10"
+    assert TASK.headline(KnnConfig(k=(10, 30))) == "top1@k=10"
+
+
+def test_pooling_and_norm_follow_the_checkpoint_unless_given(toy: ModuleType) -> None:
+    def columns(spec: EncoderSpec, **options: object) -> list[str]:
+        data = toy.toy_context(toy.blobs(2, 2), toy.blobs(2, 2), spec=spec).data
+        return [c.id for c in TASK.features(KnnConfig(**options), spec, data)[0].columns]
+
+    mean = toy.toy_spec(pooling="mean", final_norm=False)
+    assert columns(mean) == ["mean@-1:raw"]
+    assert columns(mean, final_norm="on", pooling="cls+mean", layer=-2) == ["cls@-2", "mean@-2"]
+    assert columns(toy.toy_spec()) == ["cls@-1"]
+
+
+def test_leave_one_out_asks_for_raw_patch_means_of_the_test_split_only(toy: ModuleType) -> None:
+    context = toy.toy_context(toy.blobs(2, 2), toy.blobs(2, 2))
+    _, loo = TASK.features(KnnConfig(), context.spec, context.data)
+    assert (loo.splits, [c.id for c in loo.columns]) == (("val",), ["mean@-1:raw"])
+    assert len(TASK.features(KnnConfig(leave_one_out=False), context.spec, context.data)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer": -7}, "6 blocks"),
+        ({"size": 40}, "use size=32"),
+        ({"pooling": "cls"}, "use mean"),
+    ],
+)
+def test_what_the_encoder_cannot_do_is_refused_with_the_mend(toy: ModuleType, options, message) -> None:
+    spec = toy.toy_spec(has_cls=False, pooling="mean")
+    context = toy.toy_context(toy.blobs(2, 2), toy.blobs(2, 2), spec=spec)
+    with pytest.raises(TaskError, match=message):
+        TASK.features(KnnConfig(**options), context.spec, context.data)
+
+
+@pytest.mark.parametrize("k", [(), (0, 5)])
+def test_bad_k_is_refused(k) -> None:
+    with pytest.raises(ValueError, match="k"):
+        KnnConfig(k=k)
+
+
+def test_broken_banks_are_refused_by_name(toy: ModuleType) -> None:
+    x, y = toy.blobs(4, 3)
+    holed = x.copy()
+    holed[5, 2] = np.nan
+    empty = (x[:0], y[:0])
+    for train, test, message in (
+        ((x, None), (x, y), "train split of toy has no class labels"),
+        ((x, y), empty, "val split of toy holds no image"),
+        ((x, y), (x, y + 1), "labels outside"),
+        ((holed, y), (x, y), "train/0005.png hold NaN"),
+        ((x, y), (holed, y), "val/0005.png hold NaN"),
+    ):
+        with pytest.raises(TaskError, match=message):
+            toy.toy_context(train, test, n_classes=3).run(TASK)
+
+
+def test_a_feature_of_zeros_and_a_single_test_image_are_scored(toy: ModuleType) -> None:
+    x, y = toy.blobs(4, 3)
+    context = toy.toy_context((x * 0, y), (x[:1] * 0, y[:1]))
+    found = context.run(TASK)
+    assert "nn1_loo" not in found
+    assert np.isfinite(found["top1@k=20"].items).all()
+    assert any("left out" in note for note in context.notes)
