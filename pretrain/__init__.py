@@ -1,0 +1,1 @@
+"""Training of the checkpoints that the benchmark scores: objectives, and one loop that trains them."""

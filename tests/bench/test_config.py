@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import pytest
+from lmim_bench.bench.config import (
+    CheckpointConfig,
+    RunConfig,
+    coerce,
+    load_suite,
+    parse_override,
+    validate,
+)
+from lmim_bench.bench.errors import ConfigError
+from lmim_bench.bench.types import Frozen
+from pydantic import Field
+
+
+class Config(Frozen):
+    k: tuple[int, ...] = (1, 2)
+    size: int | None = None
+    norm: str = Field("auto", pattern="^(auto|on|off)$")
+    rate: float = 0.1
+    flag: bool = False
+
+
+@pytest.mark.parametrize(
+    ("field", "raw", "value"),
+    [
+        ("k", "1,10,20", (1, 10, 20)),
+        ("k", "[5]", (5,)),
+        ("size", "none", None),
+        ("size", "448", 448),
+        ("norm", "on", "on"),
+        ("rate", "1e-3", 0.001),
+        ("flag", "true", True),
+        ("flag", "off", False),
+    ],
+)
+def test_command_line_strings_become_what_the_field_expects(field, raw, value):
+    assert getattr(validate(Config, {field: coerce(Config, field, raw)}, "task"), field) == value
+
+
+def test_unknown_field_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"^knn has no field 'tempratur'\. Did you mean 'temperature'\?$"):
+
+        class Knn(Frozen):
+            temperature: float = 0.07
+
+        validate(Knn, {"tempratur": 1}, "knn")
+
+
+def test_wrong_value_says_what_was_expected_and_got():
+    with pytest.raises(ConfigError, match=r"^task\.rate: .*number.*got 'fast'"):
+        validate(Config, {"rate": "fast"}, "task")
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "reference"),
+    [
+        ("mae=a/b.pth", "mae", "a/b.pth"),
+        ("a/b.pth", "b", "a/b.pth"),
+        ("timm:vit_tiny_patch16_224", "vit_tiny_patch16_224", "timm:vit_tiny_patch16_224"),
+        ("x=timm:vit_tiny_patch16_224", "x", "timm:vit_tiny_patch16_224"),
+        ("a/b.pth#heads=6", "b#heads=6", "a/b.pth#heads=6"),
+        ("python:pkg.mod:make", "pkg.mod:make", "python:pkg.mod:make"),
+        ("pixels", "pixels", "pixels"),
+    ],
+)
+def test_checkpoint_references(text, label, reference):
+    assert CheckpointConfig.parse(text) == CheckpointConfig(label=label, reference=reference)
+
+
+def test_a_file_whose_name_holds_an_equals_sign_is_a_file(tmp_path):
+    path = tmp_path / "lr=1.pth"
+    path.touch()
+    assert CheckpointConfig.parse(str(path)).reference == str(path)
+
+
+def test_labels_must_differ():
+    pair = [CheckpointConfig.parse("a/x.pth"), CheckpointConfig.parse("b/x.pth")]
+    with pytest.raises(ConfigError, match="two checkpoints are called 'x'"):
+        validate(RunConfig, {"checkpoints": pair}, "run")
+
+
+@pytest.mark.parametrize("text", ["knn", "knn.k", "k=1", "knn k=1"])
+def test_malformed_override(text):
+    with pytest.raises(ConfigError, match="--set takes"):
+        parse_override(text)
+
+
+def test_override_keeps_what_follows_the_first_equals_sign():
+    assert parse_override("vos.note=a=b") == ("vos", "note", "a=b")
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_suite_paths_are_relative_to_the_file_and_words_stay_words(tmp_path):
+    (tmp_path / "birds").mkdir()
+    suite = load_suite(
+        write(
+            tmp_path,
+            "data:\n  birds: {path: birds, kind: classification}\n  other: cifar\n"
+            "tasks:\n  knn: {data: birds, final_norm: on, temperature: 1e-2, k: [1, 5]}\n",
+        )
+    )
+    assert suite.data["birds"].path == str(tmp_path / "birds")
+    assert suite.data["other"].path == "cifar"
+    assert suite.tasks["knn"].data == ("birds",)
+    assert suite.tasks["knn"].protocol == {"final_norm": "on", "temperature": 0.01, "k": [1, 5]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks: [1", "not valid YAML"),
+        ("- a", "must be a mapping"),
+        ("tasks: 3", "`tasks` must be a mapping"),
+        ("data: {a: b}\ntasks: {knn: {data: c}}", "names the data set 'c'"),
+        ("data: {a: {path: b, knd: video}}", "no field 'knd'. Did you mean 'kind'"),
+        ("dat: {}", "no field 'dat'. Did you mean 'data'"),
+    ],
+)
+def test_broken_suites_say_what_is_wrong(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_suite(write(tmp_path, text))
+
+
+def test_unknown_suite_name():
+    with pytest.raises(ConfigError, match="Did you mean 'scenes'"):
+        load_suite("scnes")

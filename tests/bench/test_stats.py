@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lmim_bench.bench.stats import bootstrap, crossed_bootstrap, score
+from lmim_bench.bench.types import Measurement, mean_statistic
+
+
+def ratio(means):
+    return means[:, 0] / means[:, 1]
+
+
+def test_bca_of_a_mean_agrees_with_scipy():
+    x = np.random.default_rng(1).exponential(size=80)
+    ours = bootstrap(x[:, None], mean_statistic, np.random.default_rng(2), resamples=20_000)
+    theirs = scipy.stats.bootstrap(
+        (x,), np.mean, method="BCa", n_resamples=20_000, rng=np.random.default_rng(3)
+    ).confidence_interval
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.02)
+
+
+def test_bca_of_a_ratio_agrees_with_scipy():
+    rng = np.random.default_rng(4)
+    a, b = rng.random(60), 1 + rng.random(60)
+    ours = bootstrap(np.column_stack([a, b]), ratio, np.random.default_rng(5), resamples=20_000)
+    theirs = scipy.stats.bootstrap(
+        (a, b),
+        lambda x, y, axis: x.mean(axis) / y.mean(axis),
+        paired=True,
+        method="BCa",
+        n_resamples=20_000,
+        rng=np.random.default_rng(6),
+    ).confidence_interval
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_coverage_is_nominal_on_skewed_data():
+    rng = np.random.default_rng(7)
+    hits = 0
+    for _ in range(400):
+        low, high = bootstrap(rng.exponential(size=(60, 1)), mean_statistic, rng, resamples=600)
+        hits += low <= 1 <= high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_coverage_with_clusters_holds_where_independence_would_not():
+    rng = np.random.default_rng(8)
+    hits = naive = 0
+    clusters = np.repeat(np.arange(40), 5)
+    for _ in range(300):
+        x = (rng.normal(size=40)[clusters] + 0.3 * rng.normal(size=200))[:, None]
+        low, high = bootstrap(x, mean_statistic, rng, clusters=clusters, resamples=500)
+        hits += low <= 0 <= high
+        low, high = bootstrap(x, mean_statistic, rng, resamples=500)
+        naive += low <= 0 <= high
+    assert 0.90 <= hits / 300 <= 0.98
+    assert naive / 300 < 0.75
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.integers(2, 200), st.floats(0.05, 0.95), st.integers(0, 10_000))
+def test_interval_holds_the_value_and_stays_inside_the_range(n, p, seed):
+    rng = np.random.default_rng(seed)
+    outcomes = (rng.random(n) < p).astype(float)
+    found = score(Measurement("top1", outcomes), rng)
+    assert found.value == pytest.approx(outcomes.mean())
+    assert found.n == n
+    assert 0 <= found.low <= found.value + 1e-12
+    assert found.value - 1e-12 <= found.high <= 1
+
+
+def test_duplicated_rows_do_not_change_the_distribution():
+    # 0/1 outcomes are drawn as one binomial; distinct but almost equal rows take the general path.
+    rng = np.random.default_rng(9)
+    outcomes = (rng.random(300) < 0.7).astype(float)
+    fast = bootstrap(outcomes[:, None], mean_statistic, np.random.default_rng(1), resamples=8000)
+    jitter = (outcomes + 1e-9 * np.arange(300))[:, None]
+    slow = bootstrap(jitter, mean_statistic, np.random.default_rng(2), resamples=8000)
+    assert fast == pytest.approx(slow, abs=0.006)
+
+
+def test_one_item_has_no_interval():
+    found = score(Measurement("jf_mean", np.array([0.5])), np.random.default_rng(0))
+    assert (found.low, found.high, found.n) == (None, None, 1)
+    one_cluster = score(
+        Measurement("jf_mean", np.array([0.5, 0.7]), clusters=np.array([3, 3])), np.random.default_rng(0)
+    )
+    assert one_cluster.low is None
+
+
+def test_crossed_interval_is_wider_than_either_axis_alone():
+    rng = np.random.default_rng(10)
+    draws, items = rng.normal(size=(8, 1)), rng.normal(size=(1, 50))
+    table = draws + items
+    low, high = crossed_bootstrap(table, rng)
+    by_items = bootstrap(table.mean(0)[:, None], mean_statistic, rng)
+    by_draws = bootstrap(table.mean(1)[:, None], mean_statistic, rng)
+    assert high - low > max(by_items[1] - by_items[0], by_draws[1] - by_draws[0])
+    assert low < table.mean() < high
+
+
+@pytest.mark.parametrize("items", [np.array([]), np.array([1.0, np.nan])])
+def test_nothing_or_not_finite_is_refused(items):
+    with pytest.raises(ValueError, match="top1"):
+        score(Measurement("top1", items), np.random.default_rng(0))
+
+
+def test_the_same_generator_gives_the_same_interval():
+    x = np.random.default_rng(11).random(100)
+    first = score(Measurement("m", x), np.random.default_rng(5))
+    assert first == score(Measurement("m", x), np.random.default_rng(5))
