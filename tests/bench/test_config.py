@@ -39,12 +39,12 @@ def test_command_line_strings_become_what_the_field_expects(field, raw, value):
     assert getattr(validate(Config, {field: coerce(Config, field, raw)}, "task"), field) == value
 
 
+class Knn(Frozen):
+    temperature: float = 0.07
+
+
 def test_unknown_field_names_the_nearest():
     with pytest.raises(ConfigError, match=r"^knn has no field 'tempratur'\. Did you mean 'temperature'\?$"):
-
-        class Knn(Frozen):
-            temperature: float = 0.07
-
         validate(Knn, {"tempratur": 1}, "knn")
 
 

@@ -1,0 +1,125 @@
+"""The package as others get it: what the wheel holds, what importing it costs, which way imports run."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import lmim_bench
+import pytest
+
+REPO = Path(__file__).parents[2]
+ROOMS = ("bench", "tasks", "pretrain", "reports")
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def sources() -> list[Path]:
+    return [p for room in ROOMS for p in (REPO / room).rglob("*.py")] + [
+        REPO / "__init__.py",
+        REPO / "__main__.py",
+    ]
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_module_and_template_and_one_top_level_name(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(REPO)],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    extra = [p for pattern in ("reports/templates/*", "bench/suites/*.yaml") for p in REPO.glob(pattern)]
+    for path in [*sources(), *extra, REPO / "py.typed"]:
+        assert f"lmim_bench/{path.relative_to(REPO).as_posix()}" in names
+    (top_level,) = (n for n in names if n.endswith("top_level.txt"))
+    assert zipfile.ZipFile(wheel).read(top_level).decode().split() == ["lmim_bench"]
+    assert {n.split("/")[0] for n in names if ".dist-info" not in n} == {"lmim_bench"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import lmim_bench; lmim_bench.__version__",
+        "from lmim_bench import RunConfig, task, load_run",
+        "import lmim_bench.bench.cli",
+        "from lmim_bench.tasks import registry; registry()",
+        "import lmim_bench.bench.plan",
+        "import lmim_bench.reports.html",
+        "from lmim_bench.bench.cli import cli; cli(['--help'], standalone_mode=False)",
+    ],
+)
+def test_light_imports_do_not_load_torch(code):
+    assert python(f"{code}\nimport sys\nprint('torch' in sys.modules)").splitlines()[-1] == "False"
+
+
+def test_no_room_is_importable_as_a_bare_name():
+    loaded = set(sys.modules)
+    assert not loaded & set(ROOMS)
+    assert Path(lmim_bench.__file__).name == "__init__.py"
+
+
+def test_every_public_name_loads_and_an_unknown_one_does_not():
+    for name in lmim_bench.__all__:
+        assert getattr(lmim_bench, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = lmim_bench.nothing
+
+
+# A module may import from its own level and from those above it.
+LEVELS = [
+    ("bench.errors",),
+    ("bench.types",),
+    ("bench.config", "bench.results", "bench.stats", "bench.cache", "bench.progress"),
+    ("bench.vit", "bench.backbones", "bench.checkpoints", "bench.encoders", "bench.data", "bench.engine"),
+    ("bench.features",),
+    ("tasks",),
+    ("bench.plan", "bench.context", "bench.environment"),
+    ("reports", "pretrain", "bench.runner"),
+    ("bench.api", "bench.demo"),
+    ("bench.cli",),
+]
+
+
+def level(module: str) -> int | None:
+    for depth, group in enumerate(LEVELS):
+        if any(module == name or module.startswith(f"{name}.") for name in group):
+            return depth
+    return None
+
+
+def imports(path: Path) -> list[str]:
+    base = path.relative_to(REPO).with_suffix("").parts
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            root = base[: len(base) - node.level]
+            target = ".".join([*root, *(node.module or "").split(".")]).strip(".")
+            found += [target] if node.module else [".".join([*root, a.name]) for a in node.names]
+    return found
+
+
+def test_imports_run_one_way():
+    wrong = []
+    for path in sources():
+        parts = path.relative_to(REPO).with_suffix("").parts
+        module = ".".join(parts).removesuffix(".__init__")
+        here = level(module)
+        for target in imports(path):
+            there = level(target)
+            if here is not None and there is not None and there > here:
+                wrong.append(f"{module} imports {target}")
+    assert not wrong
+
+
+def test_every_module_has_a_level():
+    modules = [
+        ".".join(p.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__") for p in sources()
+    ]
+    skip = {"__init__", "__main__", "bench", "bench.suites"}
+    assert [m for m in modules if level(m) is None and m not in skip] == []
