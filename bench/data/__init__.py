@@ -1,0 +1,176 @@
+"""Data sets: folders of a known layout, torchvision sets by name, and the embedded scenes.
+
+Nothing here imports torch before a torchvision set is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import DataError, did_you_mean
+from ..types import DataKind, Dataset
+from .files import cache_root
+from .layouts import LAYOUTS, Detected, detect
+
+__all__ = ["CatalogueRow", "Detected", "cache_root", "catalogue", "detect_layout", "is_embedded", "load_data"]
+
+_EMBEDDED: dict[str, tuple[DataKind, str]] = {
+    "scenes": ("classification", "12 classes of textured objects, generated"),
+    "scenes-seg": ("segmentation", "several objects a picture, exact masks, generated"),
+    "scenes-video": ("video", "moving, occluding, deforming objects, generated"),
+}
+_TORCHVISION = "torchvision:"
+
+
+class CatalogueRow(NamedTuple):
+    """One line of ``lmim-bench data``."""
+
+    reference: str
+    kind: DataKind
+    what: str
+
+
+def catalogue() -> list[CatalogueRow]:
+    """What can be named as data: the embedded sets, the layouts of folders, the torchvision sets."""
+    from .torchvision_sets import SEGMENTATION, SPLITS
+
+    rows = [CatalogueRow(name, kind, what) for name, (kind, what) in _EMBEDDED.items()]
+    rows += [CatalogueRow(f"DIR ({name})", layout.kind, layout.holds) for name, layout in LAYOUTS.items()]
+    rows += [
+        CatalogueRow(f"{_TORCHVISION}{name}", "classification", f"scored on {test}, trained on {train}")
+        for name, (train, test) in SPLITS.items()
+    ]
+    rows.append(CatalogueRow(f"{_TORCHVISION}{SEGMENTATION}", "segmentation", "VOC 2012, scored on val"))
+    return rows
+
+
+def is_embedded(reference: str | Path) -> bool:
+    """Whether a reference names a generated data set."""
+    return str(reference) in _EMBEDDED
+
+
+def detect_layout(reference: str | Path) -> Detected:
+    """What a reference is: (layout, kind, reason).
+
+    Raises:
+        DataError: a folder that is not there, has no known layout, or could have several.
+    """
+    text = str(reference)
+    if text in _EMBEDDED:
+        return Detected("embedded", _EMBEDDED[text][0], "an embedded data set")
+    if text.startswith(_TORCHVISION):
+        from .torchvision_sets import kind_of
+
+        return Detected("torchvision", kind_of(text), "a torchvision data set")
+    root = Path(text).expanduser()
+    if not root.exists() and "/" not in text and "\\" not in text:
+        raise DataError(
+            f"there is no folder and no embedded data set {text!r}. {did_you_mean(text, _EMBEDDED)}"
+        )
+    return detect(root)
+
+
+def load_data(
+    reference: str,
+    *,
+    name: str | None = None,
+    kind: DataKind | None = None,
+    layout: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    void: Sequence[int] | None = None,
+    classes: Sequence[str] | None = None,
+    download: bool = False,
+    cache_dir: Path | None = None,
+) -> Dataset:
+    """Open a data set; its images are decoded later, on access.
+
+    Args:
+        reference: a folder, ``torchvision:NAME[:ROOT]``, or an embedded set (``scenes``, ``scenes-seg``,
+            ``scenes-video``).
+        name: how it is called in results; the folder's name unless given.
+        kind: what it must be; an error where it is something else.
+        layout: one of ``LAYOUTS`` for a folder whose layout is not to be guessed; ``davis2016`` or
+            ``davis2017`` says which of the two, and ``davis:Full-Resolution`` picks the resolution.
+        train: the split to train on.
+        test: the split to score; for video the list below ``ImageSets``, ``2017/val``.
+        void: labels of masks that are no class; 255 unless given here or in ``dataset.yaml``.
+        classes: names of the labels 0, 1, ... of masks; found in the folder or the masks unless given.
+        download: fetch a torchvision set that is not there.
+        cache_dir: where generated and derived things are kept, see ``cache_root``.
+
+    Raises:
+        DataError: missing, of no known layout, inconsistent, or not of the asked ``kind``.
+    """
+    if reference in _EMBEDDED:
+        from .scenes import ensure_scenes
+
+        found = Detected(*_EMBEDDED_LAYOUT[reference], "")
+        root = ensure_scenes(cache_dir) / reference
+        name = name or reference
+    elif reference.startswith(_TORCHVISION):
+        from .torchvision_sets import load_torchvision
+
+        _expect(kind, detect_layout(reference), reference)
+        return load_torchvision(reference, name, train, test, void, classes, download, cache_dir)
+    else:
+        found = _given(layout) if layout else detect_layout(reference)
+        root = Path(reference).expanduser()
+        name = name or root.resolve().name
+    _expect(kind, found, reference)
+    return _load_folder(found, root, name, train, test, void, classes, cache_dir)
+
+
+_EMBEDDED_LAYOUT: dict[str, tuple[str, DataKind]] = {
+    "scenes": ("imagefolder", "classification"),
+    "scenes-seg": ("segmentation", "segmentation"),
+    "scenes-video": ("davis2017", "video"),
+}
+
+
+def _expect(kind: DataKind | None, found: Detected, reference: str) -> None:
+    if kind and found.kind != kind:
+        raise DataError(f"{reference} is a {found.kind} data set ({found.layout}), not one for {kind}")
+
+
+def _given(layout: str) -> Detected:
+    family = "davis" if layout.startswith("davis") else layout
+    stem = layout.partition(":")[0]
+    if family not in LAYOUTS or (family == "davis" and stem not in ("davis", "davis2016", "davis2017")):
+        known = [*LAYOUTS, "davis2016", "davis2017"]
+        raise DataError(f"there is no layout {layout!r}. {did_you_mean(layout, known)}")
+    return Detected(layout, LAYOUTS[family].kind, "as given")
+
+
+def _load_folder(
+    found: Detected,
+    root: Path,
+    name: str,
+    train: str | None,
+    test: str | None,
+    void: Sequence[int] | None,
+    classes: Sequence[str] | None,
+    cache_dir: Path | None,
+) -> Dataset:
+    if not root.is_dir():
+        raise DataError(f"there is no data folder {root}")
+    if found.kind == "segmentation":
+        from . import segmentation
+
+        if found.layout == "segmentation-flat":
+            return segmentation.load_flat(root, name, void, classes, cache_dir)
+        load = segmentation.load_voc if found.layout == "voc" else segmentation.load_split_folders
+        return load(root, name, train, test, void, classes, cache_dir)
+    if found.kind == "video":
+        from .video import load_davis
+
+        return load_davis(root, name, found.layout, test, cache_dir)
+    if found.layout == "cifar":
+        from .cifar import load_cifar
+
+        return load_cifar(root, name, cache_dir)
+    from .classification import load_image_folder
+
+    return load_image_folder(root, name, train, test, cache_dir)

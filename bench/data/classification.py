@@ -1,0 +1,62 @@
+"""Classification from folders: ``root/<split>/<class>/<image>``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from ..types import Array, Dataset
+from .files import Manifest, list_images, subfolders
+from .layouts import choose_splits
+from .splits import FileSplit
+
+
+def load_image_folder(
+    root: Path, name: str, train: str | None, test: str | None, cache_dir: Path | None
+) -> Dataset:
+    """The classes are the sorted folder names of the train split, as in torchvision's ImageFolder.
+
+    Raises:
+        DataError: a split is missing or empty, or a test class is not a class of train.
+    """
+    chosen_train, chosen_test = choose_splits(root, train, test, marker=None)
+    classes = subfolders(root / chosen_train)
+    splits: dict[str, FileSplit] = {}
+    files: list[tuple[str, int]] = []
+    for split_name in (chosen_train, chosen_test):
+        ids, labels = _scan(root, split_name, classes, every_class=split_name == chosen_train)
+        splits[split_name] = FileSplit(root, ids, labels)
+        files += zip(ids, labels.tolist(), strict=True)
+    manifest = Manifest(root, files, cache_dir)
+    return Dataset(
+        name=name,
+        kind="classification",
+        fingerprint=manifest.fingerprint(classes=classes, train=chosen_train, test=chosen_test),
+        classes=tuple(classes),
+        splits=splits,
+        train_split=chosen_train,
+        test_split=chosen_test,
+        path=str(root),
+    )
+
+
+def _scan(root: Path, split: str, classes: list[str], every_class: bool) -> tuple[list[str], Array]:
+    present = subfolders(root / split)
+    unknown = sorted(set(present) - set(classes))
+    if unknown:
+        raise DataError(
+            f"{root / split / unknown[0]} is not a class of the train split; it has {len(classes)} others"
+        )
+    ids: list[str] = []
+    labels: list[int] = []
+    for label, class_name in enumerate(classes):
+        found = list_images(root / split / class_name) if class_name in present else []
+        if every_class and not found:
+            raise DataError(f"{root / split / class_name} holds no image; remove the folder or fill it")
+        ids += [f"{split}/{class_name}/{image}" for image in found]
+        labels += [label] * len(found)
+    if not ids:
+        raise DataError(f"{root / split} holds no image below its class folders")
+    return ids, np.asarray(labels, dtype=np.int64)

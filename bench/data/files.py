@@ -1,0 +1,240 @@
+"""Files of a data set: finding them, decoding them safely, and the fingerprint that names their state."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from ..errors import DataError
+from ..results import write_json
+from ..types import Array
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+CONTENT_LIMIT = 256 * 2**20
+"""Contents enter the fingerprint where all files together are at most this many bytes."""
+
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_strict = threading.Lock()
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """The folder of everything that can be made again: ``cache_dir``, else the environment variable
+    ``LMIM_BENCH_CACHE``, else the user's cache folder.
+    """
+    chosen = cache_dir or os.environ.get("LMIM_BENCH_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("lmim-bench"))
+
+
+def list_images(folder: Path) -> list[str]:
+    """All images below a folder as relative POSIX paths, in torchvision's ImageFolder order; hidden files
+    (``._x.jpg`` of archives packed on a Mac) are left out.
+    """
+    found = []
+    for where, _, names in sorted(os.walk(folder, followlinks=True)):
+        below = Path(where).relative_to(folder)
+        found += [
+            (below / name).as_posix()
+            for name in sorted(names)
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
+    return found
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders directly inside, sorted, hidden ones left out; [] where there is no folder."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def by_stem(folder: Path) -> dict[str, str]:
+    """Images below a folder by their path without suffix, for pairing them with masks.
+
+    Raises:
+        DataError: two files differ in their suffix alone.
+    """
+    paired: dict[str, str] = {}
+    for name in list_images(folder):
+        stem = Path(name).with_suffix("").as_posix()
+        if stem in paired:
+            raise DataError(
+                f"{folder / paired[stem]} and {folder / name} have the same name; remove one of them"
+            )
+        paired[stem] = name
+    return paired
+
+
+# ------------------------------------------------------------------------------------------- decoding
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The fully decoded image. Pillow's global leave to pad truncated files is overruled meanwhile."""
+    try:
+        with _whole_files_only(), Image.open(path) as image:
+            image.load()
+            yield image
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} is broken: not an image that can be read") from error
+    except _DECODE_ERRORS as error:
+        raise DataError(f"{path} is broken: {error}") from error
+
+
+@contextmanager
+def _whole_files_only() -> Iterator[None]:
+    if not ImageFile.LOAD_TRUNCATED_IMAGES:
+        yield
+        return
+    with _strict:  # another library switched it on for the whole process
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode an image to RGB; its EXIF orientation is not applied, as in torchvision.
+
+    Raises:
+        DataError: the file is missing, truncated or no image; the message names it.
+    """
+    with _opened(path) as image:
+        return image.convert("RGB")
+
+
+def read_mask(path: Path) -> Array:
+    """The label of each pixel, uint8 (H, W). Palette indices are kept, never turned into colours.
+
+    Raises:
+        DataError: the file is missing or broken, or holds colours rather than labels.
+    """
+    with _opened(path) as image:
+        values = np.asarray(image)
+    if values.ndim == 3 and all(np.array_equal(values[..., 0], values[..., c]) for c in (1, 2)):
+        values = values[..., 0]  # grey written as RGB still says one number a pixel
+    if values.ndim != 2:
+        raise DataError(
+            f"{path} holds colours ({image.mode}), not labels; masks must be index or grey images"
+        )
+    if values.dtype != np.uint8:
+        if values.size and not 0 <= values.min() <= values.max() <= 255:
+            raise DataError(f"{path} holds labels up to {values.max()}; masks must fit in 0..255")
+        values = values.astype(np.uint8)
+    return values
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the header alone. Raises DataError naming the file."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except _DECODE_ERRORS as error:
+        raise DataError(f"{path} is broken: {error}") from error
+
+
+def check_size(mask: Array, mask_path: Path, image_path: Path) -> None:
+    """Raise DataError naming both files where a mask is not of its image's size."""
+    size = image_size(image_path)
+    if mask.shape != size:
+        raise DataError(
+            f"{mask_path} is {mask.shape[1]}x{mask.shape[0]} pixels, "
+            f"its image {image_path} {size[1]}x{size[0]}"
+        )
+
+
+def labels_present(paths: Sequence[Path]) -> list[int]:
+    """The labels that occur in any of these masks, ascending."""
+
+    def one(path: Path) -> Array:
+        return np.bincount(read_mask(path).ravel(), minlength=256) > 0
+
+    seen = np.zeros(256, dtype=bool)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for present in pool.map(one, paths):
+            seen |= present
+    return [int(label) for label in np.flatnonzero(seen)]
+
+
+# ------------------------------------------------------------------------------------------- fingerprint
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files that make a data set, each with its label (-1: none), and what was worked out from them.
+
+    The fingerprint is a SHA-256 over (relative path, size, label) of every file in order, over the contents
+    too where the files together hold at most ``CONTENT_LIMIT`` bytes, and over ``extra`` (classes, void,
+    the choice of splits). It does not depend on the folder's place or on time stamps. Whatever is derived
+    from reading files is remembered in the cache under their paths, sizes and times of change, so that
+    the next start does not read them again.
+    """
+
+    root: Path
+    files: Sequence[tuple[str, int]]
+    cache_dir: Path | None = None
+    _stats: list[os.stat_result] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "_stats", [(self.root / name).stat() for name, _ in self.files])
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    @cached_property
+    def total(self) -> int:
+        """Bytes of all files together."""
+        return sum(stat.st_size for stat in self._stats)
+
+    @cached_property
+    def _key(self) -> str:
+        digest = hashlib.sha256(f"{self.root.resolve()}\n".encode())
+        for (name, label), stat in zip(self.files, self._stats, strict=True):
+            digest.update(
+                f"{name}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n".encode()
+            )
+        return digest.hexdigest()[:32]
+
+    def recall(self, what: str, compute: Callable[[], Any]) -> Any:
+        """The JSON value that ``compute`` makes from these files, from the cache while no file changes."""
+        path = cache_root(self.cache_dir) / "manifests" / f"{self._key}-{what}.json"
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads(path.read_bytes())
+        value = compute()
+        with contextlib.suppress(OSError):  # a read-only cache costs time, never the run
+            write_json(path, value)
+        return value
+
+    def fingerprint(self, **extra: object) -> str:
+        """The identity of the data set's contents, 64 hexadecimal digits."""
+        contents = self.recall("contents", self._contents)
+        return hashlib.sha256(json.dumps([contents, extra], sort_keys=True).encode()).hexdigest()
+
+    def _contents(self) -> str:
+        digest = hashlib.sha256()
+        whole = self.total <= CONTENT_LIMIT
+        for (name, label), stat in zip(self.files, self._stats, strict=True):
+            digest.update(f"{name}\0{stat.st_size}\0{label}\n".encode())
+            if whole:
+                digest.update((self.root / name).read_bytes())
+        return digest.hexdigest()

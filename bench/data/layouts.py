@@ -1,0 +1,152 @@
+"""Which layout a folder has, told from its folder names and a few files; and which of its splits are used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import DataError
+from ..types import DataKind
+from .files import IMAGE_SUFFIXES, subfolders
+
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation")
+SPLIT_NAMES = (*TRAIN_NAMES, *TEST_NAMES)
+RESOLUTIONS = ("480p", "Full-Resolution", "1080p")
+CIFAR_FOLDERS = {10: "cifar-10-batches-py", 100: "cifar-100-python"}
+
+
+class Layout(NamedTuple):
+    """A layout that is understood: its kind, and what a folder of it holds."""
+
+    kind: DataKind
+    holds: str
+
+
+LAYOUTS: dict[str, Layout] = {
+    "imagefolder": Layout("classification", "train/<class>/*.jpg and test/ or val/<class>/*.jpg"),
+    "cifar": Layout("classification", f"the python batches of CIFAR ({' or '.join(CIFAR_FOLDERS.values())})"),
+    "segmentation": Layout(
+        "segmentation", "train/, val/, test/, each with images/ and masks/ of the same stems"
+    ),
+    "segmentation-flat": Layout("segmentation", "images/ and masks/ of the same stems, one split"),
+    "voc": Layout("segmentation", "JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/*.txt"),
+    "davis": Layout("video", "JPEGImages/480p/<sequence>/ and Annotations/480p/<sequence>/"),
+}
+
+
+class Detected(NamedTuple):
+    """What a folder was taken for: layout, kind, and the reason in words."""
+
+    layout: str
+    kind: DataKind
+    reason: str
+
+
+def has_image(folder: Path) -> bool:
+    """Whether an image lies directly in the folder."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in entries)
+
+
+def cifar_folder(root: Path) -> tuple[Path, int] | None:
+    """The folder of CIFAR's python batches at or below ``root``, and the number of classes."""
+    for folder in (root, *(root / name for name in CIFAR_FOLDERS.values())):
+        if (folder / "data_batch_1").is_file() and (folder / "test_batch").is_file():
+            return folder, 10
+        if all((folder / name).is_file() for name in ("train", "test", "meta")):
+            return folder, 100
+    return None
+
+
+def _reasons(root: Path) -> dict[str, str]:
+    """Every layout that the folder could be, each with what speaks for it."""
+    here = set(subfolders(root))
+    found: dict[str, str] = {}
+    splits = [name for name in SPLIT_NAMES if name in here]
+    inside = {name: set(subfolders(root / name)) for name in splits}
+    paired = [name for name in splits if {"images", "masks"} <= inside[name]]
+    if paired:
+        found["segmentation"] = f"{paired[0]}/images and {paired[0]}/masks"
+    for name in splits:
+        classes = sorted(inside[name] - ({"images", "masks"} if name in paired else set()))
+        if any(has_image(root / name / folder) for folder in classes[:20]):
+            found["imagefolder"] = f"class folders with images in {name}/"
+            break
+    if {"images", "masks"} <= here:
+        found["segmentation-flat"] = "images/ and masks/"
+    if {"JPEGImages", "SegmentationClass", "ImageSets"} <= here:
+        found["voc"] = "JPEGImages/, SegmentationClass/ and ImageSets/"
+    if {"JPEGImages", "Annotations"} <= here:
+        sizes = set(subfolders(root / "JPEGImages")) & set(subfolders(root / "Annotations"))
+        for size in RESOLUTIONS:
+            if size in sizes:
+                found["davis"] = f"JPEGImages/{size} and Annotations/{size}"
+                break
+    batches = cifar_folder(root)
+    if batches:
+        found["cifar"] = f"CIFAR-{batches[1]} python batches in {batches[0].name}/"
+    return found
+
+
+def detect(root: Path) -> Detected:
+    """What the folder is.
+
+    Raises:
+        DataError: no such folder, no known layout, or more than one.
+    """
+    if not root.is_dir():
+        raise DataError(f"there is no data folder {root}")
+    found = _reasons(root)
+    if len(found) == 1:
+        layout, reason = next(iter(found.items()))
+        return Detected(layout, LAYOUTS[layout].kind, reason)
+    known = "; ".join(f"{name}: {layout.holds}" for name, layout in LAYOUTS.items())
+    if found:
+        seen = " and ".join(f"{name} ({reason})" for name, reason in found.items())
+        raise DataError(
+            f"{root} could be more than one layout: {seen}; name one with layout: NAME in a suite"
+        )
+    raise DataError(f"{root} has no known layout: it holds {_listing(root)}. Known layouts are {known}")
+
+
+def choose_splits(root: Path, train: str | None, test: str | None, marker: str | None) -> tuple[str, str]:
+    """The train and test split: as named, else train/training, and the first that is there of test, val...
+
+    ``marker`` is a folder that each split must hold (``images``), or None where class folders do. A ``test``
+    folder without labels (no class folder, no mask) is passed over.
+    """
+
+    def usable(name: str) -> bool:
+        folder = root / name
+        return (folder / marker).is_dir() if marker else bool(subfolders(folder))
+
+    for given in (train, test):
+        if given and not usable(given):
+            raise DataError(
+                f"{root} has no split {given!r} with {marker or 'class folders'}; it holds {_listing(root)}"
+            )
+    train = train or _first(TRAIN_NAMES, usable)
+    test = test or _first((name for name in TEST_NAMES if name != train), usable)
+    if not train or not test:
+        missing, names = ("train", TRAIN_NAMES) if not train else ("test", TEST_NAMES)
+        raise DataError(
+            f"{root} has no {missing} split ({', '.join(names)}); it holds {_listing(root)}. "
+            "Both a train and a test split are needed"
+        )
+    return train, test
+
+
+def _first(names: Iterable[str], usable: Callable[[str], bool]) -> str | None:
+    return next((name for name in names if usable(name)), None)
+
+
+def _listing(root: Path) -> str:
+    names = sorted(p.name + ("/" if p.is_dir() else "") for p in root.iterdir() if not p.name.startswith("."))
+    if not names:
+        return "nothing"
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

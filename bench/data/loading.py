@@ -1,0 +1,149 @@
+"""From images on disk to batches of pixels: decoded in worker processes, in order, errors with file names."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from ..errors import DataError
+from ..types import Array, ImageSplit, View
+
+_FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+class Batch(NamedTuple):
+    """Decoded images that follow each other in the split.
+
+    Attributes:
+        positions: position of each image in the split, int64 (B,), ascending.
+        images: pixels, uint8 (B, 3, S, S); see ``normalise``.
+        broken: ids of the images of this stretch that could not be decoded (only with ``skip_broken``).
+    """
+
+    positions: Array
+    images: torch.Tensor
+    broken: list[str]
+
+
+def view_pixels(image: Image.Image, view: View) -> Array:
+    """The view of an image before normalisation, uint8 (S, S, 3).
+
+    Sizes are rounded as in torchvision's ``Resize`` (long side cut to a whole number) and ``CenterCrop``
+    (offset rounded to even): ``crop`` equals that pair to the bit, and ``squash`` equals ``Resize((S, S))``.
+    """
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    width, height = image.size
+    if view.mode == "squash":
+        target = (view.size, view.size)
+    elif width <= height:
+        target = (view.resize, int(view.resize * height / width))
+    else:
+        target = (int(view.resize * width / height), view.resize)
+    if image.size != target:
+        image = image.resize(target, _FILTERS[view.interpolation])
+    if view.mode == "crop":
+        left, top = (round((side - view.size) / 2.0) for side in target)
+        image = image.crop((left, top, left + view.size, top + view.size))
+    return np.asarray(image)
+
+
+def normalise(pixels: torch.Tensor, view: View) -> torch.Tensor:
+    """From uint8 pixels (..., 3, H, W) to float32 with the view's mean and standard deviation."""
+    mean = torch.tensor(view.mean, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(view.std, device=pixels.device).view(3, 1, 1)
+    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def apply_view(image: Image.Image, view: View) -> torch.Tensor:
+    """The encoder's input for one image, float32 (3, S, S), normalised."""
+    return normalise(_tensor(view_pixels(image, view)), view)
+
+
+def squash_mask(mask: Array, size: int | tuple[int, int]) -> Array:
+    """Resize a label map (H, W) to ``size`` (a side, or height and width), taking the nearest label."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+
+
+def iterate_batches(
+    split: ImageSplit, view: View, batch_size: int, workers: int = 0, skip_broken: bool = False
+) -> Iterator[Batch]:
+    """The images of a split in order, through a view, in batches of uint8 pixels.
+
+    Args:
+        split: where the images come from; it is sent to the workers.
+        view: how they are resized and cropped.
+        batch_size: images a batch, broken ones counted.
+        workers: processes that decode; 0 decodes in this one.
+        skip_broken: leave broken images out and name them in the batch, rather than stop.
+
+    Raises:
+        DataError: an image is broken (unless ``skip_broken``); the message names the file.
+    """
+    decoded = _Decoded(split, view)
+    loader = DataLoader(
+        decoded,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=decoded.collate,
+        worker_init_fn=_leave_interrupts_to_parent if workers else None,
+        generator=torch.Generator(),  # otherwise the iterator draws from, and so changes, the global state
+    )
+    for positions, images, broken, reasons in loader:
+        if reasons and not skip_broken:
+            raise DataError(reasons[0])
+        yield Batch(positions, images, broken)
+
+
+class _Item(NamedTuple):
+    position: int
+    pixels: Array | None
+    reason: str
+
+
+class _Decoded(TorchDataset[_Item]):
+    def __init__(self, split: ImageSplit, view: View) -> None:
+        self.split, self.view = split, view
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, i: int) -> _Item:
+        # An exception that crosses the process border loses its one-line message, so the message travels.
+        try:
+            return _Item(i, view_pixels(self.split.image(i), self.view), "")
+        except DataError as error:
+            return _Item(i, None, f"{error}")
+
+    def collate(self, items: Sequence[_Item]) -> tuple[Array, torch.Tensor, list[str], list[str]]:
+        whole = [item for item in items if item.pixels is not None]
+        failed = [item for item in items if item.pixels is None]
+        size = self.view.size
+        pixels = np.zeros((0, size, size, 3), np.uint8)
+        if whole:
+            pixels = np.stack([item.pixels for item in whole if item.pixels is not None])
+        return (
+            np.asarray([item.position for item in whole], dtype=np.int64),
+            torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+            [self.split.ids[item.position] for item in failed],
+            [item.reason for item in failed],
+        )
+
+
+def _leave_interrupts_to_parent(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _tensor(pixels: Array) -> torch.Tensor:
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()

@@ -1,0 +1,352 @@
+"""The embedded data sets: small textured scenes, drawn from seeds, the same on every run.
+
+Twelve classes are pairs of a shape and a texture, chosen so that each of six shapes occurs with two
+textures and each of six textures on two shapes: neither alone tells the class, and colour, place, size,
+rotation, background and light say nothing about it. The generated folders have the layouts that the
+ordinary readers serve: ``scenes`` (train/val, a folder a class), ``scenes-seg`` (train/val, images and
+masks, 0 is background), ``scenes-video`` (DAVIS 2017).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from ..results import write_json
+from .drawing import SHAPES, TEXTURES, Plane, Thing, draw, grid, oklch
+from .files import cache_root
+
+VERSION = 1
+_SHAPES, _TEXTURES = tuple(SHAPES), tuple(TEXTURES)
+PAIRS: tuple[tuple[str, str], ...] = tuple(
+    (shape, _TEXTURES[(i + step) % len(_TEXTURES)]) for i, shape in enumerate(_SHAPES) for step in (0, 1)
+)
+"""(shape, texture) of each class."""
+CLASSES: tuple[str, ...] = tuple(f"{texture}-{shape}" for shape, texture in PAIRS)
+
+SIDE = 128
+SEGMENTATION_SIDE = 160
+FRAME = (192, 256)
+FRAMES = 16
+TRAIN_PER_CLASS, VAL_PER_CLASS = 100, 40
+SEGMENTATION_COUNTS = {"train": 96, "val": 160}
+SEQUENCES = 8
+
+Picture = NDArray[np.uint8]
+Labels = NDArray[np.uint8]
+
+
+class Sizes(NamedTuple):
+    """How much is generated; the default is what the cache holds."""
+
+    train_per_class: int = TRAIN_PER_CLASS
+    val_per_class: int = VAL_PER_CLASS
+    segmentation: tuple[int, int] = (SEGMENTATION_COUNTS["train"], SEGMENTATION_COUNTS["val"])
+    sequences: int = SEQUENCES
+
+
+def generator(*key: str | int) -> np.random.Generator:
+    """The random generator of one picture: its key is what the picture is, never how many came before."""
+    words = [int.from_bytes(part.encode(), "little") if isinstance(part, str) else part for part in key]
+    return np.random.default_rng(np.random.SeedSequence([VERSION, *words]))
+
+
+# ------------------------------------------------------------------------------------------- composition
+
+
+def _colours(rng: np.random.Generator, hue: float | None = None) -> NDArray[np.float32]:
+    """Two colours that differ in lightness and mostly in hue; which one is the lighter is random."""
+    hue = rng.random() if hue is None else hue
+    other = hue + rng.choice([0.0, 0.08, -0.08, 0.33, 0.5])
+    dark = oklch(rng.uniform(0.34, 0.56), rng.uniform(0.05, 0.15), hue)
+    light = oklch(rng.uniform(0.76, 0.93), rng.uniform(0.03, 0.12), other)
+    return np.stack([dark, light] if rng.random() < 0.5 else [light, dark])
+
+
+def make_thing(
+    rng: np.random.Generator, label: int, category: int, centre: tuple[float, float], radius: float
+) -> Thing:
+    """An object of a class with everything else random."""
+    shape, texture = PAIRS[category]
+    bend = np.stack([rng.uniform(0, 0.12, 3), rng.uniform(0, 2 * np.pi, 3)], axis=1).astype(np.float32)
+    return Thing(
+        label=label,
+        shape=shape,
+        texture=texture,
+        centre=centre,
+        radius=radius,
+        angle=rng.uniform(0, 2 * np.pi),
+        squash=float(np.exp(rng.uniform(-0.14, 0.14))),
+        colours=_colours(rng),
+        grain=(rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.25), rng.uniform(-2, 2), rng.uniform(-2, 2)),
+        bend=bend,
+    )
+
+
+def _noise(rng: np.random.Generator, x: Plane, y: Plane, cells: float, waves: int = 6) -> Plane:
+    """Smooth random relief over the plane, about -1..1, features of 1/cells of the height."""
+    turns, phases = rng.uniform(0, 2 * np.pi, waves), rng.uniform(0, 2 * np.pi, waves)
+    rates = 2 * np.pi * cells * np.exp(rng.uniform(-0.5, 0.5, waves))
+    total = np.zeros_like(x)
+    for turn, phase, rate in zip(turns, phases, rates, strict=True):
+        total += np.sin(
+            (x * np.float32(np.cos(turn)) + y * np.float32(np.sin(turn))) * np.float32(rate)
+            + np.float32(phase)
+        )
+    return total / np.float32(np.sqrt(waves))
+
+
+def background(rng: np.random.Generator, x: Plane, y: Plane) -> NDArray[np.float32]:
+    """A lit, textured ground in muted colours, float (H, W, 3)."""
+    hue = rng.random()
+    low = oklch(rng.uniform(0.3, 0.62), rng.uniform(0.01, 0.08), hue)
+    high = oklch(rng.uniform(0.6, 0.88), rng.uniform(0.01, 0.07), hue + rng.uniform(-0.2, 0.2))
+    pattern = TEXTURES[_TEXTURES[rng.integers(len(_TEXTURES))]]
+    turn, scale = rng.uniform(0, 2 * np.pi), rng.uniform(2.2, 4.5)
+    cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    bent = np.float32(0.05) * _noise(rng, x, y, 2.0)
+    weave = np.tanh(
+        pattern(
+            (x * cos + y * sin + bent) * np.float32(scale), (y * cos - x * sin + bent) * np.float32(scale)
+        )
+    )
+    relief = np.float32(0.55) * _noise(rng, x, y, 1.2) + np.float32(0.2) * _noise(rng, x, y, 7.0)
+    mix = np.clip(0.5 + 0.3 * relief + rng.uniform(0.05, 0.3) * weave, 0, 1)[..., None]
+    return (low * mix + high * (1 - mix)).astype(np.float32)
+
+
+def _light(rng: np.random.Generator) -> tuple[float, float]:
+    turn = rng.uniform(0, 2 * np.pi)
+    return float(np.cos(turn)), float(np.sin(turn))
+
+
+def _expose(
+    rng: np.random.Generator,
+    canvas: NDArray[np.float32],
+    x: Plane,
+    y: Plane,
+    light: tuple[float, float],
+    gain: float,
+) -> Picture:
+    """What a camera makes of it: uneven light, a cast of colour, grain."""
+    slope = (x - x.mean()) * np.float32(light[0]) + (y - y.mean()) * np.float32(light[1])
+    cast = rng.uniform(0.92, 1.08, 3).astype(np.float32)
+    lit = canvas * (np.float32(gain) * (1 + np.float32(0.28) * slope)[..., None] * cast)
+    lit += rng.normal(0, 0.018, canvas.shape).astype(np.float32)
+    picture: Picture = (np.clip(lit, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return picture
+
+
+def classification_scene(rng: np.random.Generator, category: int, side: int = SIDE) -> tuple[Picture, Labels]:
+    """One dominant object of a class among small plain clutter: (H, W, 3), and its exact mask (H, W)."""
+    x, y = grid(side, side)
+    light = _light(rng)
+    canvas, labels = background(rng, x, y), np.zeros((side, side), np.uint8)
+    for _ in range(rng.integers(1, 5)):
+        spot = (float(rng.uniform(0, 1)), float(rng.uniform(0, 1)))
+        clutter = make_thing(rng, 0, int(rng.integers(len(PAIRS))), spot, rng.uniform(0.05, 0.11))
+        draw(canvas, labels, replace(clutter, texture=None), x, y, light)
+    radius = rng.uniform(0.2, 0.36)
+    centre = tuple(rng.uniform(radius * 0.8, 1 - radius * 0.8, 2).tolist())
+    draw(canvas, labels, make_thing(rng, 1, category, (centre[0], centre[1]), radius), x, y, light)
+    return _expose(rng, canvas, x, y, light, rng.uniform(0.72, 1.12)), labels
+
+
+def segmentation_scene(rng: np.random.Generator, side: int = SEGMENTATION_SIDE) -> tuple[Picture, Labels]:
+    """Three to five objects that may overlap, and the class of each pixel: 0 background, 1..12."""
+    x, y = grid(side, side)
+    light = _light(rng)
+    canvas, labels = background(rng, x, y), np.zeros((side, side), np.uint8)
+    for spot in _spread(rng, int(rng.integers(3, 6)), 1.0):
+        category = int(rng.integers(len(PAIRS)))
+        draw(
+            canvas,
+            labels,
+            make_thing(rng, category + 1, category, spot, rng.uniform(0.15, 0.27)),
+            x,
+            y,
+            light,
+        )
+    return _expose(rng, canvas, x, y, light, rng.uniform(0.75, 1.12)), labels
+
+
+def _spread(rng: np.random.Generator, n: int, width: float) -> list[tuple[float, float]]:
+    """n places in a picture of height 1 that keep some distance (the best of a few random draws)."""
+    best, most = np.zeros((n, 2)), -1.0
+    for _ in range(12):
+        spots = rng.uniform((0.14 * width, 0.14), (0.86 * width, 0.86), (n, 2))
+        gaps = np.hypot(*(spots[:, None] - spots[None]).transpose(2, 0, 1)) + np.eye(n) * 9
+        if gaps.min() > most:
+            best, most = spots, float(gaps.min())
+    return [(float(a), float(b)) for a, b in best]
+
+
+class _Track(NamedTuple):
+    """How one object of a video moves, all as functions of time 0..1."""
+
+    thing: Thing
+    end: tuple[float, float]
+    sway: float
+    spin: float
+    pulse: tuple[float, float]
+    flex: float
+
+    def at(self, time: float) -> Thing:
+        eased = time * time * (3 - 2 * time) * 0.5 + time * 0.5
+        (x0, y0), (x1, y1) = self.thing.centre, self.end
+        side = self.sway * np.sin(np.pi * time)
+        grown = np.exp(self.pulse[0] * np.sin(2 * np.pi * time + self.pulse[1]))
+        bend = self.thing.bend.copy()
+        bend[:, 1] += np.float32(self.flex * time)
+        return replace(
+            self.thing,
+            centre=(x0 + (x1 - x0) * eased - (y1 - y0) * side, y0 + (y1 - y0) * eased + (x1 - x0) * side),
+            angle=self.thing.angle + self.spin * time,
+            radius=self.thing.radius * float(grown),
+            bend=bend,
+        )
+
+
+def video_scene(
+    rng: np.random.Generator, frames: int = FRAMES, size: tuple[int, int] = FRAME
+) -> list[tuple[Picture, Labels]]:
+    """Two or three objects of alike colours that change places, passing before each other, and turn, grow and
+    bend, over a ground that pans while the light changes; each frame with its map of objects, 1..K.
+    """
+    x, y = grid(*size)
+    n, hue, light = int(rng.integers(2, 4)), rng.random(), _light(rng)
+    starts = _spread(rng, n, size[1] / size[0])
+    tracks = []
+    for i, category in enumerate(rng.choice(len(PAIRS), n, replace=False).tolist()):
+        thing = make_thing(rng, i + 1, category, starts[i], rng.uniform(0.15, 0.24))
+        thing = replace(thing, colours=_colours(rng, hue + float(rng.normal(0, 0.04))))
+        tracks.append(
+            _Track(
+                thing,
+                end=starts[(i + 1) % n],
+                sway=float(rng.uniform(-0.25, 0.25)),
+                spin=float(rng.uniform(-2.2, 2.2)),
+                pulse=(float(rng.uniform(0.05, 0.2)), float(rng.uniform(0, 2 * np.pi))),
+                flex=float(rng.uniform(2, 5)),
+            )
+        )
+    pan, sweep, gain = rng.uniform(-0.3, 0.3, 2), rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.0)
+    ground = int(rng.integers(2**31))
+    shots = []
+    for frame in range(frames):
+        time = frame / max(1, frames - 1)
+        dx, dy = (np.float32(value * time) for value in pan)
+        canvas, labels = background(np.random.default_rng(ground), x + dx, y + dy), np.zeros(size, np.uint8)
+        for track in tracks:
+            draw(canvas, labels, track.at(time), x, y, light)
+        brightness = float(gain * (1 + 0.15 * np.sin(2 * np.pi * time + sweep)))
+        shots.append((_expose(rng, canvas, x, y, light, brightness), labels))
+    return shots
+
+
+# ------------------------------------------------------------------------------------------- on disk
+
+
+def ensure_scenes(cache_dir: Path | None = None) -> Path:
+    """The folder with ``scenes``, ``scenes-seg`` and ``scenes-video``, generated on first use.
+
+    Raises:
+        DataError: the cache folder cannot be written.
+    """
+    folder = cache_root(cache_dir) / f"scenes-v{VERSION}"
+    if (folder / "complete.json").is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise DataError(
+            f"the embedded scenes cannot be written below {folder.parent}: {error.strerror}"
+        ) from error
+    try:
+        generate(staging)
+        staging.chmod(0o755)
+        try:
+            staging.replace(folder)
+        except OSError:
+            if not (
+                folder / "complete.json"
+            ).is_file():  # else another process was faster, with the same bytes
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def generate(folder: Path, sizes: Sizes | None = None, seed: int = 0) -> None:
+    """Draw and write the three data sets below a folder; ``complete.json`` is written last.
+
+    Each picture has a generator of its own, so neither the number of threads nor the sizes change it.
+    """
+    sizes = sizes or Sizes()
+    jobs: list[Callable[[], None]] = []
+    for split, count in (("train", sizes.train_per_class), ("val", sizes.val_per_class)):
+        for category, name in enumerate(CLASSES):
+            target = folder / "scenes" / split / name
+            target.mkdir(parents=True)
+            jobs += [partial(_write_classified, target, seed, split, category, i) for i in range(count)]
+    for split, count in zip(("train", "val"), sizes.segmentation, strict=True):
+        target = folder / "scenes-seg" / split
+        for part in ("images", "masks"):
+            (target / part).mkdir(parents=True)
+        jobs += [partial(_write_segmented, target, seed, split, i) for i in range(count)]
+    (folder / "scenes-seg" / "classes.txt").write_text("\n".join(("background", *CLASSES)) + "\n")
+    names = [f"scene-{i:02d}" for i in range(sizes.sequences)]
+    for i, name in enumerate(names):
+        for part in ("JPEGImages", "Annotations"):
+            (folder / "scenes-video" / part / "480p" / name).mkdir(parents=True)
+        jobs.append(partial(_write_video, folder / "scenes-video", seed, name, i))
+    lists = folder / "scenes-video" / "ImageSets" / "2017"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("".join(f"{name}\n" for name in names))
+    _run(jobs)
+    write_json(folder / "complete.json", {"version": VERSION, "seed": seed, "sizes": sizes._asdict()})
+
+
+def _run(jobs: Iterable[Callable[[], None]]) -> None:
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        try:
+            for done in [pool.submit(job) for job in jobs]:
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _write_classified(folder: Path, seed: int, split: str, category: int, i: int) -> None:
+    picture, _ = classification_scene(generator(seed, "classification", split, category, i), category)
+    _save(folder / f"{i:04d}.png", picture)
+
+
+def _write_segmented(folder: Path, seed: int, split: str, i: int) -> None:
+    picture, labels = segmentation_scene(generator(seed, "segmentation", split, i))
+    _save(folder / "images" / f"{i:04d}.png", picture)
+    _save(folder / "masks" / f"{i:04d}.png", labels)
+
+
+def _write_video(folder: Path, seed: int, name: str, i: int) -> None:
+    for frame, (picture, labels) in enumerate(video_scene(generator(seed, "video", i))):
+        _save(folder / "JPEGImages" / "480p" / name / f"{frame:05d}.png", picture)
+        _save(folder / "Annotations" / "480p" / name / f"{frame:05d}.png", labels)
+
+
+def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path, compress_level=3)

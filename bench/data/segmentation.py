@@ -1,0 +1,163 @@
+"""Segmentation: images beside index masks, and the layout of Pascal VOC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import DataError
+from ..types import Dataset
+from .files import Manifest, by_stem, labels_present
+from .layouts import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES, choose_splits
+from .splits import FileSplit
+
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+
+Pairs = list[tuple[str, str]]
+"""(image, mask), both relative to the root of the data set."""
+
+
+def load_split_folders(
+    root: Path,
+    name: str,
+    train: str | None,
+    test: str | None,
+    void: Sequence[int] | None,
+    classes: Sequence[str] | None,
+    cache_dir: Path | None,
+) -> Dataset:
+    """``root/<split>/images`` and ``root/<split>/masks``, one mask of the same stem for each image.
+
+    Every split that is there can be asked for; where no name is given the scored one is ``test`` if it has
+    masks, else ``val``.
+    """
+    if not train and not any((root / split / "masks").is_dir() for split in TRAIN_NAMES):
+        # Unsupervised protocols need no train split, so one that is absent is not an error here.
+        train = next((s for s in (test, *TEST_NAMES) if s and (root / s / "masks").is_dir()), None)
+        test = test or train
+    chosen_train, chosen_test = choose_splits(root, train, test, marker="masks")
+    names = [s for s in SPLIT_NAMES if (root / s / "masks").is_dir()]
+    names += [s for s in (chosen_train, chosen_test) if s not in names]
+    pairs = {split: pair_up(root, f"{split}/images", f"{split}/masks") for split in names}
+    return _dataset(root, name, pairs, chosen_train, chosen_test, void, classes, cache_dir)
+
+
+def load_flat(
+    root: Path, name: str, void: Sequence[int] | None, classes: Sequence[str] | None, cache_dir: Path | None
+) -> Dataset:
+    """``root/images`` and ``root/masks``: one split, called ``all``."""
+    pairs = {"all": pair_up(root, "images", "masks")}
+    return _dataset(root, name, pairs, "all", "all", void, classes, cache_dir)
+
+
+def load_voc(
+    root: Path,
+    name: str,
+    train: str | None,
+    test: str | None,
+    void: Sequence[int] | None,
+    classes: Sequence[str] | None,
+    cache_dir: Path | None,
+) -> Dataset:
+    """Pascal VOC: the lists of ``ImageSets/Segmentation``, palette masks, 255 void."""
+    lists = root / "ImageSets" / "Segmentation"
+    chosen = {"train": train or "train", "test": test or "val"}
+    pairs: dict[str, Pairs] = {}
+    for split in dict.fromkeys(chosen.values()):
+        path = lists / f"{split}.txt"
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; it lists the images of the split {split!r}")
+        stems = path.read_text(encoding="utf-8").split()
+        pairs[split] = [(f"JPEGImages/{s}.jpg", f"SegmentationClass/{s}.png") for s in stems]
+    names = classes if classes is not None else _described(root).get("classes", VOC_CLASSES)
+    return _dataset(root, name, pairs, chosen["train"], chosen["test"], void, names, cache_dir)
+
+
+def pair_up(root: Path, images: str, masks: str) -> Pairs:
+    """Each image with its mask of the same stem. Raises DataError naming the file that is alone."""
+    pictures, labels = by_stem(root / images), by_stem(root / masks)
+    if not pictures:
+        raise DataError(f"{root / images} holds no image")
+    for stem, image in pictures.items():
+        if stem not in labels:
+            raise DataError(f"{root / images / image} has no mask: {root / masks / stem}.png does not exist")
+    for stem, mask in labels.items():
+        if stem not in pictures:
+            raise DataError(f"{root / masks / mask} has no image of the same name in {root / images}")
+    return [(f"{images}/{pictures[stem]}", f"{masks}/{labels[stem]}") for stem in pictures]
+
+
+def _dataset(
+    root: Path,
+    name: str,
+    pairs: Mapping[str, Pairs],
+    train: str,
+    test: str,
+    void: Sequence[int] | None,
+    classes: Sequence[str] | None,
+    cache_dir: Path | None,
+) -> Dataset:
+    described = _described(root)
+    if void is None:
+        void = described.get("void", (255,))
+    names = classes if classes is not None else described.get("classes")
+    files = [(path, -1) for split in pairs.values() for pair in split for path in pair]
+    manifest = Manifest(root, files, cache_dir)
+    if names is None:
+        present = manifest.recall(
+            "labels", lambda: labels_present([root / mask for split in pairs.values() for _, mask in split])
+        )
+        used = [label for label in present if label not in void]
+        if not used:
+            raise DataError(f"the masks of {root} hold no label besides void ({', '.join(map(str, void))})")
+        names = [f"class {label}" for label in range(max(used) + 1)]
+    known = frozenset(range(len(names))) | frozenset(void)
+    return Dataset(
+        name=name,
+        kind="segmentation",
+        fingerprint=manifest.fingerprint(classes=list(names), void=list(void), train=train, test=test),
+        classes=tuple(names),
+        splits={
+            split: FileSplit(root, [i for i, _ in found], None, [m for _, m in found], known)
+            for split, found in pairs.items()
+        },
+        void=tuple(void),
+        train_split=train,
+        test_split=test,
+        path=str(root),
+    )
+
+
+def _described(root: Path) -> dict[str, Any]:
+    """What ``dataset.yaml`` (``classes``, ``void``) or ``classes.txt`` (a name a line) in the root says."""
+    path = root / "dataset.yaml"
+    if path.is_file():
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        content = {} if content is None else content
+        if not isinstance(content, dict) or not set(content) <= {"classes", "void"}:
+            raise DataError(f"{path} may hold the fields classes and void alone")
+        for field, kind in (("classes", str), ("void", int)):
+            values = content.get(field, [])
+            if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+                raise DataError(
+                    f"{path}: {field} must be a list of {'names' if kind is str else 'whole numbers'}"
+                )
+        return content
+    path = root / "classes.txt"
+    if path.is_file():
+        return {
+            "classes": [
+                line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
+        }
+    return {}

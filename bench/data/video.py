@@ -1,0 +1,110 @@
+"""Video with label maps, in the layouts of DAVIS 2016 and 2017.
+
+Which of the two a folder is: 2016 where the list of sequences holds paths of images and masks, or where
+no annotation of the listed sequences holds a value other than 0 and 255; else 2017. In 2016 the value 255
+is the one object; in 2017 values are object ids, and 255 is void.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from ..types import Dataset
+from .files import Manifest, by_stem, labels_present, subfolders
+from .layouts import RESOLUTIONS
+from .splits import FileSequence
+
+_LISTS = ("2017/val.txt", "2016/val.txt", "480p/val.txt", "1080p/val.txt", "val.txt")
+
+
+def load_davis(root: Path, name: str, layout: str, test: str | None, cache_dir: Path | None) -> Dataset:
+    """Sequences of ``JPEGImages/<resolution>`` with ``Annotations/<resolution>``.
+
+    Args:
+        root: the folder that holds them.
+        name: how the data set is called in results.
+        layout: ``davis``, or ``davis2016`` / ``davis2017`` to say which it is, each with the resolution
+            after a colon where 480p is not wanted (``davis:Full-Resolution``).
+        test: the list below ``ImageSets``, ``2017/val``; else the first that is there of 2017/val,
+            2016/val; all sequences where there is no list.
+        cache_dir: where what was read from the masks is remembered.
+
+    Raises:
+        DataError: a file or folder is missing; the message names it.
+    """
+    year, _, wanted = layout.partition(":")
+    resolution = wanted or next(
+        (r for r in RESOLUTIONS if (root / "JPEGImages" / r).is_dir()), RESOLUTIONS[0]
+    )
+    frames_root, masks_root = f"JPEGImages/{resolution}", f"Annotations/{resolution}"
+    for folder in (frames_root, masks_root):
+        if not (root / folder).is_dir():
+            raise DataError(f"{root / folder} does not exist")
+    names, lists_pairs = _listed(root, frames_root, test)
+    sequences = [_sequence(root, sequence, frames_root, masks_root) for sequence in names]
+    files = [(path, -1) for s in sequences for path in (*s.frames, *s.masks)]
+    manifest = Manifest(root, files, cache_dir)
+    single = year == "davis2016" or (
+        year == "davis"
+        and (lists_pairs or bool(manifest.recall("single", lambda: _only_0_and_255(sequences))))
+    )
+    for sequence in sequences:
+        sequence.single = single
+    return Dataset(
+        name=name,
+        kind="video",
+        fingerprint=manifest.fingerprint(single=single),
+        sequences=tuple(sequences),
+        path=str(root),
+    )
+
+
+def _listed(root: Path, frames_root: str, test: str | None) -> tuple[list[str], bool]:
+    """Names of the sequences, and whether the list gives paths of images and masks (DAVIS 2016)."""
+    candidates = [f"{test.removesuffix('.txt')}.txt"] if test else _LISTS
+    path = next((p for p in (root / "ImageSets" / c for c in candidates) if p.is_file()), None)
+    if path is None:
+        if test:
+            raise DataError(f"{root / 'ImageSets' / candidates[0]} does not exist")
+        return subfolders(root / frames_root), False
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"{path} lists no sequence")
+    in_pairs = len(lines[0]) > 1
+    return list(dict.fromkeys(Path(line[0]).parent.name if in_pairs else line[0] for line in lines)), in_pairs
+
+
+def _sequence(root: Path, name: str, frames_root: str, masks_root: str) -> FileSequence:
+    for folder in (frames_root, masks_root):
+        if not (root / folder / name).is_dir():
+            raise DataError(f"{root / folder / name} does not exist, but the sequence {name!r} is listed")
+    frames, masks = by_stem(root / frames_root / name), by_stem(root / masks_root / name)
+    if not frames:
+        raise DataError(f"{root / frames_root / name} holds no frame")
+    for stem in frames:
+        if stem not in masks:
+            raise DataError(
+                f"{root / masks_root / name / stem}.png does not exist; every frame needs its mask"
+            )
+    for stem, mask in masks.items():
+        if stem not in frames:
+            raise DataError(f"{root / masks_root / name / mask} has no frame of the same name")
+    return FileSequence(
+        root,
+        name,
+        list(frames),
+        [f"{frames_root}/{name}/{frame}" for frame in frames.values()],
+        [f"{masks_root}/{name}/{masks[stem]}" for stem in frames],
+    )
+
+
+def _only_0_and_255(sequences: list[FileSequence]) -> bool:
+    """Whether no mask holds an object id; first frames first, since in 2017 they answer at once."""
+    for part in (slice(0, 1), slice(1, None)):
+        for sequence in sequences:
+            if np.setdiff1d(labels_present([sequence.root / m for m in sequence.masks[part]]), (0, 255)).size:
+                return False
+    return True
