@@ -1,0 +1,392 @@
+"""Unsupervised segmentation: patch features are clustered, and the clusters are compared with label maps.
+
+Two questions, both without training anything:
+
+1. Data-set level. k-means over the patch features of the whole test split. With one cluster a class,
+   clusters and classes are matched one to one (Hungarian) and scored by mean IoU (``miou``) and pixel
+   accuracy; with many clusters (``miou_over@k=500``), each takes its majority class. Protocol of Leopart
+   (Ziegler and Asano, CVPR 2022, ``experiments/overcluster``), which NeCo uses too: square input of
+   twice the pre-training size, last-layer patch tokens after the final norm, standardised, PCA to 50,
+   ``faiss.Kmeans`` with 100 iterations, 5 starts and at most 256 points a centroid, seeds 0 to 4
+   averaged, cluster ids to 100 x 100 by nearest neighbour, void left out, background a class. The
+   alternative ``matching: count`` is that of PiCIE and STEGO. Labels serve the matching alone, so the
+   numbers say how well the classes form clusters, not what a deployed system would reach.
+2. Image level. The Latent MIM paper (Wei et al., ECCV 2024) shows hierarchical clusterings of the patch
+   tokens of single images, and publishes neither code nor a score for them. Ours: Ward linkage on the
+   L2-normalised tokens of each image, cut into k clusters (``mbo@k=8``); each class segment of the image
+   takes its best IoU with any cluster; the mean over segments, then over images (mean best overlap).
+
+``chance`` is the score of random cluster ids on the same patch grid; ``position_only`` in the details is
+that of clusters of the patch coordinates, which never look at the image: the bar that features must pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ..bench.errors import TaskError, did_you_mean
+from ..bench.types import (
+    Array,
+    Column,
+    Context,
+    Dataset,
+    EncoderSpec,
+    FeatureRequest,
+    Frozen,
+    Measurement,
+    Metric,
+    Statistic,
+    Tap,
+    View,
+)
+from . import task
+from ._math import segmentation as seg
+from ._segments import save_segments
+
+_MOST_TOKENS = 10_000  # a tree is built from the distances of all pairs of an image's tokens
+
+
+class UnsupSegConfig(Frozen):
+    """Protocol of the unsupervised segmentation task; the defaults are Leopart's."""
+
+    size: int | None = Field(
+        None, ge=1, description="Side of the square input; none: twice the checkpoint's image size."
+    )
+    layer: int = Field(-1, le=-1, description="Block whose patch tokens are clustered; -1 is the last.")
+    final_norm: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether the final norm is applied; auto: as the checkpoint's family does."
+    )
+    eval_size: int = Field(
+        100, ge=0, description="Masks are scored on a square of this side; 0: on their own pixels."
+    )
+    standardise: bool = Field(True, description="Divide each channel by its standard deviation.")
+    pca_dim: int = Field(
+        50, ge=0, description="Principal components kept; 0 (or fewer channels than that): no PCA."
+    )
+    clusters: Literal["classes"] | Annotated[int, Field(ge=1)] = Field(
+        "classes", description="Clusters that are matched one to one; classes: one for each class."
+    )
+    over_clusters: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (500,), description="Numbers of clusters for the many-to-one matching by majority; () for none."
+    )
+    min_points_per_centroid: int = Field(
+        39,
+        ge=1,
+        description="Over-clusterings are cut back to this many patches a cluster (faiss warns below).",
+    )
+    max_points_per_centroid: int | None = Field(
+        256, ge=1, description="k-means trains on a sample of this many patches a cluster; none: on all."
+    )
+    seeds: int = Field(5, ge=1, description="Runs of k-means that are averaged.")
+    niter: int = Field(100, ge=1, description="Most iterations of k-means.")
+    nredo: int = Field(5, ge=1, description="Random starts of each k-means, of which the best is kept.")
+    tol: float = Field(
+        1e-4,
+        ge=0,
+        description="A start is left when ten iterations lower its objective by no more than this fraction; "
+        "0 runs all iterations, as Leopart.",
+    )
+    matching: Literal["iou", "count"] = Field(
+        "iou", description="What the one-to-one matching maximises: IoU (Leopart) or pixels (PiCIE, STEGO)."
+    )
+    absent_classes: Literal["zero", "skip"] = Field(
+        "zero",
+        description="A class without a pixel in the split counts 0 in the mean (Leopart), or is left out.",
+    )
+    ignore_classes: tuple[str, ...] = Field(
+        (), description="Classes whose pixels are left out like void, for example background."
+    )
+    hier_clusters: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (4, 8, 16), description="Cuts of the per-image trees; () leaves the hierarchical part out."
+    )
+    hier_images: int | None = Field(
+        None, ge=1, description="Images that get a tree (a seeded choice); none: all of them."
+    )
+    linkage: Literal["ward", "average", "complete"] = Field(
+        "ward", description="Linkage of the trees, on Euclidean distances of L2-normalised tokens."
+    )
+
+    def view(self, spec: EncoderSpec) -> View:
+        """The square view that the encoder sees."""
+        return View.squash(spec, self.size or 2 * spec.image_size)
+
+    def column(self, spec: EncoderSpec) -> Column:
+        """The patch tokens that are clustered."""
+        norm = spec.final_norm if self.final_norm == "auto" else self.final_norm == "on"
+        return Column("patches", Tap(self.layer, norm))
+
+
+def _features(cfg: UnsupSegConfig, spec: EncoderSpec, data: Dataset) -> Sequence[FeatureRequest]:
+    return (FeatureRequest((data.test_split,), cfg.view(spec), (cfg.column(spec),)),)
+
+
+@task(
+    "unsup_seg",
+    version=1,
+    title="Unsupervised segmentation",
+    data="segmentation",
+    config=UnsupSegConfig,
+    metrics=(
+        Metric(id="miou", title="mIoU, one cluster a class"),
+        Metric(id="pixel_acc", title="pixel accuracy, one cluster a class"),
+        Metric(id="miou_over", title="mIoU, over-clustering"),
+        Metric(id="pixel_acc_over", title="pixel accuracy, over-clustering"),
+        Metric(id="mbo", title="mean best overlap of per-image trees"),
+    ),
+    headline=lambda cfg: "miou",
+    features=_features,
+)
+def TASK(ctx: Context, cfg: UnsupSegConfig) -> Sequence[Measurement]:  # noqa: N802
+    """Cluster the data set, then each image; every score comes from the label counts under the patches."""
+    patches = ctx.bank(ctx.data.test_split).column(cfg.column(ctx.spec))  # (N, h, w, D)
+    table = _table(ctx.data, cfg)
+    classes = seg.names_kept(ctx.data.classes, table)
+    labels = _count_labels(ctx, cfg, table, patches.shape[1:3])
+
+    result, counts, predicted = _data_set_level(ctx, cfg, patches, labels, classes)
+    images, trees = np.arange(len(patches)), None
+    if cfg.hier_clusters:
+        images, cuts = _trees(ctx, cfg, patches)
+        result += _image_level(ctx, cfg, labels, patches.shape[1:3], images, cuts)
+        trees = cuts[len(cuts) // 2].reshape(patches.shape[:3])
+    score = seg.mean_iou_per_image(counts)
+    save_segments(
+        ctx,
+        patches=patches,
+        table=table,
+        predicted=predicted.reshape(patches.shape[:3]),
+        trees=trees,
+        images=images[~np.isnan(score[images])],
+        score=score,
+    )
+    return result
+
+
+def _table(data: Dataset, cfg: UnsupSegConfig) -> Array:
+    """From mask value to evaluated class."""
+    for name in cfg.ignore_classes:
+        if name not in data.classes:
+            raise TaskError(
+                f"{data.name} has no class {name!r} to ignore. {did_you_mean(name, data.classes)}"
+            )
+    ignored = {data.classes.index(name) for name in cfg.ignore_classes}
+    table = seg.label_table(len(data.classes), {*data.void, *ignored})
+    if table.max() < 0:
+        raise TaskError(f"{data.name} names no class to score; give the data set its class names")
+    return table
+
+
+def _count_labels(ctx: Context, cfg: UnsupSegConfig, table: Array, grid: tuple[int, int]) -> seg.PatchLabels:
+    name = ctx.data.test_split
+    bank, split = ctx.bank(name), ctx.data.splits[name]
+    with ctx.progress(len(bank), "masks") as bar:
+
+        def masks() -> Iterator[tuple[str, Array]]:
+            for i in bank.index:
+                yield split.ids[int(i)], split.mask(int(i))
+                bar.advance()
+
+        side = cfg.view(ctx.spec).size
+        labels = seg.count_labels(masks(), grid, table, eval_size=cfg.eval_size, input_size=side)
+    if not len(labels.count):
+        raise TaskError(f"no mask of {ctx.data.name} ({name}) holds a labelled pixel")
+    return labels
+
+
+# ------------------------------------------------------------------------------------------- data set
+
+
+def _data_set_level(
+    ctx: Context, cfg: UnsupSegConfig, patches: Array, labels: seg.PatchLabels, classes: tuple[str, ...]
+) -> tuple[list[Measurement], Array, Array]:
+    """k-means over all patches.
+
+    Returns:
+        The measurements; and of the first seed, one cluster a class, the counts (N, C, 3) and the matched
+        class of every patch (N * h * w,).
+    """
+    from ._math.clustering import Lloyd, cluster_grid, cluster_rows, fit_reducer
+
+    rows = patches.reshape(-1, patches.shape[-1])
+    ks = _numbers_of_clusters(ctx, cfg, len(rows), len(classes))
+    names = ["", *(f"_over@k={k}" for k in dict.fromkeys(cfg.over_clusters))]
+    one_to_one: Callable[[Array], Array] = partial(seg.hungarian, by=cfg.matching)
+    matchers = [one_to_one, *([seg.majority] * (len(ks) - 1))]
+    how = Lloyd(cfg.niter, cfg.nredo, cfg.tol, cfg.max_points_per_centroid)
+    try:
+        reduce = fit_reducer(rows, standardise=cfg.standardise, pca_dim=cfg.pca_dim)
+    except FloatingPointError as error:
+        raise TaskError(f"{error} in the patches of {ctx.data.name}; try --precision fp32") from error
+
+    def predict(which: int, ids: Array) -> Array:
+        return np.asarray(matchers[which](labels.confusion(ids, ks[which]))[ids])
+
+    runs: list[list[Array]] = [[] for _ in ks]
+    blind: list[list[Array]] = [[] for _ in ks]
+    shown = np.empty(0, dtype=np.int64)
+    with ctx.progress(cfg.seeds, "k-means") as bar:
+        for run in range(cfg.seeds):
+            seed = ctx.seed * 1000 + run  # seed 0 of a run is the published 0, 1, 2...
+            for which, ids in enumerate(cluster_rows(rows, reduce, ks, seed, how)):
+                predicted = predict(which, ids)
+                shown = predicted if run == which == 0 else shown
+                runs[which].append(labels.class_counts(predicted))
+                position = np.tile(cluster_grid(patches.shape[1:3], ks[which], seed, how), len(patches))
+                blind[which].append(labels.class_counts(predict(which, position)))
+            bar.advance()
+
+    result: list[Measurement] = []
+    for which, k in enumerate(ks):
+        random = ctx.rng("random", k).integers(k, size=len(rows))
+        guess = [labels.class_counts(predict(which, random))]
+        detail = {"clusters": k, "matching": "majority" if which else cfg.matching}
+        result += _measure(names[which], cfg, classes, runs[which], blind[which], guess, detail)
+    _save_bars(ctx, cfg, result[0].detail["per_class"])
+    return result, runs[0][0], shown
+
+
+def _numbers_of_clusters(ctx: Context, cfg: UnsupSegConfig, patches: int, classes: int) -> list[int]:
+    """The number that is matched one to one, then those of the over-clusterings, as the split allows."""
+    first = classes if cfg.clusters == "classes" else cfg.clusters
+    if patches < first:
+        raise TaskError(f"{patches} patches cannot form {first} clusters; use more images or a larger size")
+    most = max(1, patches // cfg.min_points_per_centroid)
+    wanted = list(dict.fromkeys(cfg.over_clusters))
+    short = [str(k) for k in wanted if k > most]
+    if short:
+        ctx.note(
+            f"over-clustering k={','.join(short)}: {patches} patches are fewer than "
+            f"{cfg.min_points_per_centroid} a cluster, so {most} clusters were made"
+        )
+    return [first, *(min(k, most) for k in wanted)]
+
+
+def _measure(
+    suffix: str,
+    cfg: UnsupSegConfig,
+    classes: tuple[str, ...],
+    runs: Sequence[Array],
+    blind: Sequence[Array],
+    guess: Sequence[Array],
+    detail: dict[str, Any],
+) -> list[Measurement]:
+    """Mean IoU and pixel accuracy from the counts (N, C, 3) of each seed.
+
+    ``blind`` are the counts of clusters of the coordinates, ``guess`` those of random clusters. The
+    matching is inside the counts: it stays what the whole split made it when images are resampled.
+    """
+    mean_iou = seg.MeanIoU(len(classes), cfg.absent_classes)
+    result = []
+    for name, to_items, statistic in (
+        ("miou", seg.iou_items, mean_iou),
+        ("pixel_acc", seg.accuracy_items, seg.pixel_accuracy),
+    ):
+        by_seed = [_value(statistic, to_items([run])) for run in runs]
+        found = {
+            **detail,
+            "by_seed": by_seed,
+            "std_over_seeds": float(np.std(by_seed)),
+            "position_only": _value(statistic, to_items(blind)),
+        }
+        if statistic is mean_iou:
+            total = np.stack([run.sum(axis=0) for run in runs])  # (S, C, 3)
+            counted = (total[0, :, 2] > 0) | (cfg.absent_classes == "zero")
+            iou = seg.class_iou(total).mean(axis=0)
+            found["per_class"] = {classes[c]: float(iou[c]) for c in np.flatnonzero(counted)}
+        chance = _value(statistic, to_items(guess))
+        result.append(Measurement(name + suffix, to_items(runs), statistic, chance=chance, detail=found))
+    return result
+
+
+def _value(statistic: Statistic, items: Array) -> float:
+    return float(statistic(items.mean(axis=0)[None])[0])
+
+
+def _save_bars(ctx: Context, cfg: UnsupSegConfig, per_class: dict[str, float]) -> None:
+    ctx.save_data(
+        "per-class",
+        "bars",
+        "IoU of each class",
+        {"labels": list(per_class), "values": list(per_class.values()), "y_label": "IoU"},
+        f"One cluster a class, mean over {cfg.seeds} seeds of k-means.",
+    )
+
+
+# ------------------------------------------------------------------------------------------- image
+
+
+def _trees(ctx: Context, cfg: UnsupSegConfig, patches: Array) -> tuple[Array, Array]:
+    """Positions of the images that got a tree, and their cluster ids (cuts, N, h * w), 0 elsewhere."""
+    from ._math.normalise import unit_rows
+    from ._math.trees import cut_tree, merge_tree
+
+    images, tokens = len(patches), patches.shape[1] * patches.shape[2]
+    if tokens > _MOST_TOKENS:
+        raise TaskError(
+            f"{tokens} tokens an image are too many for trees; lower size or set hier_clusters=()"
+        )
+    chosen = np.arange(images)
+    if cfg.hier_images is not None and cfg.hier_images < images:
+        chosen = np.sort(ctx.rng("trees").permutation(images)[: cfg.hier_images])
+        ctx.note(f"trees were built for {len(chosen)} of {images} images (hier_images)")
+    ids = np.zeros((len(cfg.hier_clusters), images, tokens), dtype=np.int32)
+    with ctx.progress(len(chosen), "trees") as bar:
+        for i in chosen:
+            tree = merge_tree(unit_rows(patches[i].reshape(tokens, -1)), cfg.linkage)
+            ids[:, i] = cut_tree(tree, cfg.hier_clusters)
+            bar.advance()
+    return chosen, ids
+
+
+def _image_level(
+    ctx: Context,
+    cfg: UnsupSegConfig,
+    labels: seg.PatchLabels,
+    grid: tuple[int, int],
+    images: Array,
+    cuts: Array,
+) -> list[Measurement]:
+    """Mean best overlap at each cut of the trees of ``images``."""
+    from ._math.clustering import grid_coordinates
+    from ._math.trees import cut_tree, merge_tree
+
+    def overlaps(ids: Array, k: int) -> Array:
+        best = seg.best_overlap(labels.confusion_per_image(ids, k))[images]
+        return best[~np.isnan(best)]
+
+    blind = cut_tree(merge_tree(grid_coordinates(grid), cfg.linkage), cfg.hier_clusters)
+    result = []
+    for k, ids, position in zip(cfg.hier_clusters, cuts, blind, strict=True):
+        items = overlaps(ids, k)
+        if not len(items):
+            raise TaskError("no image that got a tree holds a labelled pixel; raise hier_images")
+        random = overlaps(ctx.rng("random-trees", k).integers(k, size=ids.shape), k)
+        detail = {
+            "linkage": cfg.linkage,
+            "position_only": float(overlaps(np.tile(position, (labels.images, 1)), k).mean()),
+        }
+        result.append(Measurement(f"mbo@k={k}", items, chance=float(random.mean()), detail=detail))
+    series = {
+        "features": [float(m.items.mean()) for m in result],
+        "position only": [m.detail["position_only"] for m in result],
+        "random": [m.chance for m in result],
+    }
+    ctx.save_data(
+        "best-overlap",
+        "curve",
+        "Best overlap of per-image clusters",
+        {
+            "x": list(cfg.hier_clusters),
+            "series": series,
+            "x_label": "clusters an image",
+            "y_label": "mean best overlap",
+            "log_x": True,
+        },
+        "Each class segment of an image takes its best IoU with any cluster of that image.",
+    )
+    return result
