@@ -308,8 +308,8 @@ def data(folder: str | None, cache_dir: Path | None) -> None:
     console = Console()
     if folder:
         if not is_embedded(folder) and Path(folder).exists():
-            layout, _, reason = detect_layout(folder)
-            console.print(Text(f"layout   {layout} ({reason})"))
+            found = detect_layout(folder)
+            console.print(Text(f"layout   {found.layout} ({found.reason})"))
         loaded = load_data(folder, cache_dir=cache_folder(cache_dir))
         console.print(Text(f"kind     {loaded.kind}"))
         console.print(Text("counts   " + ", ".join(f"{name} {n}" for name, n in loaded.counts().items())))
@@ -319,10 +319,10 @@ def data(folder: str | None, cache_dir: Path | None) -> None:
         return
     table = Table()
     rows = catalogue()
-    for name in rows[0]:
+    for name in ("--data", "kind", "what"):
         table.add_column(name)
     for row in rows:
-        table.add_row(*(Text(str(value)) for value in row.values()))
+        table.add_row(*(Text(value) for value in row))
     console.print(table)
 
 

@@ -102,7 +102,7 @@ class FeatureStore:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
-            writers: dict[str, Array] = {}
+            writers: dict[str, np.memmap[Any, Any]] = {}
             kept: list[Array] = []
             broken: list[str] = []
             row = 0
@@ -120,7 +120,7 @@ class FeatureStore:
                     for column in columns:
                         values = _values(column, found[column.tap]).cpu().numpy()
                         if column.id not in writers:
-                            writers[column.id] = self._allocate(staging, column, len(split), values, columns)
+                            writers[column.id] = self._allocate(staging, column, len(split), values)
                         writers[column.id][row : row + len(values)] = values
                     kept.append(positions)
                     row += len(positions)
@@ -136,9 +136,7 @@ class FeatureStore:
             shutil.rmtree(staging, ignore_errors=True)
         self._evict(keep=folder)
 
-    def _allocate(
-        self, staging: Path, column: Column, n: int, first: Array, columns: Sequence[Column]
-    ) -> Array:
+    def _allocate(self, staging: Path, column: Column, n: int, first: Array) -> np.memmap[Any, Any]:
         needed = n * int(np.prod(first.shape[1:])) * 4
         free = shutil.disk_usage(staging).free
         if needed > free:

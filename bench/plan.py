@@ -68,12 +68,12 @@ def make_plan(config: RunConfig) -> RunPlan:
     suite = load_suite(config.suite) if config.suite else None
     fallback = load_suite(DEFAULT_SUITE)
     data: dict[str, DataConfig] = dict(suite.data) if suite else {}
-    named: dict[str, str] = {}  # data set given by --data -> kind
-    for folder in config.data:
-        kind = detect_layout(folder)[1] if not is_embedded(folder) else fallback.data[folder].kind
-        name = _unique(Path(folder).resolve().name if Path(folder).exists() else folder, data)
-        data[name] = DataConfig(path=folder, kind=kind)
-        named[name] = str(kind)
+    named: dict[str, tuple[str, Suite | None]] = {}  # data set of --data -> kind, suite of its protocol
+    for reference in config.data:
+        kind = detect_layout(reference).kind
+        name = _unique(_data_name(reference), data)
+        data[name] = DataConfig(path=reference, kind=kind)
+        named[name] = (kind, fallback if is_embedded(reference) else suite)
     evaluations = []
     for task in _selected(config.tasks, suite):
         for source, names in _data_of(task, suite, named, fallback):
@@ -103,26 +103,22 @@ def _selected(names: tuple[str, ...], suite: Suite | None) -> list[TaskSpec]:
 
 
 def _data_of(
-    task: TaskSpec, suite: Suite | None, named: Mapping[str, str], fallback: Suite
+    task: TaskSpec, suite: Suite | None, named: Mapping[str, tuple[str, Suite | None]], fallback: Suite
 ) -> list[tuple[Suite | None, tuple[str, ...]]]:
-    """The data sets of a task with the suite whose protocol fields hold there."""
+    """The data sets of a task, each with the suite whose protocol fields hold there."""
     found: list[tuple[Suite | None, tuple[str, ...]]] = []
     if suite:
         if task.name in suite.tasks and suite.tasks[task.name].data:
             found.append((suite, suite.tasks[task.name].data))
         else:
             fitting = tuple(name for name, entry in suite.data.items() if entry.kind == task.data)
-            if fitting:
-                found.append((suite, fitting))
-    fitting = tuple(name for name, kind in named.items() if kind == task.data)
-    if fitting:
-        found.append((suite, fitting))
-    if not found and task.name in fallback.tasks:
-        found.append((fallback, fallback.tasks[task.name].data))
-    if not found:
-        fitting = tuple(name for name, entry in fallback.data.items() if entry.kind == task.data)
-        found.append((fallback, fitting))
-    return found
+            found += [(suite, fitting)] if fitting else []
+    found += [(source, (name,)) for name, (kind, source) in named.items() if kind == task.data]
+    if found:
+        return found
+    if task.name in fallback.tasks:
+        return [(fallback, fallback.tasks[task.name].data)]
+    return [(fallback, tuple(name for name, entry in fallback.data.items() if entry.kind == task.data))]
 
 
 def _evaluation(
@@ -141,6 +137,13 @@ def _check_overrides(overrides: Mapping[str, Mapping[str, Any]]) -> None:
         for field in fields:
             if field not in known:
                 raise ConfigError(f"{name} has no field {field!r}. {did_you_mean(field, known)}")
+
+
+def _data_name(reference: str) -> str:
+    scheme, _, rest = reference.partition(":")
+    if scheme == "torchvision":
+        return rest.split(":")[0]
+    return Path(reference).expanduser().resolve().name if Path(reference).exists() else reference
 
 
 def _unique(name: str, taken: Mapping[str, Any]) -> str:

@@ -1,0 +1,301 @@
+"""A run as a user sees it: cells kept, added, refused, failed, limited, interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lmim_bench.bench.api import run
+from lmim_bench.bench.checkpoints import save_checkpoint
+from lmim_bench.bench.engine import Engine
+from lmim_bench.bench.errors import ConfigError, DataError
+from lmim_bench.bench.vit import build_vit, vit_spec
+from PIL import Image
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
+
+def make_checkpoint(path: Path, seed: int) -> Path:
+    spec = vit_spec("lmim-bench", embed_dim=24, depth=4, num_heads=2, patch_size=8, image_size=32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = build_vit(spec.arch).state_dict()
+    save_checkpoint(path, spec, state, {"objective": "random"})
+    return path
+
+
+def make_images(root: Path, train: int = 12, val: int = 8) -> Path:
+    rng = np.random.default_rng(0)
+    for split, n in (("train", train), ("val", val)):
+        for name, colour in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = np.clip(np.array(colour) + rng.normal(0, 60, (32, 32, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:02}.png")
+    return root
+
+
+@pytest.fixture
+def images(tmp_path):
+    return make_images(tmp_path / "colours")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return make_checkpoint(tmp_path / "one.pth", seed=1)
+
+
+@pytest.fixture
+def options(tmp_path, images):
+    return {
+        "data": [str(images)],
+        "tasks": ["knn"],
+        "out": tmp_path / "run",
+        "cache_dir": tmp_path / "cache",
+        "device": "cpu",
+    }
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Counts the images that pass through an encoder."""
+    counts = {"images": 0}
+    original = Engine.encode
+
+    def counting(self, images, *args):
+        counts["images"] += len(images)
+        return original(self, images, *args)
+
+    monkeypatch.setattr(Engine, "encode", counting)
+    return counts
+
+
+def values(finished):
+    return {(r.cell, s.metric): (s.value, s.low, s.high) for r in finished.results for s in r.scores}
+
+
+def test_each_image_is_encoded_once_whatever_number_of_tasks_need_it(checkpoint, options, encoded):
+    finished = run(checkpoint, **{**options, "tasks": ["knn", "linear", "few_shot"]})
+    assert [r.status for r in finished.results] == ["ok"] * 3
+    assert encoded["images"] == 36 + 24
+    assert (options["out"] / "report.html").stat().st_size > 1000
+
+
+def test_a_second_run_keeps_the_cells_and_one_more_checkpoint_adds_its_own(
+    checkpoint, options, encoded, tmp_path
+):
+    first = run(checkpoint, **options)
+    stamps = {p.name: p.stat().st_mtime_ns for p in (options["out"] / "results").glob("*.json")}
+    encoded["images"] = 0
+    assert values(run(checkpoint, **options)) == values(first)
+    assert encoded["images"] == 0
+    other = make_checkpoint(tmp_path / "two.pth", seed=2)
+    both = run([checkpoint, other], **options)
+    assert encoded["images"] == 60
+    assert {r.checkpoint.label for r in both.results} == {"one", "two"}
+    for name, stamp in stamps.items():
+        assert (options["out"] / "results" / name).stat().st_mtime_ns == stamp
+
+
+def test_another_task_reuses_the_bank(checkpoint, options, encoded):
+    run(checkpoint, **{**options, "tasks": ["linear"]})
+    before = encoded["images"]
+    finished = run(checkpoint, **{**options, "tasks": ["linear", "few_shot"]})
+    assert encoded["images"] == before
+    assert len(finished.results) == 2
+
+
+def test_a_further_seed_adds_cells(checkpoint, options):
+    options["tasks"] = ["few_shot"]
+    run(checkpoint, **options)
+    finished = run(checkpoint, **{**options, "seeds": (0, 1)})
+    assert [r.seed for r in finished.results] == [0, 1]
+    assert finished.results[0].scores != finished.results[1].scores
+
+
+def test_the_same_seed_gives_the_same_numbers(checkpoint, options, tmp_path):
+    options["tasks"] = ["knn", "linear", "few_shot"]
+    first = run(checkpoint, **options)
+    again = run(checkpoint, **{**options, "out": tmp_path / "b", "cache_dir": tmp_path / "cache-b"})
+    assert values(first) == values(again)
+    alone = run(checkpoint, **{**options, "tasks": ["few_shot"], "out": tmp_path / "c"})
+    assert values(alone).items() <= values(first).items()
+
+
+def test_results_made_otherwise_are_refused_with_the_difference(checkpoint, options):
+    run(checkpoint, **options)
+    with pytest.raises(ConfigError, match=r"another protocol \(k="):
+        run(checkpoint, **options, overrides={"knn": {"k": "1,2"}})
+    with pytest.raises(ConfigError, match="--limit none, not 6"):
+        run(checkpoint, **options, limit=6)
+    make_checkpoint(checkpoint, seed=9)
+    with pytest.raises(ConfigError, match="other weights under the same label"):
+        run(checkpoint, **options)
+    with pytest.raises(ConfigError, match="already holds"):
+        run(checkpoint, **options, overwrite="never")
+    finished = run(checkpoint, **options, overwrite="always", overrides={"knn": {"k": "1,2"}})
+    assert finished.results[0].protocol["k"] == [1, 2]
+    assert "k" in finished.results[0].overrides
+
+
+def test_a_limited_run_says_so_everywhere(checkpoint, options):
+    finished = run(checkpoint, **options, limit=6)
+    assert finished.limited
+    assert finished.results[0].limit == 6
+    assert finished.results[0].data.counts == {"train": 6, "val": 6}
+    assert "limited" in (options["out"] / "report.html").read_text(encoding="utf-8").lower()
+
+
+def test_a_cell_that_fails_is_kept_as_failed_and_the_others_run(checkpoint, options):
+    finished = run(
+        checkpoint, **{**options, "tasks": ["knn", "few_shot"]}, overrides={"knn": {"layer": "-9"}}
+    )
+    status = {r.task: r for r in finished.results}
+    assert status["few_shot"].status == "ok"
+    assert status["knn"].status == "failed"
+    assert "has 4 layers; layer -9" in status["knn"].error
+    assert "layer -9" in (options["out"] / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_bug_in_a_task_fails_its_cell_with_a_traceback_on_disk(checkpoint, options, monkeypatch):
+    from dataclasses import replace
+
+    from lmim_bench.bench import plan as plan_module
+    from lmim_bench.tasks import get_task
+
+    def broken(ctx, config):
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr(plan_module, "get_task", lambda name: replace(get_task(name), run=broken))
+    finished = run(checkpoint, **options)
+    (result,) = finished.results
+    assert result.status == "failed"
+    assert "ZeroDivisionError: by nought" in result.error
+    log = options["out"] / "artefacts" / result.cell / "error.txt"
+    assert "Traceback" in log.read_text(encoding="utf-8")
+    with pytest.raises(ZeroDivisionError):
+        run(checkpoint, **options, debug=True)
+
+
+def test_a_broken_image_is_named_and_can_be_left_out(checkpoint, options, images):
+    broken = images / "train" / "red" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    finished = run(checkpoint, **options)
+    assert finished.results[0].status == "failed"
+    assert "red/03.png" in finished.results[0].error
+    finished = run(checkpoint, **options, skip_broken=True)
+    assert finished.results[0].status == "ok"
+    assert finished.results[0].data.skipped == ("train/train/red/03.png",)
+    again = run(checkpoint, **{**options, "tasks": ["few_shot"]})
+    failed = next(r for r in again.results if r.task == "few_shot")
+    assert failed.status == "failed"
+    assert "--skip-broken" in failed.error
+
+
+def test_an_empty_folder_and_an_unknown_task_stop_before_any_work(checkpoint, options, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        run(checkpoint, **{**options, "data": [str(tmp_path / "empty")]})
+    with pytest.raises(ConfigError, match="Did you mean 'knn'"):
+        run(checkpoint, **{**options, "tasks": ["kn"]})
+    with pytest.raises(ConfigError, match="Did you mean 'temperature'"):
+        run(checkpoint, **options, overrides={"knn": {"tempratur": "1"}})
+    assert not options["out"].exists()
+
+
+def test_items_are_kept_beside_the_scores(checkpoint, options):
+    finished = run(checkpoint, **options)
+    (result,) = finished.results
+    items = np.load(options["out"] / "items" / f"{result.cell}.npz")
+    head = result.score(result.headline)
+    assert items[result.headline].mean() == pytest.approx(head.value)
+    assert head.low <= head.value <= head.high
+    assert head.n == 24
+
+
+def test_results_file_is_valid_json_without_nan(checkpoint, options):
+    run(checkpoint, **options)
+    text = (options["out"] / "results.json").read_text(encoding="utf-8")
+    payload = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert payload["schema_version"] == "lmim-bench/results/1"
+    assert payload["results"][0]["environment"]["packages"]["torch"]
+
+
+def test_the_cache_is_bounded_and_evicts_what_was_used_longest_ago(checkpoint, options, tmp_path):
+    run(checkpoint, **options)
+    banks = options["cache_dir"] / "features"
+    old = {p.name for p in banks.iterdir()}
+    other = make_checkpoint(tmp_path / "two.pth", seed=2)
+    run(other, **{**options, "out": tmp_path / "b"}, cache_size_gb=1e-9)
+    left = {p.name for p in banks.iterdir()}
+    assert len(left) == 1
+    assert not left & old
+
+
+def command(checkpoint, options, *more):
+    return [
+        sys.executable,
+        "-m",
+        "lmim_bench",
+        "run",
+        "--ckpt",
+        str(checkpoint),
+        "--tasks",
+        ",".join(options["tasks"]),
+        "--data",
+        options["data"][0],
+        "--out",
+        str(options["out"]),
+        "--cache-dir",
+        str(options["cache_dir"]),
+        "--device",
+        "cpu",
+        *more,
+    ]
+
+
+def wait_for(path: Path, process: subprocess.Popen, pattern: str) -> None:
+    for _ in range(1200):
+        if list(path.glob(pattern)) or process.poll() is not None:
+            return
+        time.sleep(0.05)
+    pytest.fail("nothing was scored in a minute")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_stopped_run_goes_on_to_the_same_numbers(checkpoint, options, tmp_path, sign, code):
+    options["tasks"] = ["knn", "linear", "few_shot"]
+    whole = run(checkpoint, **{**options, "out": tmp_path / "whole", "cache_dir": tmp_path / "other-cache"})
+    process = subprocess.Popen(command(checkpoint, options), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(options["out"] / "results", process, "*.json")
+    process.send_signal(sign)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    if sign == signal.SIGINT:
+        assert "the same command goes on" in errors.decode()
+    finished = {p: p.stat().st_mtime_ns for p in (options["out"] / "results").glob("*.json")}
+    assert 1 <= len(finished) < 3
+    done = subprocess.run(command(checkpoint, options), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
+    from lmim_bench import load_run
+
+    assert values(load_run(options["out"])) == values(whole)
+
+
+def test_a_half_written_bank_of_a_dead_process_is_swept(checkpoint, options):
+    stale = options["cache_dir"] / "features" / ".abc.999999999.tmp"
+    stale.mkdir(parents=True)
+    alive = options["cache_dir"] / "features" / f".abc.{os.getpid()}.tmp"
+    alive.mkdir()
+    run(checkpoint, **options)
+    assert not stale.exists()
+    assert alive.exists()
