@@ -1,0 +1,216 @@
+"""What a family of checkpoints declares, and how the file is searched for it.
+
+A file is a tree of dicts whose leaves are tensors. Its tensors get dotted names with the wrappers of the
+trainers taken out, and every family then names a few keys (``anchors``) that its encoder has: wherever a
+path ends in all of them, that path is a *root*, a candidate encoder. A family is one declaration; adding
+one is adding one file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointError
+from ..types import EncoderSpec
+
+Tensors = Mapping[str, torch.Tensor]
+
+# Components that torch's wrappers put between module names; no encoder has a module so called.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+
+_TRAINING_NAMES = """
+    optimizer optimizers optimizer_state optimizer_states opt scaler fp16_scaler loss_scaler lr_scheduler
+    lr_schedulers scheduler dino_loss loss criterion loops callbacks rng_state amp args cfg config metric
+    epoch hyper_parameters
+"""
+TRAINING_STATE = dict.fromkeys(_TRAINING_NAMES.split(), "training state")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The tensors of a file under dotted names, and what else is known of the file."""
+
+    tensors: Tensors
+    skipped: Mapping[str, str]
+    """Parts that were not looked into, with the reason."""
+    payload: Mapping[str, Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    stem: str = ""
+
+
+@dataclass(frozen=True)
+class Root:
+    """One candidate encoder of a file: the tensors below a path."""
+
+    path: str
+    """Dotted path, with a dot at its end, or nothing for the top of the file."""
+    tensors: Tensors
+    tree: Tree
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The components of the path."""
+        return tuple(part for part in self.path.split(".") if part)
+
+    @property
+    def title(self) -> str:
+        """The path as shown to a reader."""
+        return self.path.rstrip(".") or "top of the file"
+
+    def siblings(self) -> Iterator[str]:
+        """Where the file's other tensors leave the path of this root: ``teacher.head``, ``student``."""
+        seen: set[str] = set()
+        parts = self.parts
+        for name in self.tree.tensors:
+            if name.startswith(self.path):
+                continue
+            other = name.split(".")
+            same = next(i for i, part in enumerate(other) if i >= len(parts) or part != parts[i])
+            branch = ".".join(other[: same + 1])
+            if branch not in seen:
+                seen.add(branch)
+                yield branch
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a family makes of a root: the encoder's tensors in the target's names, and how to build it."""
+
+    tensors: Tensors
+    spec: EncoderSpec
+    notes: tuple[str, ...] = ()
+    model: Any = None
+    """The empty model, where drafting had to build it; else it is built from the spec."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A layout of checkpoints.
+
+    Attributes:
+        name: shown to the user, and the spec's ``family``.
+        title: one line for the catalogue.
+        rank: specific layouts are tried before general ones; the highest rank that matches wins.
+        anchors: keys, relative to the root, that the encoder must have.
+        matches: a further condition on a root whose anchors are all there.
+        prefer: path components in order of preference where a file holds several encoders.
+        rename: (pattern, replacement) pairs; the first that matches a whole key is applied.
+        drop: patterns of keys below the root that are not the encoder's, with the reason.
+        siblings: components beside the root that are not the encoder's, with the reason.
+        draft: from the root, its renamed tensors and the number of heads asked for, to the draft.
+    """
+
+    name: str
+    title: str
+    rank: int
+    anchors: tuple[str, ...]
+    draft: Callable[[Root, Tensors, int | None], Draft]
+    matches: Callable[[Root], bool] = lambda root: True
+    prefer: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
+    drop: Mapping[str, str] = field(default_factory=dict)
+    siblings: Mapping[str, str] = field(default_factory=dict)
+
+    def roots(self, tree: Tree) -> list[Root]:
+        """Every place in the file that looks like an encoder of this family."""
+        found = []
+        for name in tree.tensors:
+            if name == self.anchors[0] or name.endswith("." + self.anchors[0]):
+                path = name.removesuffix(self.anchors[0])
+                if all(path + anchor in tree.tensors for anchor in self.anchors):
+                    below = {k.removeprefix(path): t for k, t in tree.tensors.items() if k.startswith(path)}
+                    root = Root(path, below, tree)
+                    if self.matches(root):
+                        found.append(root)
+        return found
+
+
+def grow_tree(payload: Mapping[str, Any], config: Mapping[str, Any] | None = None, stem: str = "") -> Tree:
+    """Flatten a file's content. Raises CheckpointError where two tensors get one name."""
+    tensors: dict[str, torch.Tensor] = {}
+    skipped: dict[str, str] = {}
+
+    def visit(node: Any, path: tuple[str, ...]) -> None:
+        if isinstance(node, torch.Tensor):
+            parts = [part for part in ".".join(path).split(".") if part not in _WRAPPERS]
+            name = ".".join(parts)
+            if name in tensors:
+                raise CheckpointError(f"two tensors of the file have one name, {name!r}; it cannot be read")
+            tensors[name] = node
+        elif isinstance(node, Mapping):
+            for key, value in node.items():
+                if not path and str(key) in TRAINING_STATE:
+                    if _holds_tensor(value):
+                        skipped[str(key)] = TRAINING_STATE[str(key)]
+                else:
+                    visit(value, (*path, str(key)))
+        elif isinstance(node, list | tuple):
+            for i, value in enumerate(node):
+                visit(value, (*path, str(i)))
+
+    visit(payload, ())
+    return Tree(tensors, skipped, payload, config or {}, stem)
+
+
+def _holds_tensor(node: Any) -> bool:
+    if isinstance(node, torch.Tensor):
+        return True
+    if isinstance(node, Mapping):
+        return any(map(_holds_tensor, node.values()))
+    return isinstance(node, list | tuple) and any(map(_holds_tensor, node))
+
+
+def choose_root(family: Family, roots: Sequence[Root], pick: str | None) -> tuple[Root, str | None]:
+    """The encoder to load, and a note where there was a choice.
+
+    Raises:
+        CheckpointError: the picked encoder is not there, or the choice is open.
+    """
+    titles = ", ".join(root.title for root in roots)
+    if pick is not None:
+        chosen = [root for root in roots if root.path.rstrip(".") == pick]
+        chosen = chosen or [root for root in roots if pick in root.parts]
+        if len(chosen) != 1:
+            state = "has no encoder" if not chosen else "has several encoders"
+            raise CheckpointError(f"the file {state} {pick!r}; it holds: {titles}")
+        return chosen[0], f"encoder {chosen[0].title!r}, as asked, of: {titles}" if len(roots) > 1 else None
+    if len(roots) == 1:
+        return roots[0], None
+    for part in family.prefer:
+        chosen = [root for root in roots if part in root.parts]
+        if len(chosen) == 1:
+            return chosen[0], f"encoder {chosen[0].title!r}, the default of {family.name}, of: {titles}"
+    raise CheckpointError(
+        f"the file holds several encoders ({titles}); choose one, such as #{roots[0].title}"
+    )
+
+
+def rename_keys(family: Family, root: Root) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Drop and rename the keys below a root; returns the tensors and what was dropped, with the reasons.
+
+    Raises:
+        CheckpointError: two keys get one name.
+    """
+    kept: dict[str, torch.Tensor] = {}
+    dropped: dict[str, str] = {}
+    for name, tensor in root.tensors.items():
+        reason = next((r for pattern, r in family.drop.items() if re.fullmatch(pattern, name)), None)
+        if reason is not None:
+            first, dot, _ = name.partition(".")
+            dropped[root.path + (f"{first}.*" if dot else first)] = reason
+            continue
+        for pattern, replacement in family.rename:
+            if re.fullmatch(pattern, name):
+                name = re.sub(pattern, replacement, name)
+                break
+        if name in kept:
+            raise CheckpointError(
+                f"two keys of the file stand for {name!r}; it cannot be read as {family.name}"
+            )
+        kept[name] = tensor
+    return kept, dropped

@@ -1,0 +1,167 @@
+"""Open a checkpoint file safely: what is it, is it whole, and what tensors does it hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointError
+from .pickles import load_pickle
+
+_LFS = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Container:
+    """An opened checkpoint file.
+
+    Attributes:
+        path: the file.
+        format: ``safetensors`` or ``torch``.
+        sha256: of the whole file.
+        payload: what the file holds: nested dicts of tensors and plain values.
+        config: the ``config.json`` beside the file (Hugging Face), or nothing.
+        notes: what a reader should know about how it was read.
+    """
+
+    path: Path
+    format: str
+    sha256: str
+    payload: Mapping[str, Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def open_checkpoint(path: str | Path) -> Container:
+    """Read a checkpoint without ever running code from it.
+
+    safetensors files go through safetensors. Everything else goes through torch's restricted unpickler,
+    memory-mapped, so that an optimizer state beside the weights is never read.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint, damaged, or it names classes that are not harmless.
+    """
+    path = Path(path)
+    kind = _sniff(path)
+    notes: tuple[str, ...] = ()
+    if kind == "safetensors":
+        payload = _read_safetensors(path)
+    else:
+        if kind == "zip":
+            _check_zip(path)
+        payload, notes = load_pickle(path, zipped=kind == "zip")
+    return Container(
+        path=path,
+        format="safetensors" if kind == "safetensors" else "torch",
+        sha256=_sha256(path),
+        payload=payload,
+        config=_read_config(path.parent / "config.json"),
+        notes=notes,
+    )
+
+
+def _sniff(path: Path) -> str:
+    """``safetensors``, ``zip`` or ``pickle``, from the first bytes; CheckpointError for all else."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the checkpoint file inside it")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint file {path}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if not head:
+        raise CheckpointError(f"{path} is empty (0 bytes); the download or the save did not finish")
+    if head.startswith(_LFS):
+        raise CheckpointError(f"{path} is a git-LFS pointer, not the weights; run `git lfs pull` there")
+    if head.startswith(b"PK"):
+        return "zip"
+    if head[:1] == b"\x80":
+        return "pickle"
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and length >= 2:
+        if length > size - 8:
+            raise CheckpointError(f"{path} is a truncated safetensors file; download it again")
+        return "safetensors"
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointError(f"{path} is a web page (HTML), not a checkpoint; the download link was wrong")
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        raise CheckpointError(f"{path} is a compressed archive; unpack it first")
+    if head[257:262] == b"ustar":
+        raise CheckpointError(f"{path} is a tar archive (or a checkpoint of torch < 0.4); unpack it first")
+    if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
+        raise CheckpointError(f"{path} is a text file, not a checkpoint")
+    raise CheckpointError(f"{path} is neither a safetensors nor a torch checkpoint")
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse what is no plain torch.save archive, and whatever does not match its own checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({error}); copy or download it again"
+        ) from error
+    names = [record.filename for record in records]
+    if any(name.endswith(".npy") for name in names):
+        raise CheckpointError(
+            f"{path} is a NumPy archive (.npz, JAX weights); convert it to safetensors first"
+        )
+    if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, which holds code; save its state_dict() as safetensors instead"
+        )
+    if not any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
+        raise CheckpointError(f"{path} is a zip archive but not a torch checkpoint (it has no data.pkl)")
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise CheckpointError(
+            f"{path} has compressed records, which torch.save never writes; it was repacked and is refused"
+        )
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise CheckpointError(f"{path} claims to hold more bytes than it has; it is refused")
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as stream:
+            meta = dict(stream.metadata() or {})
+            names = list(stream.keys())
+            if meta.get("format") != "lmim-bench":
+                return {name: stream.get_tensor(name) for name in names}
+            header = {name: json.loads(meta[name]) for name in ("version", "spec", "recipe") if name in meta}
+            return {"format": meta["format"], **header, "encoder": {n: stream.get_tensor(n) for n in names}}
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is a damaged safetensors file: {error}") from error
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def storage_is_honest(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements are backed by as many bytes: a view expanded from one number is not."""
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

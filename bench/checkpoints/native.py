@@ -1,0 +1,85 @@
+"""This project's own checkpoint: the spec travels with the weights, so nothing has to be inferred."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from ..errors import CheckpointError
+from ..results import atomic_write
+from ..types import EncoderSpec
+from ..vit import first_problem
+from .family import Draft
+
+FORMAT = "lmim-bench"
+VERSION = 1
+
+
+def save_checkpoint(
+    path: str | Path,
+    spec: EncoderSpec,
+    state_dict: Mapping[str, torch.Tensor],
+    recipe: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an encoder with its spec, atomically; ``load_encoder`` reads it without any guess.
+
+    Args:
+        path: where to; ``.safetensors`` writes that format with the spec in its header, all else a .pth.
+        spec: how the encoder is built and its images are prepared (``vit_spec`` makes one).
+        state_dict: the encoder's weights in timm's names, without any head.
+        recipe: how it was trained; JSON only.
+
+    Raises:
+        CheckpointError: the recipe is not JSON.
+    """
+    path = Path(path)
+    try:
+        described = json.loads(json.dumps(dict(recipe or {}), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the recipe of a checkpoint must be plain JSON: {error}") from error
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
+    header = {"format": FORMAT, "version": VERSION, "spec": spec.model_dump(mode="json")}
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save
+
+        meta = {
+            name: value if isinstance(value, str) else json.dumps(value) for name, value in header.items()
+        }
+        content = save(weights, metadata={**meta, "recipe": json.dumps(described)})
+        with atomic_write(path, "wb") as stream:
+            stream.write(content)
+        return
+    with atomic_write(path, "wb") as stream:
+        torch.save({**header, "encoder": weights, "recipe": described}, stream)
+
+
+def is_native(payload: Mapping[str, Any]) -> bool:
+    """Whether a file's content is a checkpoint of this project."""
+    return payload.get("format") == FORMAT
+
+
+def read(payload: Mapping[str, Any]) -> Draft:
+    """The spec and the weights of this project's checkpoint.
+
+    Raises:
+        CheckpointError: a later version, or a part is missing or not valid.
+    """
+    version = payload.get("version")
+    if version != VERSION:
+        raise CheckpointError(
+            f"the checkpoint is of format version {version}, this lmim-bench reads {VERSION}; "
+            "update lmim-bench"
+        )
+    encoder = payload.get("encoder")
+    if not isinstance(encoder, Mapping) or not all(isinstance(t, torch.Tensor) for t in encoder.values()):
+        raise CheckpointError("the checkpoint has no encoder weights")
+    try:
+        spec = EncoderSpec.model_validate(payload.get("spec"))
+    except ValidationError as error:
+        raise CheckpointError(f"the checkpoint's spec is not valid: {first_problem(error)}") from error
+    return Draft(dict(encoder), spec)

@@ -1,0 +1,128 @@
+"""What the shapes of a plain vision transformer say, and what they leave open.
+
+Width, depth, patch, grid, tokens and biases follow from shapes. The number of heads does not: a fused qkv
+of any number of heads has one shape, and a wrong number loads without complaint and gives other features.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import CheckpointError
+from ..types import EncoderSpec
+from ..vit import vit_spec
+from .family import Draft, Root, Tensors
+
+ANCHORS = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight")
+
+# (width, depth) -> heads of the published plain transformers; depth None: the same at any depth.
+_HEADS: dict[tuple[int, int | None], int] = {
+    (192, None): 3,
+    (256, None): 4,
+    (320, None): 5,
+    (384, None): 6,
+    (512, None): 8,
+    (640, None): 10,
+    (768, None): 12,
+    (1024, None): 16,
+    (1152, 27): 16,
+    (1280, 32): 16,
+    (1408, 40): 16,
+    (1536, 40): 24,
+    (1664, 48): 16,
+    (4096, 40): 32,
+}
+
+
+def infer_heads(embed_dim: int, depth: int, asked: int | None) -> tuple[int, str]:
+    """The number of heads and a note on where it comes from.
+
+    Raises:
+        CheckpointError: the width says nothing, or is not a multiple of the heads asked for.
+    """
+    if asked is not None:
+        if asked < 1 or embed_dim % asked:
+            raise CheckpointError(f"heads={asked} does not divide the width {embed_dim}")
+        return asked, f"{asked} heads, as asked"
+    known = _HEADS.get((embed_dim, depth)) or _HEADS.get((embed_dim, None))
+    if known:
+        return known, f"{known} heads, usual for width {embed_dim} and depth {depth} (not stored in the file)"
+    if embed_dim % 64:
+        raise CheckpointError(
+            f"the file does not say how many heads a width of {embed_dim} has; add #heads=N to the path"
+        )
+    heads = embed_dim // 64
+    return heads, f"WARNING: {heads} heads is a guess (width {embed_dim} / 64); add #heads=N if it is wrong"
+
+
+def depth_of(tensors: Tensors) -> int:
+    """The number of blocks; CheckpointError where their numbers have gaps."""
+    numbers = {int(m.group(1)) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))}
+    if numbers != set(range(len(numbers))):
+        missing = min(set(range(max(numbers) + 1)) - numbers)
+        raise CheckpointError(f"the file lacks block {missing} of {max(numbers) + 1}; it is not complete")
+    return len(numbers)
+
+
+def infer_spec(
+    family: str, tensors: Tensors, heads: int | None, **fields: Any
+) -> tuple[EncoderSpec, tuple[str, ...]]:
+    """The spec of a plain vision transformer from tensors in timm's names; ``fields`` go to ``vit_spec``.
+
+    Raises:
+        CheckpointError: the shapes do not describe a square-image plain vision transformer.
+    """
+    weight = tensors["patch_embed.proj.weight"]
+    if weight.ndim != 4 or weight.shape[1] != 3 or weight.shape[2] != weight.shape[3]:
+        raise CheckpointError(
+            f"patch_embed.proj.weight has shape {tuple(weight.shape)}; expected (D, 3, p, p) for RGB images"
+        )
+    dim, patch = weight.shape[0], weight.shape[2]
+    depth = depth_of(tensors)
+    n_heads, note = infer_heads(dim, depth, heads)
+    has_cls = "cls_token" in tensors
+    reg_tokens = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    if "pos_embed" not in tensors or tensors["pos_embed"].ndim != 3:
+        raise CheckpointError("the file has no position table pos_embed of shape (1, L, D)")
+    length = tensors["pos_embed"].shape[1]
+    grid, covers_prefix = _grid(length, int(has_cls) + reg_tokens)
+    spec = vit_spec(
+        family,
+        embed_dim=dim,
+        depth=depth,
+        num_heads=n_heads,
+        patch_size=patch,
+        image_size=patch * grid,
+        mlp_ratio=tensors["blocks.0.mlp.fc1.weight"].shape[0] / dim,
+        class_token=has_cls,
+        reg_tokens=reg_tokens,
+        no_embed_class=not covers_prefix,
+        qkv_bias="blocks.0.attn.qkv.bias" in tensors,
+        init_values=1e-5 if "blocks.0.ls1.gamma" in tensors else None,
+        fc_norm="fc_norm.weight" in tensors and "norm.weight" not in tensors,
+        **fields,
+    )
+    return spec, (note,)
+
+
+def _grid(length: int, n_prefix: int) -> tuple[int, bool]:
+    """Side of the square grid of a position table, and whether the table has rows for the prefix tokens."""
+    for rows, covers in ((length - n_prefix, True), (length, False)):
+        if rows > 0 and math.isqrt(rows) ** 2 == rows:
+            return math.isqrt(rows), covers
+    raise CheckpointError(
+        f"the position table has {length} rows, which is no square grid with or without tokens"
+    )
+
+
+def plain_draft(family: str, **fields: Any) -> Callable[[Root, Tensors, int | None], Draft]:
+    """The draft of a family whose tensors, once renamed, are a plain vision transformer's."""
+
+    def draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
+        spec, notes = infer_spec(family, tensors, heads, **fields)
+        return Draft(tensors, spec, notes)
+
+    return draft

@@ -1,0 +1,169 @@
+"""From a reference to an encoder: a checkpoint file, a timm model, a Python factory, or raw pixels.
+
+path/to/model.pth                      a file; its layout is recognised (docs/checkpoints.md)
+path/to/dino.pth#student,heads=6       with choices that the file leaves open
+timm:vit_small_patch16_224             a timm architecture with seeded random weights
+timm:vit_small_patch16_224:pretrained  the same with timm's pretrained weights
+python:package.module:factory          whatever the factory returns
+pixels, pixels:8                       no network: pooled pixels, the control
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from .backbones import ModuleEncoder, PixelEncoder, create_timm, module_info, timm_encoder, timm_spec
+from .checkpoints.loading import load_file
+from .errors import CheckpointError, ConfigError, did_you_mean
+from .types import CheckpointInfo, Encoder, EncoderSpec
+from .vit import ViTEncoder, build_vit, first_problem, vit_spec
+
+__all__ = ["ViTEncoder", "build_vit", "load_encoder", "vit_spec"]
+
+SPEC_OPTIONS = ("image_size", "mean", "std", "interpolation", "crop_pct", "pooling", "final_norm")
+FILE_OPTIONS = ("pick", "heads", "arch", "family")
+
+
+def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, seed: int = 0) -> Encoder:
+    """Load the encoder that a reference names, on the CPU, in evaluation mode, without gradients.
+
+    Args:
+        reference: see the module's docstring.
+        overrides: the same choices as after ``#``, which they overrule: fields of the spec that belong to
+            the evaluation (``image_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``pooling``,
+            ``final_norm``), and for a file ``pick``, ``heads``, ``arch`` and ``family``.
+        seed: of the random weights of ``timm:NAME``; the global random state is not touched.
+
+    Raises:
+        CheckpointError: the reference cannot be loaded completely and safely.
+        ConfigError: an option is not known or not valid.
+    """
+    source, options = split_reference(reference)
+    options |= dict(overrides or {})
+    is_file = not source.startswith(("timm:", "python:")) and not _is_pixels(source)
+    known = SPEC_OPTIONS + (FILE_OPTIONS if is_file else ())
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"{source} has no option {name!r}. {did_you_mean(name, known)}")
+    changes = {name: options[name] for name in SPEC_OPTIONS if name in options}
+    if source.startswith("timm:"):
+        encoder = _load_timm(source, seed)
+    elif source.startswith("python:"):
+        encoder = _load_python(source)
+    elif _is_pixels(source):
+        encoder = _load_pixels(source)
+    else:
+        encoder = load_file(source, **{name: options[name] for name in FILE_OPTIONS if name in options})
+    return _respec(encoder, changes)
+
+
+def split_reference(reference: str) -> tuple[str, dict[str, Any]]:
+    """The source and the options of a reference: ``x.pth#student,heads=6`` picks ``student`` and 6 heads.
+
+    Raises:
+        ConfigError: an option has no name, or two are picks.
+    """
+    if "#" not in reference or Path(reference).exists():
+        return reference, {}
+    source, _, fragment = reference.rpartition("#")
+    options: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in fragment.split(","))):
+        name, equals, value = part.partition("=")
+        name, value = (name, value) if equals else ("pick", name)
+        if name in options:
+            raise ConfigError(f"{reference}: {name!r} is given twice")
+        options[name] = [v.strip() for v in value.split(":")] if name in ("mean", "std") else value
+    return source, options
+
+
+def _is_pixels(source: str) -> bool:
+    return source == "pixels" or source.startswith("pixels:")
+
+
+def _load_pixels(source: str) -> Encoder:
+    _, _, size = source.partition(":")
+    if size and not size.isdigit():
+        raise CheckpointError(f"{source}: expected pixels or pixels:PATCH, such as pixels:16")
+    return PixelEncoder(int(size or 16))
+
+
+def _load_timm(source: str, seed: int) -> Encoder:
+    _, name, *rest = source.split(":")
+    if rest not in ([], ["pretrained"]) or not name:
+        raise CheckpointError(f"{source}: expected timm:NAME (random weights) or timm:NAME:pretrained")
+    pretrained = bool(rest)
+    model = create_timm(name, pretrained=pretrained, seed=seed)
+    count = len(model.state_dict())
+    note = "pretrained weights of timm" if pretrained else f"random weights, seed {seed}: not a trained model"
+    info = CheckpointInfo(
+        source=source,
+        sha256=None,
+        format="timm",
+        container="",
+        parameters=sum(p.numel() for p in model.parameters()),
+        loaded_tensors=count if pretrained else 0,
+        encoder_tensors=count,
+        notes=(note,),
+        random_weights=not pretrained,
+    )
+    return timm_encoder(model, timm_spec(model, {"builder": "timm", "name": name, "kwargs": {}}), info)
+
+
+def _load_python(source: str) -> Encoder:
+    """Call the factory of ``python:package.module:factory``. This runs the user's own code, as asked."""
+    _, module_name, factory_name = [*source.split(":"), "", ""][:3]
+    if not module_name or not factory_name or source.count(":") != 2:
+        raise CheckpointError(f"{source}: expected python:package.module:factory")
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except ImportError as error:
+        raise CheckpointError(f"{source}: {module_name} cannot be imported: {error}") from error
+    except AttributeError as error:
+        raise CheckpointError(f"{source}: {module_name} has no {factory_name!r}") from error
+    built = factory()
+    if isinstance(built, Encoder):
+        return built
+    if not isinstance(built, nn.Module):
+        raise CheckpointError(
+            f"{source} returned {type(built).__name__}; expected an Encoder, a timm model, or a torch module"
+        )
+    for name, tensor in built.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
+    if hasattr(built, "pretrained_cfg") and hasattr(built, "forward_features"):
+        arch = {"builder": "python", "factory": source.removeprefix("python:")}
+        return timm_encoder(built, timm_spec(built, arch, family="python"), module_info(built, source))
+    return ModuleEncoder(built, source)
+
+
+def _respec(encoder: Encoder, changes: Mapping[str, Any]) -> Encoder:
+    """Put the overridden fields into the spec, and the spec into the fingerprint."""
+    if not changes:
+        return encoder
+    try:
+        spec = EncoderSpec.model_validate({**encoder.spec.model_dump(), **changes})
+    except ValidationError as error:
+        raise ConfigError(f"{encoder.info.source}: {first_problem(error)}") from error
+    if spec.image_size < 1 or spec.image_size % spec.patch_size:
+        raise ConfigError(
+            f"{encoder.info.source}: image_size {spec.image_size} is not a multiple of the patch size "
+            f"{spec.patch_size}"
+        )
+    if "cls" in spec.pooling and not spec.has_cls:
+        raise ConfigError(
+            f"{encoder.info.source}: pooling {spec.pooling!r} asks for a class token, which this encoder "
+            "lacks; use pooling=mean"
+        )
+    encoder.spec = spec
+    encoder.fingerprint = hashlib.sha256(
+        f"{encoder.fingerprint}{spec.model_dump_json()}".encode()
+    ).hexdigest()
+    return encoder
