@@ -1,0 +1,172 @@
+"""``report.html``: one self-contained page from run folders. Nothing on it is loaded from anywhere.
+
+Labels, class names, paths, notes and errors come from outside and are data: the templates escape all of
+them, and the page forbids by its own policy any script but the one that it carries.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import quote
+
+from ..bench.results import atomic_write
+from .exhibits import Bars, Curve, Exhibits, Gallery, collect
+from .figures import COLOURS, draw_bars, draw_curve
+from .model import Report, read_report, reason
+from .pictures import Album, load_album
+from .readings import clean, format_value, interval_text, show
+
+GALLERIES_SHOWN = 4
+"""Galleries of a column that are open at once; the others unfold."""
+
+
+def build_report(folder: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write the report of a run folder, or of several runs side by side, as one HTML file.
+
+    Args:
+        folder: run folder, or several.
+        out: where to write; by default ``report.html`` in the (first) folder.
+
+    Returns:
+        The path of the page. The same results give the same bytes.
+
+    Raises:
+        ConfigError: a folder holds no run.
+        DataError: a result file is not valid, or names a picture outside of its folder.
+    """
+    folders = [Path(f) for f in ([folder] if isinstance(folder, (str, Path)) else folder)]
+    path = Path(out) if out is not None else folders[0] / "report.html"
+    page = render(read_report(folders))
+    with atomic_write(path) as stream:
+        stream.write(page)
+    return path
+
+
+def render(report: Report) -> str:
+    """The page as text. Raises DataError where a picture's path leads out of its run folder."""
+    from jinja2 import Environment as Jinja
+    from jinja2 import FunctionLoader, StrictUndefined
+    from markupsafe import Markup
+
+    exhibits = {column.id: collect(column) for column in report.columns}
+    album = load_album(_wanted(report, exhibits))
+    script = _template("report.js")
+    jinja = Jinja(
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: clean(value) if type(value) is str else value,
+    )
+    jinja.filters |= {"value": format_value, "show": show, "megabytes": _millions}
+    jinja.globals |= {
+        "colours": COLOURS,
+        "galleries_shown": GALLERIES_SHOWN,
+        "interval": interval_text,
+        "reason": reason,
+        "curve_figures": lambda curve, prefix: [
+            Markup(svg) for svg in draw_curve(curve, _labels(report), prefix)
+        ],
+        "bars_figures": lambda bars, prefix: [
+            (heading, Markup(svg)) for heading, svg in draw_bars(bars, _labels(report), prefix)
+        ],
+        "curve_table": curve_table,
+        "bars_order": bars_order,
+        "picture": lambda strip, file: album.pictures[strip.folder, file],
+        "paragraphs": paragraphs,
+        "summarise": lambda report: [column.summary() for column in report.columns],
+    }
+    return jinja.get_template("report.html.j2").render(
+        report=report,
+        exhibits=exhibits,
+        album=album,
+        css=Markup(_template("report.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        icon=quote(_ICON),
+        many_seeds=any(len(column.seeds) > 1 for column in report.columns),
+        problems=[*report.problems, *(p for e in exhibits.values() for p in e.problems), *_gaps(album)],
+        lead=lead(report),
+    )
+
+
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="#2456d6" '
+    'd="M1 8h4v7H1zM6 4h4v11H6zM11 1h4v14h-4z"/></svg>'
+)
+
+
+def _template(name: str) -> str:
+    return (files(__package__) / "templates" / name).read_text(encoding="utf-8")
+
+
+def _labels(report: Report) -> list[str]:
+    return [checkpoint.label for checkpoint in report.checkpoints]
+
+
+def _wanted(report: Report, exhibits: dict[str, Exhibits]) -> list[tuple[Path, str]]:
+    """All pictures, the first gallery of every column before the second of any: the budget may run out."""
+    columns = [exhibits[column.id].galleries for column in report.columns]
+    depth = max(map(len, columns), default=0)
+    turns: list[Gallery] = [g[i] for i in range(depth) for g in columns if i < len(g)]
+    return [(strip.folder, file) for g in turns for strip in g.strips for file in strip.files]
+
+
+def _gaps(album: Album) -> list[str]:
+    gaps = [f"{file} {p.problem}" for (_, file), p in album.pictures.items() if p.problem and not p.left_out]
+    return gaps if len(gaps) <= 10 else [*gaps[:10], f"and {len(gaps) - 10:,} more pictures"]
+
+
+def lead(report: Report) -> list[str]:
+    """What the summary table says, in sentences: how often each checkpoint is best."""
+    if len(report.checkpoints) < 2:
+        return []
+    rows = [row for column in report.columns if (row := column.headline) and len(row.found) > 1]
+    wins = [(sum(r.standings[c.index] == "best" for r in rows), c) for c in report.checkpoints]
+    out = [
+        f"{c.label} is best in {count} of {len(rows)} columns."
+        for count, c in sorted(wins, key=lambda win: -win[0])
+        if count
+    ]
+    unclear = sum("close" in row.standings or row.standings.count("best") > 1 for row in rows)
+    if rows and unclear:
+        out.append(f"In {unclear} of {len(rows)} columns another is not clearly worse than the best.")
+    return out
+
+
+def curve_table(curve: Curve) -> tuple[list[str], list[tuple[int, str, list[str]]]]:
+    """The numbers of a curve: head of the columns, then (checkpoint index, series, values) a line."""
+    positions = sorted({x for line in curve.lines for x in line.x})
+    head = [curve.ticks[int(x)] if curve.ticks else f"{x:g}" for x in positions]
+    body = []
+    for line in curve.lines:
+        at = dict(zip(line.x, line.y, strict=True))
+        values = [at.get(x) for x in positions]
+        body.append(
+            (
+                line.checkpoint,
+                line.series,
+                ["–" if v is None else format_value(v, curve.unit) for v in values],
+            )
+        )
+    return head, body
+
+
+def bars_order(bars: Bars) -> list[int]:
+    """Positions of the labels, highest mean first."""
+    return sorted(range(len(bars.labels)), key=lambda i: (-bars.mean(i), bars.labels[i]))
+
+
+def paragraphs(text: str) -> list[str]:
+    """Plain text as paragraphs, each on one line."""
+    return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e5 else f"{number:,}"

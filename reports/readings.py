@@ -1,0 +1,224 @@
+"""One metric over the checkpoints of a column: values, intervals, which is best, which not clearly worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from ..bench.results import Result
+from ..bench.types import Metric, Score
+
+Standing = Literal["best", "close", ""]
+"""``close``: the interval overlaps that of the best (or one of them has none): not clearly worse."""
+Number = TypeVar("Number", int, float)
+
+
+def clean(text: str) -> str:
+    """Text without control characters and lone surrogates, which neither a page nor a terminal can hold."""
+
+    def harmful(code: int) -> bool:
+        return (code < 32 and code not in (9, 10)) or 127 <= code < 160 or 0xD800 <= code < 0xE000
+
+    return "".join("\ufffd" if harmful(ord(c)) else c for c in text)
+
+
+def format_value(value: float, unit: str) -> str:
+    """A number as it is shown: fractions of unit ``%`` times 100 with one decimal, others by their size."""
+    if unit == "%":
+        digits, value = 1, 100 * value
+    else:
+        digits = 3 if abs(value) < 100 else 0
+    text = f"{value:,.{digits}f}"
+    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
+
+
+def show(value: Any) -> str:
+    """A protocol value or a detail as text: lists without brackets, floats short."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(show(item) for item in value) or "(empty)"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {show(item)}" for key, item in value.items()) or "(empty)"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "none" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One metric of one checkpoint in a column: the mean over its seeds, and the hull of the seeds'
+    intervals, which covers the sampling of items as well as the seeds.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    scores: tuple[tuple[int, Score], ...]
+    """(seed, score), by seed."""
+    metric: Metric
+
+    @property
+    def text(self) -> str:
+        """The value as shown."""
+        return format_value(self.value, self.metric.unit)
+
+    @property
+    def interval(self) -> str:
+        """The interval as shown, ``[73.9, 75.1]``; empty where there is none."""
+        return interval_text(self.low, self.high, self.metric.unit)
+
+    @property
+    def chance(self) -> float | None:
+        """The chance level, where it is defined; of the first seed."""
+        return self.scores[0][1].chance
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the interval reaches the chance level: not clearly better than a guess."""
+        if self.chance is None or self.low is None or self.high is None:
+            return False
+        return self.low <= self.chance if self.metric.higher_is_better else self.high >= self.chance
+
+    def overlaps(self, other: Reading) -> bool:
+        """Whether the intervals overlap; so taken where one of them is not known."""
+        if self.low is None or self.high is None or other.low is None or other.high is None:
+            return True
+        return self.low <= other.high and other.low <= self.high
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of a column over all checkpoints, in the order of the report's checkpoints."""
+
+    id: str
+    metric: Metric
+    parameters: str
+    headline: bool
+    readings: tuple[Reading | None, ...]
+    standings: tuple[Standing, ...]
+
+    @property
+    def found(self) -> list[Reading]:
+        """The readings that there are."""
+        return [r for r in self.readings if r is not None]
+
+    @property
+    def best(self) -> Reading | None:
+        """The reading with the best value."""
+        return _best(self.readings, self.metric)
+
+    @property
+    def n(self) -> str:
+        """Number of items behind the scores; a range where cells differ."""
+        return _span([score.n for r in self.found for _, score in r.scores], lambda n: f"{n:,}")
+
+    @property
+    def chance(self) -> str:
+        """Chance level as shown; a range where cells differ, empty where it is not defined."""
+        levels = [s.chance for r in self.found for _, s in r.scores if s.chance is not None]
+        return _span(levels, lambda level: format_value(level, self.metric.unit))
+
+    @property
+    def details(self) -> list[tuple[int, int, dict[str, Any]]]:
+        """(checkpoint index, seed, detail) of the scores that carry extra numbers."""
+        return [
+            (i, seed, s.detail) for i, r in enumerate(self.readings) if r for seed, s in r.scores if s.detail
+        ]
+
+    def heat(self, reading: Reading) -> float:
+        """0 at the chance level (zero where none is defined), 1 at the best of the row."""
+        best, values = self.best, [r.value for r in self.found]
+        if best is None or len(values) < 2:
+            return 0.0
+        if not self.metric.higher_is_better:
+            base = max(values)
+        else:
+            base = best.chance if best.chance is not None else min(0.0, *values)
+        return 0.0 if best.value == base else min(1.0, max(0.0, (reading.value - base) / (best.value - base)))
+
+    def span(self, reading: Reading) -> tuple[float, float, float] | None:
+        """Low, value and high in percent of the range that all intervals of the row cover together."""
+        lows = [r.low for r in self.found if r.low is not None]
+        highs = [r.high for r in self.found if r.high is not None]
+        if len(lows) < 2 or reading.low is None or reading.high is None or max(highs) <= min(lows):
+            return None
+        start, width = min(lows), max(highs) - min(lows)
+        low, value, high = ((x - start) / width * 100 for x in (reading.low, reading.value, reading.high))
+        return low, value, high
+
+
+def interval_text(low: float | None, high: float | None, unit: str) -> str:
+    """An interval as shown; empty where there is none."""
+    return "" if low is None or high is None else f"[{format_value(low, unit)}, {format_value(high, unit)}]"
+
+
+def metric_rows(first: Result, cells: Sequence[Sequence[Result]]) -> tuple[Row, ...]:
+    """The rows of a column.
+
+    Args:
+        first: the result whose declarations (metric families, headline) stand for the column.
+        cells: the results of each checkpoint, one a seed.
+    """
+    ids = dict.fromkeys(score.metric for results in cells for r in results for score in r.scores)
+    rows = []
+    for family in dict.fromkeys(metric_id.split("@")[0] for metric_id in ids):
+        metric = _metric(first, family)
+        for metric_id in (i for i in ids if i.split("@")[0] == family):
+            readings = tuple(_reading(results, metric_id, metric) for results in cells)
+            parameters = metric_id.partition("@")[2]
+            headline = metric_id == first.headline
+            rows.append(Row(metric_id, metric, parameters, headline, readings, _standings(readings, metric)))
+    return tuple(rows)
+
+
+def _metric(result: Result, family: str) -> Metric:
+    declared = result.metrics.get(family, {})
+    known: dict[str, Any] = {k: declared[k] for k in ("title", "unit", "higher_is_better") if k in declared}
+    known.setdefault("title", family)
+    return Metric(id=family, **known)
+
+
+def _reading(results: Sequence[Result], metric_id: str, metric: Metric) -> Reading | None:
+    found = [(r.seed, s) for r in results if (s := r.score(metric_id)) is not None]
+    if not found:
+        return None
+    lows = [s.low for _, s in found if s.low is not None]
+    highs = [s.high for _, s in found if s.high is not None]
+    whole = len(lows) == len(highs) == len(found)
+    return Reading(
+        sum(s.value for _, s in found) / len(found),
+        min(lows) if whole else None,
+        max(highs) if whole else None,
+        tuple(found),
+        metric,
+    )
+
+
+def _best(readings: Sequence[Reading | None], metric: Metric) -> Reading | None:
+    found = [r for r in readings if r is not None]
+    pick = max if metric.higher_is_better else min
+    return pick(found, key=lambda r: r.value) if found else None
+
+
+def _standings(readings: Sequence[Reading | None], metric: Metric) -> tuple[Standing, ...]:
+    best = _best(readings, metric)
+    alone = sum(r is not None for r in readings) < 2
+
+    def standing(reading: Reading | None) -> Standing:
+        if reading is None or best is None or alone:
+            return ""
+        # A reader cannot tell apart what shows the same number, so all of them are marked.
+        if reading.text == best.text:
+            return "best"
+        return "close" if reading.overlaps(best) else ""
+
+    return tuple(standing(r) for r in readings)
+
+
+def _span(values: Sequence[Number], text: Callable[[Number], str]) -> str:
+    if not values:
+        return ""
+    low, high = text(min(values)), text(max(values))
+    return low if low == high else f"{low}–{high}"
