@@ -147,12 +147,13 @@ def per_class(hits: Array, labels: Array, n_classes: int = 0) -> Array:
 
 
 def save_per_class(ctx: Context, hits: Array, labels: Array, names: list[str], what: str) -> None:
-    """Keep per-class accuracy in percent as bars; classes without a test image are left out."""
+    """Keep per-class accuracy as bars; classes without a test image are left out."""
     share = per_class(hits, labels, len(names))
     kept = np.flatnonzero(~np.isnan(share))
     data = {
         "labels": [names[c] for c in kept],
-        "values": [round(100 * float(share[c]), 3) for c in kept],
-        "y_label": "accuracy (%)",
+        "values": [round(float(share[c]), 5) for c in kept],
+        "y_label": "accuracy",
+        "unit": "%",
     }
     ctx.save_data("per-class", "bars", f"Accuracy by class, {what}", data)

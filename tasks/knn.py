@@ -192,13 +192,14 @@ def _leave_one_out(ctx: Context, cfg: KnnConfig) -> list[Measurement]:
 def _curve(weighted: dict[int, Array], majority: dict[int, Array]) -> dict[str, object]:
     votes = {"exp(sim/T) vote": weighted, "majority vote": majority}
     series = {
-        name: [round(100 * float((ranks == 0).mean()), 4) for ranks in vote.values()]
+        name: [round(float((ranks == 0).mean()), 6) for ranks in vote.values()]
         for name, vote in votes.items()
     }
     return {
         "x": list(weighted),
         "series": series,
         "x_label": "neighbours k",
-        "y_label": "top-1 accuracy (%)",
+        "y_label": "top-1 accuracy",
+        "unit": "%",
         "log_x": True,
     }

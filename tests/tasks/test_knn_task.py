@@ -179,11 +179,9 @@ def test_artefacts_curve_bars_and_gallery(toy: ModuleType) -> None:
     found = context.run(TASK, k=(1, 5, 20))
     curve, bars = context.saved["accuracy-over-k"], context.saved["per-class"]
     assert curve["x"] == [1, 5, 20]
-    assert curve["series"]["exp(sim/T) vote"][2] == pytest.approx(
-        100 * toy.value(found["top1@k=20"]), abs=1e-3
-    )
+    assert curve["series"]["exp(sim/T) vote"][2] == pytest.approx(toy.value(found["top1@k=20"]), abs=1e-5)
     assert bars["labels"] == ["class 0", "class 1", "class 2", "class 3"]
-    assert np.mean(bars["values"]) == pytest.approx(100 * toy.value(found["top1@k=20"]), abs=1e-2)
+    assert np.mean(bars["values"]) == pytest.approx(toy.value(found["top1@k=20"]), abs=1e-4)
     assert len(context.images) == 6
     assert {len(strip) for strip in context.images.values()} == {6}
     assert "neighbours-wrong-2" in context.images

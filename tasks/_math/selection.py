@@ -1,0 +1,67 @@
+"""Choosing hyper-parameters on a held-out part of train, so that test is touched once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...bench.types import Array
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of the grid as it scored on the held-out part of train."""
+
+    feature: str
+    strength: float
+    """C of the logistic regression, or the learning rate."""
+    accuracy: float
+    loss: float
+    """Mean cross-entropy; infinite where training diverged."""
+    converged: bool = True
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """The trial of highest held-out accuracy; among equals the one of lowest held-out cross-entropy."""
+    return max(trials, key=lambda trial: (trial.accuracy, -trial.loss))
+
+
+def stratified_holdout(labels: Array, fraction: float, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Positions (kept, held out), sorted: of each class round(fraction * n), yet at least one image.
+
+    A class of a single image gives none. Raises ValueError where no class has two images.
+    """
+    order = rng.permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    rank = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[by_class]]
+    quota = np.minimum(np.maximum(np.rint(fraction * counts).astype(np.int64), 1), counts - 1)
+    out = rank < quota[labels[by_class]]
+    if not out.any():
+        raise ValueError("no class has two images")
+    return np.sort(by_class[~out]), np.sort(by_class[out])
+
+
+def label_ranks(logits: Array, labels: Array) -> Array:
+    """Rank of the true class among logits (N, C), 0 is the first; ties to the lower class index, (N,).
+
+    A class of logit -inf (unknown to the head) is never predicted: its rank is C.
+    """
+    own = np.take_along_axis(logits, labels[:, None], 1)
+    lower = np.arange(logits.shape[1]) < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & lower)).sum(axis=1)
+    return np.asarray(np.where(np.isneginf(own[:, 0]), logits.shape[1], rank))
+
+
+def cross_entropies(logits: Array, labels: Array) -> Array:
+    """Cross-entropy of each row of logits (N, C), (N,), at most that of a probability of 1e-30.
+
+    The bound keeps losses comparable where the true class is unknown to the head (logit -inf).
+    """
+    logits = logits.astype(np.float64)
+    top = logits.max(axis=1, keepdims=True)
+    log_total = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
+    own = np.take_along_axis(logits, labels[:, None], 1)[:, 0]
+    return np.asarray(np.minimum(log_total - own, -np.log(1e-30)))

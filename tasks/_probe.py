@@ -1,0 +1,148 @@
+"""The linear probe's two solvers behind one signature, and the choice of a setting on train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..bench.types import Array, Column, Context, FeatureBank
+from ._math.logistic import LinearHead, fit_path
+from ._math.normalise import Normaliser
+from ._math.selection import Trial, cross_entropies, label_ranks
+
+if TYPE_CHECKING:
+    from .linear import LinearConfig
+
+_BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class FeatureChoice:
+    """A feature choice that the encoder offers, and the columns that it concatenates."""
+
+    name: str
+    columns: tuple[Column, ...]
+
+    def rows(self, bank: FeatureBank, index: Array | slice = slice(None)) -> Array:
+        """Features of these rows of a bank, (n, D)."""
+        return np.concatenate([bank.column(column)[index] for column in self.columns], axis=1)
+
+
+@dataclass(frozen=True)
+class TrainSplit:
+    """All that choosing and fitting may see: the train split, and which part of it is held out."""
+
+    bank: FeatureBank
+    labels: Array
+    kept: Array
+    held: Array
+    n_classes: int
+
+    @property
+    def everything(self) -> Array:
+        """Positions of all train images."""
+        return np.arange(len(self.labels))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A head with what must be done to features before it sees them."""
+
+    choice: FeatureChoice
+    strength: float
+    """C of the logistic regression, or the learning rate."""
+    normaliser: Normaliser
+    head: LinearHead
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a weight is not finite."""
+        return not bool(np.isfinite(self.head.weight).all())
+
+    def predict(self, bank: FeatureBank, index: Array) -> Iterator[tuple[slice, Array]]:
+        """Logits (n, C) of these rows of a bank, in blocks."""
+        for start in range(0, len(index), _BLOCK):
+            rows = self.choice.rows(bank, index[start : start + _BLOCK])
+            yield slice(start, start + len(rows)), self.head.logits(self.normaliser(rows))
+
+
+Solver = Callable[
+    [Context, "LinearConfig", TrainSplit, Sequence[FeatureChoice], Sequence[float], Array], Iterator[Fitted]
+]
+"""(context, config, train, feature choices, strengths, positions to fit on) -> every head of the grid."""
+
+
+def fit_lbfgs(
+    ctx: Context,
+    cfg: LinearConfig,
+    train: TrainSplit,
+    choices: Sequence[FeatureChoice],
+    strengths: Sequence[float],
+    index: Array,
+) -> Iterator[Fitted]:
+    """Multinomial logistic regression at every C of every feature choice."""
+    labels = train.labels[index]
+    with ctx.progress(len(choices) * len(strengths), "logistic regression") as bar:
+        for choice in choices:
+            rows = choice.rows(train.bank, index)
+            normaliser = Normaliser.fit(cfg.normalise, rows)
+            path = fit_path(
+                normaliser(rows), labels, strengths, train.n_classes, max_iter=cfg.max_iter, tol=cfg.tol
+            )
+            for strength, head in zip(strengths, path, strict=True):
+                yield Fitted(choice, strength, normaliser, head)
+                bar.advance()
+
+
+def fit_sgd(
+    ctx: Context,
+    cfg: LinearConfig,
+    train: TrainSplit,
+    choices: Sequence[FeatureChoice],
+    strengths: Sequence[float],
+    index: Array,
+) -> Iterator[Fitted]:
+    """One pass of SGD that trains a head for every learning rate of every feature choice."""
+    from ._math.sgd_heads import train_heads
+
+    normalisers = [Normaliser.fit(cfg.normalise, choice.rows(train.bank, index)) for choice in choices]
+
+    def read(batch: Array) -> list[Array]:
+        return [
+            normaliser(choice.rows(train.bank, index[batch]))
+            for choice, normaliser in zip(choices, normalisers, strict=True)
+        ]
+
+    heads = len(choices) * len(strengths)
+    with ctx.progress(cfg.steps, f"{heads} linear heads") as bar:
+        trained = train_heads(
+            read,
+            train.labels[index],
+            strengths,
+            train.n_classes,
+            steps=cfg.steps,
+            batch=cfg.batch,
+            momentum=cfg.momentum,
+            rng=ctx.rng("sgd", heads),
+            device=ctx.device,
+            advance=bar.advance,
+        )
+    for choice, normaliser, of_choice in zip(choices, normalisers, trained, strict=True):
+        for strength, head in zip(strengths, of_choice, strict=True):
+            yield Fitted(choice, strength, normaliser, head)
+
+
+def judge(fitted: Fitted, train: TrainSplit) -> Trial:
+    """The setting as it does on the held-out part; accuracy 0 and infinite loss where it diverged."""
+    name, strength = fitted.choice.name, fitted.strength
+    if fitted.diverged:
+        return Trial(name, strength, 0.0, float("inf"), False)
+    right = loss = 0.0
+    truth = train.labels[train.held]
+    for rows, logits in fitted.predict(train.bank, train.held):
+        right += float(np.count_nonzero(label_ranks(logits, truth[rows]) == 0))
+        loss += float(cross_entropies(logits, truth[rows]).sum())
+    return Trial(name, strength, right / len(truth), loss / len(truth), fitted.head.converged)
