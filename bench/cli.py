@@ -167,40 +167,14 @@ def _run(config: Any, *, dry_run: bool = False, debug: bool = False) -> None:
     command = shlex.join(["lmim-bench", *sys.argv[1:]])
     if dry_run:
         from .runner import open_run
+        from .show import print_plan
 
-        opened = open_run(make_plan(config), reporter, command, debug)
-        _print_plan(opened)
+        print_plan(open_run(make_plan(config), reporter, command, debug))
         return
     from .api import run as run_api
 
     finished = run_api(config=config, reporter=reporter, command=command, debug=debug)
     _print_summary(finished, make_plan(config).out)
-
-
-def _print_plan(opened: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    pending = {cell.id for cell in opened.pending()}
-    table = Table(title=f"plan for {opened.plan.out} on {opened.device}", title_justify="left")
-    for name in ("checkpoint", "task", "data", "seed", "changed from the defaults", "state"):
-        table.add_column(name)
-    for cell in opened.cells:
-        protocol = cell.evaluation.config.model_dump(mode="json")
-        changed = ", ".join(f"{name}={protocol[name]}" for name in cell.evaluation.overrides)
-        table.add_row(
-            *(Text(t) for t in (cell.checkpoint.label, cell.evaluation.task.name, cell.evaluation.data)),
-            str(cell.seed),
-            Text(changed),
-            "to do" if cell.id in pending else "scored",
-        )
-    console.print(table)
-    for name, data in opened.data.items():
-        counts = ", ".join(f"{split} {n}" for split, n in data.counts().items())
-        console.print(Text(f"{name}: {data.kind}, {counts}"))
-    console.print(f"{len(pending)} of {len(opened.cells)} cells to do")
 
 
 def _print_summary(finished: Any, out: Path) -> None:
@@ -249,22 +223,12 @@ def demo(ctx: click.Context, out: Path, seconds: int, device: str, cache_dir: Pa
 @cli.command()
 def tasks() -> None:
     """List the tasks, with the headline metric and the kind of data that each needs."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from ..tasks import registry
+    from .show import print_table
 
     found, broken = registry()
-    table = Table()
-    for name in ("task", "what", "data", "headline", "version", "from"):
-        table.add_column(name)
-    for spec in found.values():
-        headline = spec.headline(spec.config())
-        table.add_row(
-            *(Text(t) for t in (spec.name, spec.title, spec.data, headline, str(spec.version), spec.origin))
-        )
-    Console().print(table)
+    rows = [(t.name, t.title, t.data, t.headline(t.config()), t.version, t.origin) for t in found.values()]
+    print_table(("task", "what", "data", "headline", "version", "from"), rows)
     for name, reason in broken.items():
         click.echo(f"{name}: could not be loaded: {reason}", err=True)
 
@@ -273,57 +237,39 @@ def tasks() -> None:
 @click.argument("task_name", metavar="TASK")
 def describe(task_name: str) -> None:
     """Print a task's protocol: what it does, and every field with its default."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from ..tasks import get_task
+    from .show import print_protocol
 
-    spec = get_task(task_name)
-    console = Console()
-    console.print(Text(spec.doc))
-    table = Table(title=f"--set {spec.name}.FIELD=VALUE", title_justify="left")
-    for name in ("field", "default", "meaning"):
-        table.add_column(name)
-    defaults = spec.config().model_dump(mode="json")
-    for name, field in spec.config.model_fields.items():
-        table.add_row(name, Text(str(defaults[name])), Text(field.description or ""))
-    console.print(table)
+    print_protocol(get_task(task_name))
 
 
 @cli.command()
-@click.argument("folder", required=False)
+@click.argument("reference", metavar="[FOLDER]", required=False)
 @click.option(
-    "--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the embedded data are kept."
+    "--cache-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the embedded data are kept.",
 )
-def data(folder: str | None, cache_dir: Path | None) -> None:
+def data(reference: str | None, cache_dir: Path | None) -> None:
     """List the known data sets and layouts; or say what a FOLDER is and what it holds."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from .cache import cache_folder
-    from .data import catalogue, detect_layout, is_embedded, load_data
+    from .data import catalogue, detect_layout, load_data
+    from .show import print_fields, print_table
 
-    console = Console()
-    if folder:
-        if not is_embedded(folder) and Path(folder).exists():
-            found = detect_layout(folder)
-            console.print(Text(f"layout   {found.layout} ({found.reason})"))
-        loaded = load_data(folder, cache_dir=cache_folder(cache_dir))
-        console.print(Text(f"kind     {loaded.kind}"))
-        console.print(Text("counts   " + ", ".join(f"{name} {n}" for name, n in loaded.counts().items())))
-        if loaded.classes:
-            console.print(Text(f"classes  {len(loaded.classes)}: {', '.join(loaded.classes)}"))
-        console.print(Text(f"hash     {loaded.fingerprint}"))
+    if not reference:
+        print_table(("--data", "kind", "what"), catalogue())
         return
-    table = Table()
-    rows = catalogue()
-    for name in ("--data", "kind", "what"):
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*(Text(value) for value in row))
-    console.print(table)
+    found = detect_layout(reference)
+    loaded = load_data(reference, cache_dir=cache_folder(cache_dir))
+    print_fields(
+        {
+            "layout": f"{found.layout} ({found.reason})",
+            "kind": loaded.kind,
+            "counts": ", ".join(f"{name} {n}" for name, n in loaded.counts().items()),
+            "classes": f"{len(loaded.classes)}: {', '.join(loaded.classes)}" if loaded.classes else "-",
+            "fingerprint": loaded.fingerprint,
+        }
+    )
 
 
 @cli.command()
@@ -332,28 +278,13 @@ def data(folder: str | None, cache_dir: Path | None) -> None:
 def inspect(reference: str, as_json: bool) -> None:
     """Say what a checkpoint is: format, architecture, coverage, preprocessing, what was dropped and why."""
     from .encoders import inspect_checkpoint
+    from .show import print_fields
 
     found = inspect_checkpoint(reference)
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console()
-    for name, value in found.items():
-        lines = _lines(value)
-        console.print(Text(f"{name:<16} {lines[0] if lines else '-'}"), soft_wrap=True)
-        for line in lines[1:]:
-            console.print(Text(f"{'':<16} {line}"), soft_wrap=True)
-
-
-def _lines(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [f"{key}: {item}" for key, item in value.items()]
-    if isinstance(value, list | tuple) and not all(isinstance(item, int | float) for item in value):
-        return [str(item) for item in value]
-    return [str(value)]
+    else:
+        print_fields(found)
 
 
 @cli.command()

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import time
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .cache import cache_folder, clear_stale
+from .cells import Banks, Cell, requests_of, scores_of, wanted_by, write_items
 from .config import RunConfig
-from .context import RunContext, generator
+from .context import RunContext
 from .data import load_data
 from .encoders import load_encoder
 from .engine import Engine, resolve_device
 from .environment import environment
-from .errors import ConfigError, DataError, LmimBenchError, TaskError
-from .features import FeatureStore, merge_requests
+from .errors import ConfigError, DataError, LmimBenchError
+from .features import FeatureStore
 from .plan import Evaluation, RunPlan, cell_id, digest
 from .progress import Reporter
 from .results import (
@@ -36,48 +34,7 @@ from .results import (
     read_result,
     write_json,
 )
-from .stats import score
-from .types import Column, Dataset, EncoderSpec, FeatureBank, FeatureRequest, Measurement, Score, View
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number to be made: a checkpoint on an evaluation with a seed, and the hash of all it depends on."""
-
-    id: str
-    checkpoint: CheckpointRecord
-    evaluation: Evaluation
-    seed: int
-    digest: str
-
-
-@dataclass
-class Banks:
-    """The feature banks of one (checkpoint, data set), opened or extracted at first use."""
-
-    store: FeatureStore
-    engine: Engine
-    data: Dataset
-    wanted: dict[tuple[str, View], tuple[Column, ...]]
-    reporter: Reporter
-    _found: dict[tuple[str, View], tuple[FeatureBank, tuple[str, ...]] | LmimBenchError] = field(
-        default_factory=dict
-    )
-
-    def get(self, split: str, view: View) -> tuple[FeatureBank, tuple[str, ...]]:
-        """The bank with every column that any task wants; a failure is the same for all of them."""
-        key = (split, view)
-        if key not in self._found:
-            try:
-                self._found[key] = self.store.bank(
-                    self.engine, self.data, split, view, self.wanted[key], self.reporter.progress
-                )
-            except LmimBenchError as error:
-                self._found[key] = error
-        found = self._found[key]
-        if isinstance(found, LmimBenchError):
-            raise found
-        return found
+from .types import Dataset, FeatureBank, Measurement, Score
 
 
 @dataclass
@@ -177,7 +134,7 @@ class Run:
         for name in _in_order(c.evaluation.data for c in cells):
             group = [c for c in cells if c.evaluation.data == name]
             banks = Banks(
-                store, engine, self.data[name], _wanted(group, encoder.spec, self.data[name]), self.reporter
+                store, engine, self.data[name], wanted_by(group, encoder.spec, self.data[name]), self.reporter
             )
             for cell in group:
                 self._score_cell(cell, engine, banks)
@@ -193,7 +150,7 @@ class Run:
         measurements: list[Measurement] = []
         error: str | None = None
         try:
-            requests = _requests(cell, engine.encoder.spec, data)
+            requests = requests_of(cell, engine.encoder.spec, data)
             opened: dict[str, FeatureBank] = {}
             for request in requests:
                 for split in request.splits:
@@ -215,7 +172,7 @@ class Run:
             measurements = list(task.run(context, cell.evaluation.config))
             seconds["task"] = time.perf_counter() - mark
             mark = time.perf_counter()
-            scores = _scores(measurements, cell)
+            scores = scores_of(measurements, cell)
             seconds["score"] = time.perf_counter() - mark
         except LmimBenchError as failure:
             error = str(failure)
@@ -251,7 +208,7 @@ class Run:
             finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         if not error:
-            _write_items(self.plan.out / "items" / f"{cell.id}.npz", measurements)
+            write_items(self.plan.out / "items" / f"{cell.id}.npz", measurements)
         write_json(_result_path(self.plan.out, cell.id), result.model_dump(mode="json"))
         self.reporter.line(_news(result, time.perf_counter() - started))
 
@@ -349,69 +306,6 @@ def _difference(old: Result, cell: Cell, run: Run) -> str:
     new = cell.evaluation.config.model_dump(mode="json")
     changed = [f"{k}={old.protocol.get(k)}" for k in new if old.protocol.get(k) != new[k]]
     return f"another protocol ({', '.join(changed)})" if changed else "another protocol"
-
-
-def _requests(cell: Cell, spec: EncoderSpec, data: Dataset) -> list[FeatureRequest]:
-    """The task's feature requests, checked against the encoder and the splits that there are."""
-    requests = list(cell.evaluation.task.features(cell.evaluation.config, spec, data))
-    for request in requests:
-        for split in request.splits:
-            if split not in data.splits:
-                raise TaskError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
-        for column in request.columns:
-            if column.kind == "cls" and not spec.has_cls:
-                raise TaskError(f"{cell.checkpoint.label} has no class token; use pooling=mean")
-            if not 1 <= -column.tap.layer <= spec.depth:
-                raise TaskError(
-                    f"{cell.checkpoint.label} has {spec.depth} layers; layer {column.tap.layer} is not one "
-                    f"of -1 to -{spec.depth}"
-                )
-    return requests
-
-
-def _wanted(
-    cells: list[Cell], spec: EncoderSpec, data: Dataset
-) -> dict[tuple[str, View], tuple[Column, ...]]:
-    """The union of what the cells want, so that one pass serves all; a cell whose request is wrong fails
-    by itself when its turn comes.
-    """
-    triples = []
-    for cell in cells:
-        try:
-            requests = _requests(cell, spec, data)
-        except LmimBenchError:
-            continue
-        triples += [(s, r.view, c) for r in requests for s in r.splits for c in r.columns]
-    return merge_requests(triples)
-
-
-def _scores(measurements: list[Measurement], cell: Cell) -> list[Score]:
-    task = cell.evaluation.task
-    scores = []
-    for m in measurements:
-        try:
-            task.metric(m.metric)
-        except KeyError:
-            raise TaskError(
-                f"the task {task.name} returned the metric {m.metric!r}, which it does not declare"
-            ) from None
-        scores.append(score(m, generator(cell.seed, task.name, "bootstrap", m.metric)))
-    headline = task.headline(cell.evaluation.config)
-    if headline not in {s.metric for s in scores}:
-        raise TaskError(f"the task {task.name} did not return its headline metric {headline!r}")
-    return scores
-
-
-def _write_items(path: Path, measurements: list[Measurement]) -> None:
-    arrays: dict[str, Any] = {}
-    for m in measurements:
-        arrays[m.metric] = np.asarray(m.items)
-        if m.clusters is not None:
-            arrays[f"{m.metric}/clusters"] = np.asarray(m.clusters)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    with atomic_write(path, "wb") as stream:
-        stream.write(buffer.getvalue())
 
 
 def collect(out: Path, command: str) -> RunFile:

@@ -79,7 +79,7 @@ LEVELS = [
     ("bench.vit", "bench.backbones", "bench.checkpoints", "bench.encoders", "bench.data", "bench.engine"),
     ("bench.features",),
     ("tasks",),
-    ("bench.plan", "bench.context", "bench.environment"),
+    ("bench.plan", "bench.context", "bench.environment", "bench.cells"),
     ("reports", "pretrain", "bench.runner"),
     ("bench.api", "bench.demo"),
     ("bench.cli",),
