@@ -21,7 +21,7 @@ from .model import Report, read_report, reason
 from .pictures import Album, load_album
 from .readings import clean, format_value, interval_text, show
 
-GALLERIES_SHOWN = 4
+GALLERIES_SHOWN = 3
 """Galleries of a column that are open at once; the others unfold."""
 
 

@@ -1,0 +1,138 @@
+"""The summary that the command line prints at the end of a run: headline metrics by checkpoint and task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..bench.results import RunFile
+from .model import Cell, Column, Report, make_report, reason
+from .readings import clean
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
+
+Grid = list[list[str]]
+"""Texts by row, the first of which is the head."""
+
+
+def summary_table(run: RunFile) -> SummaryTable:
+    """What a run found, for ``rich``: a row a checkpoint, a column a task and data set, reasons below.
+
+    A terminal too narrow for that gets a row a task instead; a pipe or file gets plain aligned lines.
+    """
+    return SummaryTable(make_report([(run, None)]))
+
+
+@dataclass(frozen=True)
+class SummaryTable:
+    """A renderable of the headline metrics; ``str`` of it is the plain form."""
+
+    report: Report
+
+    def __str__(self) -> str:
+        return "\n".join(self._plain())
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.segment import Segment
+        from rich.text import Text
+
+        if not console.is_terminal:
+            # Raw segments are not wrapped at a width that a file does not have.
+            for line in self._plain():
+                yield Segment(line)
+                yield Segment.line()
+            return
+        if self.report.limited:
+            yield Text(self._watermark(), style="bold yellow")
+        table = self._table(self._grid())
+        if console.measure(table, options=options.update(max_width=10_000)).maximum > options.max_width:
+            table = self._table(_transposed(self._grid()))
+        yield table
+        for line in self._reasons():
+            yield Text(line, style="red")
+        for line in self._legend():
+            yield Text(line, style="dim")
+
+    def _grid(self) -> Grid:
+        columns = self.report.columns
+        grid = [["checkpoint", *(_head(column) for column in columns)]]
+        summaries = [column.summary() for column in columns]
+        for checkpoint in self.report.checkpoints:
+            cells = (_cell(summary[checkpoint.index]) for summary in summaries)
+            grid.append([_line(checkpoint.label), *cells])
+        return grid
+
+    def _table(self, grid: Grid) -> Table:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for head in grid[0]:
+            table.add_column(Text(head), overflow="fold")
+        for row in grid[1:]:
+            table.add_row(*(Text(text, style=_style(text)) for text in row))
+        return table
+
+    def _plain(self) -> list[str]:
+        grid = [[text.replace("\n", " ") for text in row] for row in _transposed(self._grid())]
+        widths = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
+        lines = ["  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in grid]
+        head = [self._watermark()] if self.report.limited else []
+        return [*head, *lines, *self._reasons(), *self._legend()]
+
+    def _watermark(self) -> str:
+        limits = ", ".join(map(str, self.report.limits))
+        return "LIMITED RUN" + (f": at most {limits} images a split (or frames a sequence)" if limits else "")
+
+    def _reasons(self) -> list[str]:
+        return [
+            f"FAILED {_line(checkpoint.label)} on {column.task}/{_line(column.data.name)}"
+            f"{f' (seed {result.seed})' if len(column.seeds) > 1 else ''}: {_line(reason(result))}"
+            for checkpoint, column, result in self.report.failures
+        ]
+
+    def _legend(self) -> list[str]:
+        rows = [row for column in self.report.columns if (row := column.headline)]
+        marks = [mark for row in rows for mark in row.standings]
+        if "best" not in marks:
+            return []
+        close = (
+            "; ~ not clearly worse: its 95% interval overlaps that of the best" if "close" in marks else ""
+        )
+        return [f"* best{close}"]
+
+
+def _head(column: Column) -> str:
+    row = column.headline
+    metric = row.id if row else column.first.headline
+    chance = f"\nchance {row.chance}" if row and row.chance else ""
+    variant = f"\n{_line(column.variant)}" if column.variant else ""
+    return f"{_line(column.task)}/{_line(column.data.name)}\n{_line(metric)}{chance}{variant}"
+
+
+def _cell(cell: Cell) -> str:
+    if cell.reading is None:
+        return "FAILED" if cell.state == "failed" else "not run"
+    mark = {"best": " *", "close": " ~", "": ""}[cell.standing]
+    seeds = len(cell.reading.scores)
+    many = f" ({seeds} seeds)" if seeds > 1 else ""
+    failed = f" ({len(cell.errors)} FAILED)" if cell.state == "partial" else ""
+    return f"{cell.reading.text} {cell.reading.interval}".rstrip() + mark + many + failed
+
+
+def _style(text: str) -> str:
+    if "FAILED" in text:
+        return "red"
+    return "bold" if text.endswith(" *") or " * (" in text else ""
+
+
+def _line(text: str) -> str:
+    return " ".join(clean(text).split())
+
+
+def _transposed(grid: Grid) -> Grid:
+    head, *rows = [list(row) for row in zip(*grid, strict=True)]
+    return [["task", *head[1:]], *rows]
