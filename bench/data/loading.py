@@ -71,9 +71,16 @@ def apply_view(image: Image.Image, view: View) -> torch.Tensor:
 
 
 def squash_mask(mask: Array, size: int | tuple[int, int]) -> Array:
-    """Resize a label map (H, W) to ``size`` (a side, or height and width), taking the nearest label."""
+    """Resize a label map (H, W) to ``size`` (a side, or height and width).
+
+    Each pixel takes the label under its centre; a centre on a border takes the pixel after it. This is
+    Pillow's nearest filter without its rounding of positions.
+    """
     height, width = (size, size) if isinstance(size, int) else size
-    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
+    cols = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
+    resized: Array = mask[np.ix_(rows, cols)]
+    return resized
 
 
 def iterate_batches(

@@ -79,6 +79,7 @@ def make_thing(
 ) -> Thing:
     """An object of a class with everything else random."""
     shape, texture = PAIRS[category]
+    drift = 0.35 if texture == "ringed" else 2.0  # rings far from their centre would pass for stripes
     bend = np.stack([rng.uniform(0, 0.12, 3), rng.uniform(0, 2 * np.pi, 3)], axis=1).astype(np.float32)
     return Thing(
         label=label,
@@ -89,7 +90,12 @@ def make_thing(
         angle=rng.uniform(0, 2 * np.pi),
         squash=float(np.exp(rng.uniform(-0.14, 0.14))),
         colours=_colours(rng),
-        grain=(rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.25), rng.uniform(-2, 2), rng.uniform(-2, 2)),
+        grain=(
+            rng.uniform(0, 2 * np.pi),
+            rng.uniform(0.85, 1.25),
+            rng.uniform(-drift, drift),
+            rng.uniform(-drift, drift),
+        ),
         bend=bend,
     )
 
@@ -160,7 +166,7 @@ def classification_scene(rng: np.random.Generator, category: int, side: int = SI
     radius = rng.uniform(0.2, 0.36)
     centre = tuple(rng.uniform(radius * 0.8, 1 - radius * 0.8, 2).tolist())
     draw(canvas, labels, make_thing(rng, 1, category, (centre[0], centre[1]), radius), x, y, light)
-    return _expose(rng, canvas, x, y, light, rng.uniform(0.72, 1.12)), labels
+    return _expose(rng, canvas, x, y, light, rng.uniform(0.85, 1.15)), labels
 
 
 def segmentation_scene(rng: np.random.Generator, side: int = SEGMENTATION_SIDE) -> tuple[Picture, Labels]:
@@ -178,7 +184,7 @@ def segmentation_scene(rng: np.random.Generator, side: int = SEGMENTATION_SIDE) 
             y,
             light,
         )
-    return _expose(rng, canvas, x, y, light, rng.uniform(0.75, 1.12)), labels
+    return _expose(rng, canvas, x, y, light, rng.uniform(0.85, 1.15)), labels
 
 
 def _spread(rng: np.random.Generator, n: int, width: float) -> list[tuple[float, float]]:
@@ -205,15 +211,15 @@ class _Track(NamedTuple):
     def at(self, time: float) -> Thing:
         eased = time * time * (3 - 2 * time) * 0.5 + time * 0.5
         (x0, y0), (x1, y1) = self.thing.centre, self.end
-        side = self.sway * np.sin(np.pi * time)
-        grown = np.exp(self.pulse[0] * np.sin(2 * np.pi * time + self.pulse[1]))
+        side = self.sway * float(np.sin(np.pi * time))
+        grown = float(np.exp(self.pulse[0] * np.sin(2 * np.pi * time + self.pulse[1])))
         bend = self.thing.bend.copy()
         bend[:, 1] += np.float32(self.flex * time)
         return replace(
             self.thing,
             centre=(x0 + (x1 - x0) * eased - (y1 - y0) * side, y0 + (y1 - y0) * eased + (x1 - x0) * side),
             angle=self.thing.angle + self.spin * time,
-            radius=self.thing.radius * float(grown),
+            radius=self.thing.radius * grown,
             bend=bend,
         )
 
@@ -241,7 +247,7 @@ def video_scene(
                 flex=float(rng.uniform(2, 5)),
             )
         )
-    pan, sweep, gain = rng.uniform(-0.3, 0.3, 2), rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.0)
+    pan, sweep, gain = rng.uniform(-0.3, 0.3, 2), rng.uniform(0, 2 * np.pi), rng.uniform(0.92, 1.05)
     ground = int(rng.integers(2**31))
     shots = []
     for frame in range(frames):

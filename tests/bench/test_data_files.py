@@ -1,0 +1,177 @@
+"""Decoding: what is whole is read exactly, what is broken is an error that names the file; fingerprints."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lmim_bench.bench.data import cache_root
+from lmim_bench.bench.data import files as files_module
+from lmim_bench.bench.data.files import Manifest, list_images, read_image, read_mask
+from lmim_bench.bench.errors import DataError
+from PIL import Image, ImageFile
+
+
+@pytest.fixture
+def noise() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp"])
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.9])
+def test_truncated_image_is_an_error_naming_the_file(tmp_path, noise, suffix, part):
+    path = tmp_path / f"x.{suffix}"
+    noise.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * part)])
+    with pytest.raises(DataError, match=f"x.{suffix} is broken"):
+        read_image(path)
+
+
+def test_truncated_image_is_an_error_even_where_padding_was_switched_on(tmp_path, noise, monkeypatch):
+    path = tmp_path / "x.jpg"
+    noise.save(path)
+    path.write_bytes(path.read_bytes()[:-900])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with Image.open(path) as padded:
+        padded.load()  # the danger is real: Pillow now fills the rest with grey
+    with pytest.raises(DataError, match=r"x\.jpg is broken"):
+        read_image(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>"])
+def test_no_image_at_all(tmp_path, content):
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.jpg is broken"):
+        read_image(tmp_path / "x.jpg")
+    with pytest.raises(DataError, match=r"y\.jpg does not exist"):
+        read_image(tmp_path / "y.jpg")
+
+
+def test_every_colour_mode_becomes_rgb_and_exif_rotation_is_left(tmp_path, noise):
+    for mode, suffix in (("L", "png"), ("RGBA", "png"), ("P", "png"), ("CMYK", "jpg"), ("1", "png")):
+        noise.convert(mode).save(tmp_path / f"x.{suffix}")
+        assert read_image(tmp_path / f"x.{suffix}").mode == "RGB"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").size == noise.size
+
+
+def test_palette_mask_keeps_its_indices(tmp_path):
+    labels = np.array([[0, 1, 2], [255, 7, 1]], dtype=np.uint8)
+    image = Image.fromarray(labels, mode=None).convert("P")
+    image.putdata(labels.ravel().tolist())
+    image.putpalette(list(range(255, -1, -1)) * 3)
+    image.save(tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as stored:
+        assert stored.mode == "P"
+        assert not np.array_equal(np.asarray(stored.convert("L")), labels)
+    assert np.array_equal(read_mask(tmp_path / "p.png"), labels)
+
+
+def test_mask_modes(tmp_path):
+    labels = np.array([[0, 3], [4, 255]], dtype=np.uint8)
+    Image.fromarray(labels).save(tmp_path / "grey.png")
+    Image.fromarray(labels.astype(np.uint16)).save(tmp_path / "grey16.png")
+    Image.fromarray(np.repeat(labels[..., None], 3, axis=2)).save(tmp_path / "rgb.png")
+    for name in ("grey", "grey16", "rgb"):
+        assert np.array_equal(read_mask(tmp_path / f"{name}.png"), labels), name
+    Image.fromarray(np.array([[0, 1], [1, 1]], dtype=bool)).save(tmp_path / "bit.png")
+    assert read_mask(tmp_path / "bit.png").tolist() == [[0, 1], [1, 1]]
+
+
+def test_masks_that_hold_no_labels_are_refused(tmp_path, noise):
+    noise.save(tmp_path / "colours.png")
+    with pytest.raises(DataError, match=r"colours\.png holds colours"):
+        read_mask(tmp_path / "colours.png")
+    Image.fromarray(np.full((2, 2), 300, np.uint16)).save(tmp_path / "high.png")
+    with pytest.raises(DataError, match=r"high\.png holds labels up to 300"):
+        read_mask(tmp_path / "high.png")
+
+
+def test_hidden_files_are_left_out_and_the_order_is_fixed(tmp_path, noise):
+    for name in ("b/2.png", "b/1.JPG", "a/9.png", "._a.png", "a/notes.txt", "z.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    assert list_images(tmp_path) == ["z.png", "a/9.png", "b/1.JPG", "b/2.png"]
+
+
+def _manifest(root: Path, cache: Path) -> Manifest:
+    return Manifest(root, [("a.png", 0), ("b.png", 1)], cache)
+
+
+@pytest.fixture
+def two_files(tmp_path) -> Path:
+    root = tmp_path / "set"
+    root.mkdir()
+    for name, value in (("a.png", 10), ("b.png", 20)):
+        Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(root / name)
+    return root
+
+
+def test_fingerprint_changes_with_one_pixel_of_the_same_file_size(two_files, tmp_path):
+    before = _manifest(two_files, tmp_path / "cache").fingerprint()
+    assert _manifest(two_files, tmp_path / "cache").fingerprint() == before
+    content = bytearray((two_files / "a.png").read_bytes())
+    content[-20] ^= 1
+    (two_files / "a.png").write_bytes(bytes(content))
+    assert _manifest(two_files, tmp_path / "cache").fingerprint() != before
+
+
+def test_fingerprint_is_of_the_content_not_of_place_or_time(two_files, tmp_path):
+    before = _manifest(two_files, tmp_path / "cache").fingerprint()
+    moved = two_files.rename(tmp_path / "elsewhere")
+    os.utime(moved / "a.png", (1, 1))
+    assert _manifest(moved, tmp_path / "cache2").fingerprint() == before
+
+
+def test_fingerprint_depends_on_labels_names_and_extra(two_files, tmp_path):
+    def of(files, **extra):
+        return Manifest(two_files, files, tmp_path / "cache").fingerprint(**extra)
+
+    prints = [
+        of([("a.png", 0), ("b.png", 1)]),
+        of([("a.png", 1), ("b.png", 1)]),
+        of([("b.png", 1), ("a.png", 0)]),
+        of([("a.png", 0)]),
+        of([("a.png", 0), ("b.png", 1)], void=[3]),
+    ]
+    assert len(set(prints)) == len(prints)
+
+
+def test_large_sets_are_fingerprinted_without_reading_them(two_files, tmp_path, monkeypatch):
+    monkeypatch.setattr(files_module, "CONTENT_LIMIT", 10)
+    monkeypatch.setattr(Path, "read_bytes", _no_reading_of(two_files, Path.read_bytes))
+    assert len(_manifest(two_files, tmp_path / "cache").fingerprint()) == 64
+
+
+def _no_reading_of(folder, original):
+    def read_bytes(path):
+        assert folder not in path.parents, f"{path} was read"
+        return original(path)
+
+    return read_bytes
+
+
+def test_fingerprint_is_remembered_while_no_file_changes(two_files, tmp_path, monkeypatch):
+    before = _manifest(two_files, tmp_path / "cache").fingerprint()
+    monkeypatch.setattr(Path, "read_bytes", _no_reading_of(two_files, Path.read_bytes))
+    assert _manifest(two_files, tmp_path / "cache").fingerprint() == before
+
+
+def test_manifest_names_the_missing_file(two_files, tmp_path):
+    (two_files / "b.png").unlink()
+    with pytest.raises(DataError, match=r"b\.png cannot be read"):
+        _manifest(two_files, tmp_path / "cache")
+
+
+def test_cache_root_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMIM_BENCH_CACHE", str(tmp_path / "env"))
+    assert cache_root() == tmp_path / "env"
+    assert cache_root(tmp_path / "given") == tmp_path / "given"
+    monkeypatch.delenv("LMIM_BENCH_CACHE")
+    assert cache_root().name == "lmim-bench"

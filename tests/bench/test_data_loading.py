@@ -1,0 +1,172 @@
+"""Batches of pixels: equal to torchvision's transforms, in order, with broken images named."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lmim_bench.bench.data import load_data
+from lmim_bench.bench.data.loading import apply_view, iterate_batches, normalise, squash_mask, view_pixels
+from lmim_bench.bench.errors import DataError
+from lmim_bench.bench.types import View
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MODES = {
+    "bicubic": InterpolationMode.BICUBIC,
+    "bilinear": InterpolationMode.BILINEAR,
+    "nearest": InterpolationMode.NEAREST,
+}
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(
+    height=st.integers(5, 90),
+    width=st.integers(5, 90),
+    size=st.integers(4, 40),
+    margin=st.integers(0, 9),
+    interpolation=st.sampled_from(sorted(MODES)),
+)
+def test_crop_equals_torchvision_to_the_bit(height, width, size, margin, interpolation):
+    image = noise(height, width)
+    theirs = transforms.Compose(
+        [
+            transforms.Resize(size + margin, MODES[interpolation]),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )(image)
+    ours = apply_view(image, View("crop", size, size + margin, interpolation, MEAN, STD))
+    assert ours.shape == (3, size, size)
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours, theirs)
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(height=st.integers(5, 90), width=st.integers(5, 90), size=st.integers(4, 60))
+def test_squash_equals_torchvision_to_the_bit(height, width, size):
+    image = noise(height, width)
+    theirs = transforms.Compose(
+        [
+            transforms.Resize((size, size), InterpolationMode.BILINEAR),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )(image)
+    assert torch.equal(apply_view(image, View("squash", size, size, "bilinear", MEAN, STD)), theirs)
+
+
+def test_the_view_turns_any_mode_into_rgb():
+    view = View("squash", 4, 4, "bilinear", MEAN, STD)
+    assert view_pixels(noise(9, 9).convert("L"), view).shape == (4, 4, 3)
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(height=st.integers(1, 20), width=st.integers(1, 20), rows=st.integers(1, 20), cols=st.integers(1, 20))
+def test_squashed_mask_takes_the_label_under_each_new_pixel_centre(height, width, rows, cols):
+    mask = np.random.default_rng(height * 31 + width).integers(0, 256, (height, width), dtype=np.uint8)
+    # Pixel r of the small map covers r/rows .. (r+1)/rows; its centre lies in this pixel of the large one.
+    y = [(2 * r + 1) * height // (2 * rows) for r in range(rows)]
+    x = [(2 * c + 1) * width // (2 * cols) for c in range(cols)]
+    assert np.array_equal(squash_mask(mask, (rows, cols)), mask[np.ix_(y, x)])
+    assert np.array_equal(squash_mask(mask, (height, width)), mask)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for split, count in (("train", 1), ("val", 13)):
+        for name in ("a", "b"):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for i in range(count):
+                noise(20 + i, 30, seed=i).save(tmp_path / "set" / split / name / f"{i:02d}.png")
+    return tmp_path / "set"
+
+
+VIEW = View("crop", 16, 18, "bicubic", MEAN, STD)
+
+
+def split_of(folder: Path):
+    return load_data(str(folder), cache_dir=folder.parent / "cache").splits["val"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_split_in_order(folder, workers):
+    split = split_of(folder)
+    batches = list(iterate_batches(split, VIEW, 4, workers))
+    assert [len(b.positions) for b in batches] == [4, 4, 4, 4, 4, 4, 2]
+    assert np.concatenate([b.positions for b in batches]).tolist() == list(range(26))
+    assert not any(b.broken for b in batches)
+    images = torch.cat([b.images for b in batches])
+    assert images.dtype == torch.uint8
+    for i in range(len(split)):
+        assert torch.equal(normalise(images[i : i + 1], VIEW)[0], apply_view(split.image(i), VIEW))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_image_stops_with_one_line_that_names_it(folder, workers):
+    (folder / "val" / "a" / "05.png").write_bytes(b"no image")
+    seen = []
+    batches = iterate_batches(split_of(folder), VIEW, 4, workers)
+    with pytest.raises(DataError, match=r"val/a/05\.png is broken") as caught:
+        seen.extend(batch.positions.tolist() for batch in batches)
+    assert "\n" not in str(caught.value)
+    assert seen == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skip_broken_counts_and_names_them(folder, workers):
+    for name in ("a/00", "a/01", "b/12"):
+        (folder / "val" / f"{name}.png").write_bytes(b"")
+    split = split_of(folder)
+    batches = list(iterate_batches(split, VIEW, 2, workers, skip_broken=True))
+    assert [i for b in batches for i in b.broken] == ["val/a/00.png", "val/a/01.png", "val/b/12.png"]
+    assert np.concatenate([b.positions for b in batches]).tolist() == list(range(2, 25))
+    assert batches[0].images.shape == (0, 3, 16, 16), "a batch of broken images alone"
+    assert all(len(b.images) == len(b.positions) for b in batches)
+
+
+def test_leaving_early_leaves_no_worker_behind(folder):
+    import multiprocessing
+
+    batches = iterate_batches(split_of(folder), VIEW, 2, 2)
+    next(batches)
+    batches.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_global_random_state_is_not_touched(folder):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(iterate_batches(split_of(folder), VIEW, 8, 0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bugs_keep_their_traceback(folder):
+    class Faulty:
+        ids = ("x",)
+        labels = None
+
+        def __len__(self):
+            return 1
+
+        def image(self, i):
+            raise KeyError("a bug, not a broken image")
+
+        def mask(self, i): ...
+
+        def subset(self, index): ...
+
+    with pytest.raises(KeyError):
+        list(iterate_batches(Faulty(), VIEW, 1, 0, skip_broken=True))
