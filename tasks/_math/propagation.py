@@ -1,0 +1,217 @@
+"""Label propagation by nearest neighbours in feature space, inside a spatial window.
+
+Each token of a frame takes the labels of its k most similar tokens among all context frames jointly,
+weighted by a softmax over those k similarities (Jabri et al. 2020; Caron et al. 2021,
+``eval_video_segmentation.py``). The soft labels are pushed on as they are.
+
+The published scripts fill a dense (targets x all context tokens) matrix, mask it and threshold it. Here a
+tile of targets meets only the rectangle of context tokens that its windows cover, and the k best are taken
+by index, so that memory is bounded by ``_TILE_PAIRS`` whatever the resolution. The result is the same; only
+among exactly equal similarities at the k-th place the scripts keep all, and this keeps k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WindowShape = Literal["square", "circle", "none"]
+
+_TILE_SIDE = {"cpu": 8, "cuda": 24}
+_TILE_PAIRS = 1 << 25
+"""Most target-context pairs held at once (128 MiB of float32)."""
+
+
+def propagate(
+    queries: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    *,
+    window: WindowShape = "square",
+    radius: float = 12,
+    topk: int = 5,
+    temperature: float = 0.1,
+    unwindowed: int = 0,
+) -> Tensor:
+    """Soft labels of one frame from those of its context frames.
+
+    Args:
+        queries: features of the frame, L2-normalised, (h, w, D).
+        keys: features of the context frames, L2-normalised, (n, h, w, D).
+        labels: soft labels of the context frames, (n, h, w, C).
+        window: which context tokens a token may look at: those with row and column at most ``radius``
+            away (``square``), those at Euclidean distance at most ``radius`` (``circle``), or all.
+        radius: in tokens; 0 stands for no window, as in DINO's script.
+        topk: neighbours a token, over all context frames together.
+        temperature: divides the similarities before the softmax.
+        unwindowed: so many context frames from the first are looked at whole.
+
+    Returns:
+        Soft labels (h, w, C).
+    """
+    height, width, _ = queries.shape
+    reach = None if window == "none" or radius == 0 else radius
+    device = queries.device
+    out = torch.empty((height, width, labels.shape[-1]), dtype=labels.dtype, device=labels.device)
+    for rows, columns in _tiles(height, width, len(keys), None if unwindowed else reach, device.type):
+        target = queries[rows, columns].flatten(0, 1)
+        found = []
+        if unwindowed:
+            found.append(_best(target, keys[:unwindowed], labels[:unwindowed], topk))
+        if len(keys) > unwindowed:
+            near, outside = (slice(None), slice(None)), None
+            if reach is not None:
+                near = _around(rows, reach, height), _around(columns, reach, width)
+                outside = _outside((rows, columns), near, window, reach, device)
+            part = (slice(unwindowed, None), *near)
+            found.append(_best(target, keys[part], labels[part], topk, outside))
+        values, picked = found[0] if len(found) == 1 else _merge(found, topk)
+        weights = torch.softmax(values / temperature, dim=1)
+        mixed = torch.bmm(weights[:, None], picked)[:, 0]
+        out[rows, columns] = mixed.view(rows.stop - rows.start, columns.stop - columns.start, -1)
+    return out
+
+
+class Propagator:
+    """Propagates the labels of a first frame through a video, frame by frame.
+
+    Features are normalised once, when a frame enters, and kept in a ring of the frames that can still be
+    looked at.
+
+    Args:
+        features: of the first frame, (h, w, D), not normalised.
+        labels: of the first frame, one-hot or soft, (h, w, C).
+        context: how many preceding frames are looked at.
+        first_frame: the first frame is looked at from every frame, beside the preceding ones.
+        first_frame_window: the window also holds for the first frame.
+        window, radius, topk, temperature: see ``propagate``.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        context: int = 7,
+        first_frame: bool = True,
+        first_frame_window: bool = True,
+        window: WindowShape = "square",
+        radius: float = 12,
+        topk: int = 5,
+        temperature: float = 0.1,
+    ) -> None:
+        if not first_frame and context < 1:
+            raise ValueError("without the first frame, at least one preceding frame must be looked at")
+        self._pinned = int(first_frame)
+        self._unwindowed = int(first_frame and not first_frame_window)
+        self._window: WindowShape = window
+        self._radius, self._topk, self._temperature = radius, topk, temperature
+        self._keys = features.new_empty((self._pinned + context, *features.shape), dtype=torch.float32)
+        self._labels = labels.new_empty((self._pinned + context, *labels.shape), dtype=torch.float32)
+        self._keys[0] = F.normalize(features.float(), dim=-1)
+        self._labels[0] = labels
+        self._filled = 1
+        self._next = 1 % len(self._keys)
+
+    def step(self, features: Tensor) -> Tensor:
+        """Soft labels (h, w, C) of the next frame, given its features (h, w, D)."""
+        queries = F.normalize(features.float(), dim=-1)
+        labels = propagate(
+            queries,
+            self._keys[: self._filled],
+            self._labels[: self._filled],
+            window=self._window,
+            radius=self._radius,
+            topk=self._topk,
+            temperature=self._temperature,
+            unwindowed=self._unwindowed,
+        )
+        if len(self._keys) > self._pinned:
+            self._keys[self._next], self._labels[self._next] = queries, labels
+            self._filled = max(self._filled, self._next + 1)
+            self._next = self._next + 1 if self._next + 1 < len(self._keys) else self._pinned
+        return labels
+
+
+def harden(soft: Tensor, scale: int = 1, normalise: bool = True) -> Tensor:
+    """The strongest label of every pixel.
+
+    Args:
+        soft: soft labels (h, w, C).
+        scale: soft labels are enlarged bilinearly by this factor first.
+        normalise: every label's map is stretched to 0..1 over the frame first (DINO's ``norm_mask``), which
+            lets small and faint objects win. A label that is 0 everywhere stays 0.
+
+    Returns:
+        Index of the label, uint8 (h * scale, w * scale); the first one among equals.
+    """
+    maps = soft.permute(2, 0, 1).contiguous()
+    if scale > 1:
+        maps = F.interpolate(maps[None], scale_factor=float(scale), mode="bilinear", align_corners=False)[0]
+    if normalise:
+        low, high = (bound(dim=(1, 2), keepdim=True) for bound in (maps.amin, maps.amax))
+        flat = (high == low) & (high > 0)
+        stretched = (maps - low) / torch.where(high > low, high - low, 1)
+        maps = torch.where(flat, torch.ones_like(maps), stretched)
+    return maps.argmax(dim=0).to(torch.uint8)
+
+
+def _best(
+    target: Tensor, keys: Tensor, labels: Tensor, topk: int, outside: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k largest similarities (t, k) and the labels there (t, k, C); -inf where there are fewer."""
+    similarity = target @ keys.flatten(0, 2).T  # (t, n * h * w)
+    if outside is not None:
+        similarity.view(len(target), len(keys), -1).masked_fill_(outside[:, None], -torch.inf)
+    values, index = similarity.topk(min(topk, similarity.shape[1]), dim=1)
+    return values, labels.flatten(0, 2)[index]
+
+
+def _merge(found: list[tuple[Tensor, Tensor]], topk: int) -> tuple[Tensor, Tensor]:
+    """The k largest of several answers of ``_best``."""
+    values = torch.cat([value for value, _ in found], dim=1)
+    labels = torch.cat([label for _, label in found], dim=1)
+    values, order = values.topk(min(topk, values.shape[1]), dim=1)
+    return values, labels.gather(1, order[..., None].expand(-1, -1, labels.shape[-1]))
+
+
+def _tiles(
+    height: int, width: int, frames: int, reach: float | None, device: str
+) -> Iterator[tuple[slice, slice]]:
+    """Rectangles that cover the grid, so small that their pairs with ``frames`` frames fit the bound."""
+    side = _TILE_SIDE.get(device, _TILE_SIDE["cuda"])
+    covered = height * width
+    if reach is not None:
+        covered = min(height, side + 2 * int(reach)) * min(width, side + 2 * int(reach))
+    side = max(1, min(side, int((_TILE_PAIRS / (frames * covered)) ** 0.5)))
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            yield slice(top, min(top + side, height)), slice(left, min(left + side, width))
+
+
+def _around(targets: slice, reach: float, length: int) -> slice:
+    return slice(max(0, targets.start - int(reach)), min(length, targets.stop + int(reach)))
+
+
+def _outside(
+    targets: tuple[slice, slice],
+    keys: tuple[slice, slice],
+    window: WindowShape,
+    radius: float,
+    device: torch.device,
+) -> Tensor:
+    """Which keys of a rectangle lie outside the window of each target of a tile, (t, keys)."""
+    down, across = (
+        torch.arange(t.start, t.stop, device=device)[:, None] - torch.arange(k.start, k.stop, device=device)
+        for t, k in zip(targets, keys, strict=True)
+    )
+    down, across = down[:, None, :, None], across[None, :, None, :]
+    if window == "square":
+        outside = (down.abs() > radius) | (across.abs() > radius)
+    else:
+        outside = down.square() + across.square() > radius * radius
+    return outside.flatten(2).flatten(0, 1)

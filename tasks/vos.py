@@ -1,0 +1,395 @@
+"""DAVIS video object segmentation by label propagation, without training.
+
+The masks of a video's first frame are carried through it by nearest neighbours between patch features, and
+scored by region similarity J and boundary accuracy F (Pont-Tuset et al. 2017). The protocol is DINO's
+(Caron et al. 2021, ``eval_video_segmentation.py``): short side 480, features of the last block after the
+final norm, the first frame and the 7 preceding ones as context, a window of radius 12, the 5 most similar
+tokens, temperature 0.1. Small departures from it move the score by many points, so all of them are fields
+here. ``preset`` names a set of values; fields that are given besides win over it.
+
+The scores are those of davis2017-evaluation, semi-supervised: mean over objects (not over sequences), first
+and last frame left out. Result PNGs are kept in its layout. On DAVIS-2016, whose masks are binary, the one
+object of a sequence carries label 1 there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from ..bench.errors import DataError, TaskError
+from ..bench.types import (
+    Context,
+    Frozen,
+    Measurement,
+    Metric,
+    PosInterpolation,
+    Progress,
+    Tap,
+    VideoSequence,
+)
+from . import task
+
+if TYPE_CHECKING:
+    import torch
+
+Pixels = NDArray[np.uint8]
+Values = NDArray[np.float64]
+Preset = Literal["dino-480", "dinov3-notebook", "crw-like"]
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+DINO_VOS_STD = (0.228, 0.224, 0.225)
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # The defaults of the fields below are this preset.
+    "dino-480": {},
+    # facebookresearch/dinov3, notebooks/segmentation_tracking.ipynb. A demonstration, not the script
+    # behind the DAVIS table of that paper, which is not public.
+    "dinov3-notebook": {
+        "size": 960,
+        "size_rule": "patch-ceil",
+        "resize": "pil-bicubic",
+        "std": "encoder",
+        "pos_interpolation": "timm",
+        "window": "circle",
+        "temperature": 0.2,
+        "upsample": "nearest",
+    },
+    # ajabri/videowalk: its propagation. It runs a ResNet at the video's own size and opens with the first
+    # frame repeated; those two are not followed, hence "like". Its circle is strict (distance < 12).
+    "crw-like": {
+        "size_rule": "patch-ceil",
+        "std": "encoder",
+        "pos_interpolation": "timm",
+        "context": 20,
+        "window": "circle",
+        "radius": 11.99,
+        "first_frame_window": False,
+        "topk": 10,
+        "temperature": 0.05,
+        "label_resize": "bilinear",
+        "normalise": "none",
+    },
+}
+
+
+class VosConfig(Frozen):
+    """Protocol of the task. The values as resolved, preset included, are what a result records."""
+
+    preset: Preset = Field("dino-480", description="set of values for all fields that are not given")
+    size: int = Field(480, ge=1, description="short side of the frames at the encoder, in pixels")
+    size_rule: Literal["dino64", "patch-ceil"] = Field(
+        "dino64",
+        description="dino64: long side floored to a multiple of 64, then both sides up to the patch size "
+        "where it does not divide them; patch-ceil: both sides up to a multiple of the patch size",
+    )
+    resize: Literal["cv2-bilinear", "pil-bicubic"] = Field(
+        "cv2-bilinear", description="how frames are resized; cv2-bilinear does not smooth"
+    )
+    std: Literal["dino-vos", "encoder"] = Field(
+        "dino-vos",
+        description="colour standard deviation: the checkpoint's own, or DINO's script's 0.228 for red in "
+        "place of ImageNet's 0.229 (checkpoints with another normalisation than ImageNet's keep theirs)",
+    )
+    layer: int = Field(-1, le=-1, description="block whose patch tokens are used, from the end")
+    final_norm: bool = Field(True, description="apply the encoder's final norm to the tokens")
+    pos_interpolation: PosInterpolation = Field(
+        "dino", description="how position embeddings are resampled to the frame's grid"
+    )
+    context: int = Field(7, ge=0, description="preceding frames that are looked at")
+    first_frame: bool = Field(True, description="the first frame is looked at from every frame")
+    first_frame_window: bool = Field(True, description="the window holds for the first frame too")
+    window: Literal["square", "circle", "none"] = Field("square", description="shape of the window")
+    radius: float = Field(12, ge=0, description="radius of the window in tokens, inclusive; 0: no window")
+    topk: int = Field(5, ge=1, description="neighbours a token, over all context frames together")
+    temperature: float = Field(0.1, gt=0, description="divides the cosine similarities")
+    label_resize: Literal["nearest", "bilinear"] = Field(
+        "nearest", description="how the first frame's masks reach the token grid"
+    )
+    upsample: Literal["bilinear", "nearest"] = Field(
+        "bilinear",
+        description="bilinear: soft labels enlarged by the patch size, strongest label, then nearest to the "
+        "frame's size; nearest: strongest label of each token, straight to the frame's size",
+    )
+    normalise: Literal["minmax", "none"] = Field(
+        "minmax", description="stretch each label's map to 0..1 over the frame before the strongest is taken"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        preset = given.get("preset", "dino-480")
+        return {**PRESETS.get(preset, {}), **given} if isinstance(preset, str) else given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VosConfig:
+        if self.size_rule == "dino64" and self.size < 64:
+            raise ValueError(
+                f"vos.size is {self.size}, but size_rule dino64 floors the long side to a multiple of 64; "
+                "use a size of at least 64, or size_rule=patch-ceil"
+            )
+        if self.context == 0 and not self.first_frame:
+            raise ValueError("vos.context is 0 and vos.first_frame is off: no frame is left to look at")
+        return self
+
+
+METRICS = (
+    Metric(id="jf_mean", title="J&F mean"),
+    Metric(id="j_mean", title="J mean"),
+    Metric(id="j_recall", title="J recall"),
+    Metric(id="j_decay", title="J decay", higher_is_better=False),
+    Metric(id="f_mean", title="F mean"),
+    Metric(id="f_recall", title="F recall"),
+    Metric(id="f_decay", title="F decay", higher_is_better=False),
+)
+
+
+@task(
+    "vos",
+    version=1,
+    title="DAVIS label propagation",
+    data="video",
+    config=VosConfig,
+    metrics=METRICS,
+    headline=lambda config: "jf_mean",
+)
+def TASK(ctx: Context, config: VosConfig) -> Sequence[Measurement]:  # noqa: N802 - the registry's name
+    """Propagate, score and keep every sequence; one item an object, grouped by sequence.
+
+    ``detail`` of every metric holds ``static_mask``, the same metric for the first frame's mask kept
+    unmoved through the video: what no encoder at all would score.
+    """
+    clips = [clip for sequence in ctx.data.sequences if (clip := _open(ctx, config, sequence))]
+    if not clips:
+        raise TaskError(f"{ctx.data.name} has no sequence with an object in its first frame")
+    tracks = []
+    total = sum(len(clip.sequence) for clip in clips)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, ctx.progress(total, "frames") as progress:
+        run = _Run(ctx, config, _colour_std(ctx, config), pool)
+        for clip in clips:
+            track = _track(run, clip, progress)
+            for frame_id, png in zip(clip.sequence.frame_ids, track.pngs, strict=True):
+                ctx.save_file(f"results/{clip.sequence.name}/{frame_id}.png", png)
+            tracks.append(track)
+    _illustrate(ctx, tracks)
+    clusters = np.repeat(np.arange(len(tracks)), [len(track.clip.objects) for track in tracks])
+    return [
+        Measurement(
+            metric.id,
+            np.concatenate([track.propagated[metric.id] for track in tracks]),
+            clusters=clusters,
+            detail={
+                "static_mask": float(np.concatenate([track.static[metric.id] for track in tracks]).mean())
+            },
+        )
+        for metric in METRICS
+    ]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all sequences share; decoding, scoring and compression run in the pool, beside the encoder."""
+
+    ctx: Context
+    config: VosConfig
+    std: tuple[float, float, float]
+    pool: ThreadPoolExecutor
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """A sequence, what its first mask says, and the size at which its frames are encoded."""
+
+    sequence: VideoSequence
+    first: Pixels
+    objects: tuple[int, ...]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Track:
+    """A scored sequence: values of each metric by object, as propagated and for the mask that stays."""
+
+    clip: _Clip
+    propagated: dict[str, Values]
+    static: dict[str, Values]
+    pngs: list[bytes]
+
+
+def _open(ctx: Context, config: VosConfig, sequence: VideoSequence) -> _Clip | None:
+    from ._math.davis_frames import network_size
+    from ._math.davis_metrics import object_ids
+
+    if len(sequence) < 3:
+        raise TaskError(
+            f"{ctx.data.name}: {sequence.name} has {len(sequence)} frames; the first and the last are not "
+            "scored, so at least 3 are needed (a larger --limit?)"
+        )
+    first = sequence.mask(0)
+    objects = object_ids(first)
+    if not objects:
+        ctx.note(f"{sequence.name} has no object in its first frame and was left out")
+        return None
+    patch = ctx.spec.patch_size
+    if config.size_rule == "dino64" and (config.size % patch or 64 % patch):
+        ctx.note(f"patch size {patch} does not fit DINO's frame sizes: sides were rounded up to its multiple")
+    height, width = first.shape
+    return _Clip(sequence, first, objects, network_size(height, width, config.size, config.size_rule, patch))
+
+
+def _colour_std(ctx: Context, config: VosConfig) -> tuple[float, float, float]:
+    if config.std == "encoder":
+        return ctx.spec.std
+    if np.allclose(ctx.spec.std, IMAGENET_STD, atol=1e-4):
+        return DINO_VOS_STD
+    ctx.note(
+        f"the colour standard deviation is the checkpoint's own, {ctx.spec.std}: DINO's 0.228 stands in for "
+        "ImageNet's 0.229 only"
+    )
+    return ctx.spec.std
+
+
+def _track(run: _Run, clip: _Clip, progress: Progress) -> _Track:
+    """Propagate one sequence and score its frames."""
+    from ._math.davis_frames import indexed_png
+    from ._math.davis_metrics import frame_scores, scored_frames, statistics
+
+    def score(i: int, predicted: Pixels) -> tuple[bytes, tuple[Values, ...]]:
+        if i not in scored:
+            return indexed_png(predicted), ()
+        truth = clip.sequence.mask(i)
+        _same_size(clip, i, truth, "mask")
+        propagated = frame_scores(truth, predicted, clip.objects)
+        static = frame_scores(truth, clip.first, clip.objects)
+        return indexed_png(predicted), (*propagated, *static)
+
+    scored = scored_frames(len(clip.sequence))
+    pending = []
+    for i, predicted in enumerate(_label_maps(run, clip)):
+        pending.append(run.pool.submit(score, i, predicted))
+        progress.advance()
+    frames = [future.result() for future in pending]
+    # (frames, [J, F, J of the static mask, F of it], objects)
+    values = np.array([found for _, found in frames if found])
+
+    def summary(region: Values, boundary: Values) -> dict[str, Values]:
+        j, f = statistics(region.T), statistics(boundary.T)
+        columns = (j.mean + f.mean) / 2, j.mean, j.recall, j.decay, f.mean, f.recall, f.decay
+        return {metric.id: column for metric, column in zip(METRICS, columns, strict=True)}
+
+    return _Track(
+        clip,
+        propagated=summary(values[:, 0], values[:, 1]),
+        static=summary(values[:, 2], values[:, 3]),
+        pngs=[png for png, _ in frames],
+    )
+
+
+def _label_maps(run: _Run, clip: _Clip) -> Iterator[Pixels]:
+    """The label map of every frame at its own size; that of the first frame is the given one."""
+    import torch
+
+    from ._math.davis_frames import resize_labels, spread_labels, token_labels
+    from ._math.propagation import Propagator, harden
+
+    ctx, config, patch = run.ctx, run.config, run.ctx.spec.patch_size
+    bilinear = config.upsample == "bilinear"
+    restore = resize_labels if bilinear else spread_labels
+    grid = clip.size[0] // patch, clip.size[1] // patch
+    labels = token_labels(clip.first, clip.objects, grid, config.label_resize)
+    for k, label in enumerate(clip.objects, start=1):
+        if not labels[..., k].any():
+            ctx.note(f"object {label} of {clip.sequence.name} covers no token of the first frame")
+    ids = np.array((0, *clip.objects), dtype=np.uint8)
+    frames = _embed(run, clip)
+    first = next(frames)
+    propagator = Propagator(
+        first,
+        torch.from_numpy(labels).to(first.device),
+        context=config.context,
+        first_frame=config.first_frame,
+        first_frame_window=config.first_frame_window,
+        window=config.window,
+        radius=config.radius,
+        topk=config.topk,
+        temperature=config.temperature,
+    )
+    yield clip.first
+    for features in frames:
+        soft = propagator.step(features)
+        hard = harden(soft, scale=patch if bilinear else 1, normalise=config.normalise == "minmax")
+        yield restore(ids[hard.cpu().numpy()], clip.first.shape)
+
+
+def _embed(run: _Run, clip: _Clip) -> Iterator[torch.Tensor]:
+    """Patch features (h, w, D) of each frame in order; frames are decoded one batch ahead."""
+    import torch
+
+    from ._math.davis_frames import resize_frame
+
+    ctx, config = run.ctx, run.config
+
+    def load(i: int) -> Pixels:
+        frame = clip.sequence.frame(i)
+        _same_size(clip, i, frame, "picture")
+        return resize_frame(frame, clip.size, config.resize)
+
+    def batch(start: int) -> list[Future[Pixels]]:
+        return [run.pool.submit(load, i) for i in range(start, min(start + step, len(clip.sequence)))]
+
+    # The run's batch size is meant for images of 224 x 224.
+    step = max(1, ctx.batch_size * 224 * 224 // (clip.size[0] * clip.size[1]))
+    mean, deviation = (torch.tensor(colour).view(3, 1, 1) for colour in (ctx.spec.mean, run.std))
+    tap = Tap(config.layer, config.final_norm)
+    ahead = batch(0)
+    for start in range(0, len(clip.sequence), step):
+        frames, ahead = ahead, batch(start + step)
+        pixels = torch.from_numpy(np.stack([frame.result() for frame in frames])).permute(0, 3, 1, 2)
+        images = (pixels.float() / 255 - mean) / deviation
+        yield from ctx.encode(images.contiguous().to(ctx.device), tap, config.pos_interpolation).patches
+
+
+def _same_size(clip: _Clip, i: int, array: Pixels, what: str) -> None:
+    if array.shape[:2] != clip.first.shape:
+        found, expected = (f"{shape[0]} x {shape[1]}" for shape in (array.shape, clip.first.shape))
+        raise DataError(
+            f"the {what} of frame {clip.sequence.frame_ids[i]} of {clip.sequence.name} is "
+            f"{found}, but the first mask is {expected}; one sequence has one size"
+        )
+
+
+def _illustrate(ctx: Context, tracks: Sequence[_Track]) -> None:
+    """Bars of J&F by sequence, and strips of the best, the median and the worst sequence."""
+    from ._math.davis_frames import overlay, read_indexed_png
+
+    by_sequence = [float(track.propagated["jf_mean"].mean()) for track in tracks]
+    ctx.save_data(
+        "sequences",
+        "bars",
+        "J&F by sequence",
+        {"labels": [t.clip.sequence.name for t in tracks], "values": by_sequence, "y_label": "J&F mean"},
+        "Mean over the objects of each sequence.",
+    )
+    order = np.argsort(by_sequence, kind="stable").tolist()
+    places = {order[-1]: "best"}
+    places.setdefault(order[len(order) // 2], "median")
+    places.setdefault(order[0], "worst")
+    for number, place in places.items():
+        track, clip = tracks[number], tracks[number].clip
+        frame, mask = clip.sequence.frame, clip.sequence.mask
+        shown = np.unique(np.linspace(0, len(clip.sequence) - 2, 5).round().astype(int)).tolist()
+        ctx.save_image(
+            f"strip-{place}",
+            [overlay(frame(i), read_indexed_png(track.pngs[i]), mask(i), clip.objects) for i in shown],
+            f"{clip.sequence.name}: {place} of {len(tracks)}, J&F {100 * by_sequence[number]:.1f}",
+            "Propagated masks in colour, outlines of the true masks in white; the first frame is given.",
+        )
