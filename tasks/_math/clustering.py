@@ -77,20 +77,19 @@ def fit_reducer(rows: NDArray[np.floating], *, standardise: bool, pca_dim: int) 
         FloatingPointError: a feature is NaN or infinite.
     """
     n, dim = rows.shape
-    shift = np.asarray(rows[:_BLOCK], dtype=np.float64).mean(axis=0)
+    shift = np.asarray(rows[:_BLOCK], dtype=np.float32).mean(axis=0)
     project = 0 < pca_dim < dim
     total = np.zeros(dim)
     second = np.zeros((dim, dim) if project else dim)
     for _, block in blocks(rows):
+        if not np.isfinite(block).all():
+            raise FloatingPointError("a feature is NaN or infinite")
         # Moments about a point inside the data: about zero, a channel of large mean would cancel.
-        block = block - shift.astype(np.float32)
+        block = block - shift
         total += block.sum(axis=0, dtype=np.float64)
         second += block.T @ block if project else np.square(block, dtype=np.float64).sum(axis=0)
     offset = total / n
-    mean = shift.astype(np.float32).astype(np.float64) + offset
-    if not (np.isfinite(mean).all() and np.isfinite(second).all()):
-        raise FloatingPointError("a feature is NaN or infinite")
-
+    mean = shift.astype(np.float64) + offset
     covariance = second / n - (np.outer(offset, offset) if project else offset**2)
     variance = np.maximum(np.diag(covariance) if project else covariance, 0.0)
     # A channel whose spread is lost in the float32 rounding of its mean is constant.
