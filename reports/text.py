@@ -20,9 +20,15 @@ Grid = list[list[str]]
 def summary_table(run: RunFile) -> SummaryTable:
     """What a run found, for ``rich``: a row a checkpoint, a column a task and data set, reasons below.
 
-    A terminal too narrow for that gets a row a task instead; a pipe or file gets plain aligned lines.
+    A terminal too narrow for that gets a row a task instead; a pipe or file gets plain aligned lines (see
+    ``print_summary``, which keeps them whole).
     """
     return SummaryTable(make_report([(run, None)]))
+
+
+def print_summary(run: RunFile, console: Console) -> None:
+    """Print what a run found. Lines for a pipe or file are not cut at the width of an absent terminal."""
+    console.print(summary_table(run), crop=console.is_terminal)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,6 @@ class SummaryTable:
         from rich.text import Text
 
         if not console.is_terminal:
-            # Raw segments are not wrapped at a width that a file does not have.
             for line in self._plain():
                 yield Segment(line)
                 yield Segment.line()
@@ -70,8 +75,8 @@ class SummaryTable:
         from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for head in grid[0]:
-            table.add_column(Text(head), overflow="fold")
+        for number, head in enumerate(grid[0]):
+            table.add_column(Text(head), overflow="fold", no_wrap=number == 0)
         for row in grid[1:]:
             table.add_row(*(Text(text, style=_style(text)) for text in row))
         return table

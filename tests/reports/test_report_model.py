@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lmim_bench.bench.errors import ConfigError
+from lmim_bench.bench.results import DataRecord, RunFile
+from lmim_bench.bench.types import Metric, Score
+from lmim_bench.reports.model import make_report, read_report
+from lmim_bench.reports.readings import Reading, _standings, clean, format_value, show
+
+
+def report_of(*results, limited=False):
+    return make_report([(RunFile(command="run", limited=limited, results=results), None)])
+
+
+def reading_of(value, low, high, higher=True):
+    metric = Metric(id="m", title="m", higher_is_better=higher)
+    found = Score(metric="m", value=value, low=low, high=high, n=1)
+    return Reading(value, low, high, ((0, found),), metric)
+
+
+def standings_of(*triples, higher=True):
+    readings = [None if t is None else reading_of(*t, higher) for t in triples]
+    return _standings(readings, Metric(id="m", title="m", higher_is_better=higher))
+
+
+# ------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.7449, "%", "74.5"),
+        (1.0, "%", "100.0"),
+        (-0.0001, "%", "0.0"),
+        (-0.012, "%", "-1.2"),
+        (0.12345, "", "0.123"),
+        (-0.0, "", "0.000"),
+        (12345.6, "", "12,346"),
+    ],
+)
+def test_numbers_are_shown_by_their_unit(value, unit, text):
+    assert format_value(value, unit) == text
+
+
+def test_settings_are_shown_without_python_syntax():
+    assert show([1, 20]) == "1, 20"
+    assert show({"a": None, "b": True}) == "a: none, b: yes"
+    assert show(1e-06) == "1e-06"
+    assert show([]) == "(empty)"
+
+
+def test_control_characters_are_replaced():
+    assert clean("a\x1b[31mb\x00\ud800\nc") == "a\ufffd[31mb\ufffd\ufffd\nc"
+
+
+# ------------------------------------------------------------------------------------------- standings
+
+
+def test_best_and_not_clearly_worse_follow_the_intervals():
+    assert standings_of((0.7, 0.68, 0.72), (0.69, 0.67, 0.71), (0.5, 0.48, 0.52)) == ("best", "close", "")
+
+
+def test_lower_is_better_turns_the_order():
+    assert standings_of((0.7, 0.6, 0.8), (0.2, 0.1, 0.3), (0.35, 0.3, 0.4), higher=False) == (
+        "",
+        "best",
+        "close",
+    )
+
+
+def test_the_same_shown_number_is_a_tie():
+    assert standings_of((0.70001, 0.7, 0.70002), (0.7, 0.69999, 0.70001), (0.1, 0.1, 0.1)) == (
+        "best",
+        "best",
+        "",
+    )
+
+
+def test_nothing_is_best_alone():
+    assert standings_of((0.7, 0.6, 0.8), None) == ("", "")
+    assert standings_of(None, None) == ("", "")
+
+
+def test_without_an_interval_nothing_is_clearly_worse():
+    assert standings_of((0.7, None, None), (0.5, 0.4, 0.6)) == ("best", "close")
+
+
+intervals = st.tuples(st.floats(0, 1), st.floats(0, 0.2), st.floats(0, 0.2)).map(
+    lambda t: (t[0], t[0] - t[1], t[0] + t[2])
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(st.lists(intervals, min_size=2, max_size=6), st.booleans())
+def test_standings_agree_with_the_definition(triples, higher):
+    best = (max if higher else min)(triples, key=lambda t: t[0])
+    for (value, low, high), standing in zip(triples, standings_of(*triples, higher=higher), strict=True):
+        same = f"{100 * value:.1f}" == f"{100 * best[0]:.1f}"
+        overlap = not (high < best[1] or low > best[2])
+        assert standing == ("best" if same else "close" if overlap else "")
+
+
+# ------------------------------------------------------------------------------------------- columns
+
+
+def test_columns_are_tasks_on_data_sets_grouped_by_task(result):
+    report = report_of(
+        result(task="knn", data="x"), result(task="linear", data="x"), result(task="knn", data="y")
+    )
+    assert [(c.task, c.data.name) for c in report.columns] == [("knn", "x"), ("knn", "y"), ("linear", "x")]
+    assert [len(columns) for columns in report.tasks.values()] == [2, 1]
+
+
+def test_seeds_are_averaged_and_their_intervals_covered(result, score):
+    scores = {0: score("top1@k=20", 0.50, 0.02), 1: score("top1@k=20", 0.56, 0.01)}
+    report = report_of(*(result(seed=s, scores=(scores[s],)) for s in (1, 0)))
+    row = report.columns[0].headline
+    assert row is not None
+    reading = row.readings[0]
+    assert reading is not None
+    assert reading.value == pytest.approx(0.53)
+    assert (reading.low, reading.high) == pytest.approx((0.48, 0.57))
+    assert [seed for seed, _ in reading.scores] == [0, 1]
+    assert (reading.text, reading.interval) == ("53.0", "[48.0, 57.0]")
+
+
+def test_different_protocols_never_share_a_column(result):
+    report = report_of(result("a"), result("b", protocol={"k": [1, 5], "temperature": 0.07}))
+    assert [c.variant for c in report.columns] == ["k = 1, 20", "k = 1, 5"]
+    assert [cell.state for cell in report.columns[0].summary()] == ["ok", "missing"]
+
+
+def test_another_task_version_data_or_limit_is_another_column(result):
+    other = DataRecord(name="toy", kind="classification", fingerprint="other", counts={})
+    for change in ({"task_version": 2}, {"record": other}, {"limit": 10}):
+        assert len(report_of(result("a"), result("b", **change)).columns) == 2
+
+
+def test_seeds_of_a_limited_run_share_a_column(result):
+    data = [
+        DataRecord(name="toy", kind="classification", fingerprint=f"h:limit=9:seed={s}", counts={})
+        for s in (0, 1)
+    ]
+    report = report_of(*(result(seed=s, record=data[s], limit=9) for s in (0, 1)))
+    assert len(report.columns) == 1
+    assert report.limited
+    assert report.limits == (9,)
+
+
+def test_a_cell_that_failed_before_its_data_was_read_stays_in_the_column(result):
+    unknown = DataRecord(name="toy", kind="classification", fingerprint="", counts={})
+    report = report_of(result("b", error="no such file", record=unknown), result("a"))
+    (column,) = report.columns
+    assert [cell.state for cell in column.summary()] == ["failed", "ok"]
+    assert column.first.status == "ok"
+    assert [(c.label, r.error) for c, _, r in report.failures] == [("b", "no such file")]
+
+
+def test_a_failed_seed_makes_the_cell_partial(result):
+    report = report_of(result(seed=0), result(seed=1, error="out of memory"))
+    (cell,) = report.columns[0].summary()
+    assert (cell.state, cell.errors) == ("partial", ("out of memory",))
+
+
+def test_one_label_with_other_weights_is_another_checkpoint(result):
+    report = report_of(result("a"), result("a", weights="2"), result("b"))
+    assert [c.label for c in report.checkpoints] == ["a (a-finger)", "a (a2-finge)", "b"]
+
+
+def test_of_several_runs_a_scored_cell_beats_a_failed_one_and_the_later_counts(result, score):
+    def run(*results):
+        return RunFile(command="run", limited=False, results=results), None
+
+    old = result(scores=(score("top1@k=20", 0.3),), finished="2026-01-01T00:00:00Z")
+    new = result(scores=(score("top1@k=20", 0.4),), finished="2026-01-02T00:00:00Z")
+    failed = result(error="interrupted", finished="2026-01-03T00:00:00Z")
+    for order in ([old, new, failed], [failed, new, old]):
+        report = make_report([run(r) for r in order])
+        (cell,) = report.columns[0].summary()
+        assert cell.reading is not None
+        assert cell.reading.value == 0.4
+        assert not report.failures
+
+
+def test_a_headline_that_is_not_there_is_named(result, score):
+    report = report_of(result(scores=(score("nll", 1.0),)))
+    assert report.columns[0].summary()[0].state == "missing"
+    assert "top1@k=20" in report.problems[0]
+
+
+def test_chance_heat_and_span(result, score):
+    values = {"a": 0.5, "b": 0.3, "c": 0.1}
+    report = report_of(
+        *(result(k, scores=(score("top1@k=20", v, 0.05, chance=0.1),)) for k, v in values.items())
+    )
+    a, b, c = report.columns[0].summary()
+    assert (a.heat, c.heat) == (1, 0)
+    assert b.heat == pytest.approx(0.5)
+    assert a.span == pytest.approx((80, 90, 100))
+    assert c.span == pytest.approx((0, 10, 20))
+    assert [x.reading.at_chance for x in (a, b, c) if x.reading] == [False, False, True]
+    assert report.columns[0].headline.chance == "10.0"
+
+
+def test_an_undeclared_metric_is_shown_under_its_id(result, score):
+    report = report_of(result(scores=(score("odd@x=1", 0.5),), headline="odd@x=1"))
+    row = report.columns[0].headline
+    assert (row.metric.title, row.parameters) == ("odd", "x=1")
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"no results\.json"):
+        read_report([tmp_path])
+
+
+def test_an_empty_run_has_an_empty_report():
+    report = report_of()
+    assert (report.checkpoints, report.columns, report.finished) == ((), (), "")
