@@ -20,13 +20,15 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from .backbones import ModuleEncoder, PixelEncoder, create_timm, module_info, timm_encoder, timm_spec
+from .backbones import ViTEncoder
 from .checkpoints.loading import load_file
 from .errors import CheckpointError, ConfigError, did_you_mean
+from .modules import ModuleEncoder, PixelEncoder, module_info
+from .timm_models import create_timm, timm_encoder, timm_spec
 from .types import CheckpointInfo, Encoder, EncoderSpec
-from .vit import ViTEncoder, build_vit, first_problem, vit_spec
+from .vit import build_vit, first_problem, vit_spec
 
-__all__ = ["ViTEncoder", "build_vit", "load_encoder", "vit_spec"]
+__all__ = ["ViTEncoder", "build_vit", "inspect_checkpoint", "load_encoder", "vit_spec"]
 
 SPEC_OPTIONS = ("image_size", "mean", "std", "interpolation", "crop_pct", "pooling", "final_norm")
 FILE_OPTIONS = ("pick", "heads", "arch", "family")
@@ -102,7 +104,13 @@ def _load_timm(source: str, seed: int) -> Encoder:
     pretrained = bool(rest)
     model = create_timm(name, pretrained=pretrained, seed=seed)
     count = len(model.state_dict())
-    note = "pretrained weights of timm" if pretrained else f"random weights, seed {seed}: not a trained model"
+    notes = [
+        "pretrained weights of timm" if pretrained else f"random weights, seed {seed}: not a trained model"
+    ]
+    if getattr(model, "attn_pool", None) is not None:
+        notes.append(
+            "the attention pooling of the model is not used: the global feature is the mean of patches"
+        )
     info = CheckpointInfo(
         source=source,
         sha256=None,
@@ -111,7 +119,7 @@ def _load_timm(source: str, seed: int) -> Encoder:
         parameters=sum(p.numel() for p in model.parameters()),
         loaded_tensors=count if pretrained else 0,
         encoder_tensors=count,
-        notes=(note,),
+        notes=tuple(notes),
         random_weights=not pretrained,
     )
     return timm_encoder(model, timm_spec(model, {"builder": "timm", "name": name, "kwargs": {}}), info)
@@ -128,7 +136,11 @@ def _load_python(source: str) -> Encoder:
         raise CheckpointError(f"{source}: {module_name} cannot be imported: {error}") from error
     except AttributeError as error:
         raise CheckpointError(f"{source}: {module_name} has no {factory_name!r}") from error
-    built = factory()
+    try:
+        built = factory()
+    except Exception as error:
+        detail = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{source} failed: {type(error).__name__}: {detail}") from error
     if isinstance(built, Encoder):
         return built
     if not isinstance(built, nn.Module):
@@ -138,7 +150,7 @@ def _load_python(source: str) -> Encoder:
     for name, tensor in built.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
-    if hasattr(built, "pretrained_cfg") and hasattr(built, "forward_features"):
+    if ViTEncoder.supports(built) or hasattr(built, "pretrained_cfg"):
         arch = {"builder": "python", "factory": source.removeprefix("python:")}
         return timm_encoder(built, timm_spec(built, arch, family="python"), module_info(built, source))
     return ModuleEncoder(built, source)
@@ -167,3 +179,47 @@ def _respec(encoder: Encoder, changes: Mapping[str, Any]) -> Encoder:
         f"{encoder.fingerprint}{spec.model_dump_json()}".encode()
     ).hexdigest()
     return encoder
+
+
+def inspect_checkpoint(reference: str) -> dict[str, Any]:
+    """All that loading finds out about a reference, as plain JSON values: for ``lmim-bench inspect``.
+
+    Raises:
+        CheckpointError: the reference cannot be loaded.
+    """
+    encoder = load_encoder(reference)
+    spec, info = encoder.spec, encoder.info
+    return {
+        "source": info.source,
+        "format": info.format,
+        "container": info.container,
+        "sha256": info.sha256,
+        "fingerprint": encoder.fingerprint,
+        "family": spec.family,
+        "architecture": spec.arch,
+        "parameters": info.parameters,
+        "embed_dim": spec.embed_dim,
+        "depth": spec.depth,
+        "patch_size": spec.patch_size,
+        "image_size": spec.image_size,
+        "tokens": {
+            "class": spec.has_cls,
+            "registers": spec.arch.get("reg_tokens", 0),
+            "patches": (spec.image_size // spec.patch_size) ** 2,
+        },
+        "preprocessing": {
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "interpolation": spec.interpolation,
+            "crop_pct": spec.crop_pct,
+        },
+        "pooling": spec.pooling,
+        "final_norm": spec.final_norm,
+        "coverage": {
+            "encoder_tensors": info.encoder_tensors,
+            "loaded_tensors": info.loaded_tensors,
+            "random_weights": info.random_weights,
+        },
+        "dropped": dict(info.dropped),
+        "notes": list(info.notes),
+    }

@@ -1,33 +1,18 @@
-"""Plain vision transformers: how one is declared, built, and read at several layers in one pass."""
+"""Plain vision transformers: how one is declared, and built from its declaration."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, ValidationError, model_validator
-from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 
-from .errors import CheckpointError, TaskError
-from .types import (
-    CheckpointInfo,
-    EncoderSpec,
-    Features,
-    Frozen,
-    Interpolation,
-    Pooling,
-    PosInterpolation,
-    Tap,
-)
-
-_MAX_TABLES = 32
-Grid = tuple[int, int]
+from .errors import CheckpointError
+from .types import EncoderSpec, Frozen, Interpolation, Pooling
 
 
 class VitArch(Frozen):
@@ -177,166 +162,4 @@ def _construct(vit: VitArch, device: str) -> VisionTransformer:
             fc_norm=vit.fc_norm,
             norm_layer=partial(torch.nn.LayerNorm, eps=vit.eps),
             device=device,
-        )
-
-
-def resample_positions(table: torch.Tensor, old: Grid, new: Grid, method: PosInterpolation) -> torch.Tensor:
-    """Position embeddings of another grid.
-
-    Args:
-        table: embeddings of the patches, (1, old_h * old_w, D).
-        old: the grid of the table, rows first.
-        new: the wanted grid, rows first.
-        method: ``timm`` and ``antialias`` are bicubic to the new size with antialias, as timm (at run time)
-            and DINOv2 with registers do. ``dino`` is bicubic without antialias by the scale factor
-            (new + 0.1) / old, which is also the scale of the sampling positions (DINO,
-            ``interpolate_pos_encoding``): it differs from a resize to the new size.
-
-    Returns:
-        (1, new_h * new_w, D), float32; the table itself where the grids agree.
-    """
-    if old == new:
-        return table.float()
-    dim = table.shape[-1]
-    image = table.float().reshape(1, *old, dim).permute(0, 3, 1, 2)
-    if method == "dino":
-        scale = tuple((n + 0.1) / o for n, o in zip(new, old, strict=True))
-        image = F.interpolate(image, scale_factor=scale, mode="bicubic", recompute_scale_factor=False)
-    else:
-        image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
-    if image.shape[-2:] != new:
-        raise TaskError(
-            f"position embeddings cannot be resampled from {old} to {new} by the rule {method!r}; "
-            "use another interpolation or another image size"
-        )
-    return image.permute(0, 2, 3, 1).reshape(1, -1, dim)
-
-
-def weights_fingerprint(state: Mapping[str, torch.Tensor], spec: EncoderSpec) -> str:
-    """SHA-256 over the spec and every tensor's name, type, shape and bytes, in the order of the names."""
-    digest = hashlib.sha256(spec.model_dump_json().encode())
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def check_taps(taps: Sequence[Tap], spec: EncoderSpec) -> None:
-    """Raise TaskError where a tap names a layer that the encoder does not have."""
-    for tap in taps:
-        if not -spec.depth <= tap.layer <= -1:
-            raise TaskError(
-                f"layer {tap.layer} does not exist: this {spec.family} encoder offers -1 (last) "
-                f"to {-spec.depth} (first)"
-            )
-
-
-def check_images(images: torch.Tensor, spec: EncoderSpec) -> Grid:
-    """The patch grid (h, w) of a batch (B, 3, H, W); raises TaskError where the patches do not fit."""
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise TaskError(f"expected images of shape (B, 3, H, W), got {tuple(images.shape)}")
-    height, width = images.shape[-2:]
-    patch = spec.patch_size
-    if height % patch or width % patch or not height or not width:
-        raise TaskError(
-            f"an image of {height}x{width} cannot be cut into patches of {patch}x{patch} pixels; "
-            f"height and width must be multiples of {patch}"
-        )
-    return height // patch, width // patch
-
-
-class ViTEncoder:
-    """An ``Encoder`` around a timm ``VisionTransformer``.
-
-    It assembles the tokens by itself (patches, position table resampled to the grid at hand, class and
-    register tokens), so any H and W that the patch size divides will do, and it reads all the asked taps
-    in one pass that stops after the deepest of them.
-    """
-
-    def __init__(self, model: Any, spec: EncoderSpec, info: CheckpointInfo) -> None:
-        self.model: Any = model.eval().requires_grad_(False)
-        self.spec = spec
-        self.info = info
-        self.fingerprint = weights_fingerprint(model.state_dict(), spec)
-        self._device = next(model.parameters()).device
-        self._tables: dict[tuple[Grid, PosInterpolation], torch.Tensor] = {}
-
-    @staticmethod
-    def supports(model: object) -> bool:
-        """Whether the model is a plain ``VisionTransformer``, not one of timm's many relatives of it."""
-        return (
-            type(model) is VisionTransformer
-            and type(model.patch_embed) is PatchEmbed
-            and model.pos_embed is not None
-            and len(set(model.patch_embed.patch_size)) == 1
-        )
-
-    def to(self, device: str | torch.device) -> ViTEncoder:
-        """Move to a device; returns self."""
-        self.model.to(device)
-        self._device = torch.device(device)
-        self._tables.clear()
-        return self
-
-    @torch.inference_mode()
-    def __call__(
-        self,
-        images: torch.Tensor,
-        taps: Sequence[Tap] = (Tap(),),
-        pos_interpolation: PosInterpolation | None = None,
-    ) -> dict[Tap, Features]:
-        """Encode (B, 3, H, W); see ``Encoder``. Raises TaskError for a size or layer that does not fit."""
-        check_taps(taps, self.spec)
-        grid = check_images(images, self.spec)
-        model = self.model
-        tokens = model.norm_pre(self._tokens(images.to(self._device), grid, pos_interpolation or "timm"))
-        found: dict[Tap, Features] = {}
-        depth = len(model.blocks)
-        last = max((depth + tap.layer for tap in taps), default=-1)
-        for i in range(last + 1):
-            tokens = model.blocks[i](tokens)
-            for tap in taps:
-                if tap.layer == i - depth and tap not in found:
-                    found[tap] = self._read(tokens, tap, grid)
-        return found
-
-    def _tokens(self, images: torch.Tensor, grid: Grid, method: PosInterpolation) -> torch.Tensor:
-        model = self.model
-        embed = model.patch_embed
-        patches: torch.Tensor = embed.norm(embed.proj(images).flatten(2).transpose(1, 2))  # (B, h*w, D)
-        table = self._table(grid, method)
-        covers_prefix = not model.no_embed_class
-        n_prefix = model.num_prefix_tokens
-        patches = patches + table[:, n_prefix if covers_prefix else 0 :]
-        if not n_prefix:
-            return patches
-        prefix = torch.cat([t for t in (model.cls_token, model.reg_token) if t is not None], dim=1)
-        if covers_prefix:
-            prefix = prefix + table[:, :n_prefix]
-        return torch.cat([prefix.expand(len(images), -1, -1).to(patches.dtype), patches], dim=1)
-
-    def _table(self, grid: Grid, method: PosInterpolation) -> torch.Tensor:
-        """The position table for a grid, prefix rows first where it has them; kept for the next batch."""
-        key = (grid, method)
-        if key not in self._tables:
-            model = self.model
-            n_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-            prefix, body = model.pos_embed[:, :n_prefix], model.pos_embed[:, n_prefix:]
-            body = resample_positions(body, tuple(model.patch_embed.grid_size), grid, method)
-            if len(self._tables) >= _MAX_TABLES:
-                self._tables.clear()
-            self._tables[key] = torch.cat([prefix.float(), body], dim=1)
-        return self._tables[key]
-
-    def _read(self, tokens: torch.Tensor, tap: Tap, grid: Grid) -> Features:
-        model = self.model
-        if tap.norm:
-            tokens = model.norm(tokens)
-        body = tokens[:, model.num_prefix_tokens :]
-        mean = body.mean(dim=1)
-        return Features(
-            cls=tokens[:, 0] if model.has_class_token else None,
-            patches=body.reshape(len(body), *grid, -1),
-            mean=model.fc_norm(mean) if tap.norm else mean,
         )

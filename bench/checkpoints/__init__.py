@@ -10,7 +10,7 @@ timm_vit, mae, dino, latent_mim      one family each
 
 from ..vit import build_vit, vit_spec
 from .files import open_checkpoint
-from .loading import inspect_checkpoint, load_file
+from .loading import load_file
 from .native import save_checkpoint
 
-__all__ = ["build_vit", "inspect_checkpoint", "load_file", "open_checkpoint", "save_checkpoint", "vit_spec"]
+__all__ = ["build_vit", "load_file", "open_checkpoint", "save_checkpoint", "vit_spec"]

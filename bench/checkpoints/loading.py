@@ -1,9 +1,4 @@
-"""From a file to an encoder under the contract of coverage.
-
-Every parameter and persistent buffer of the encoder is filled exactly once from the file, with its own
-shape and finite values; every tensor of the file is used or dropped for a stated reason. Anything else is a
-CheckpointError that names the keys: there is no loading with ``strict=False`` here.
-"""
+"""From a file to an encoder: which family reads it, which of its encoders is meant, what is left out."""
 
 from __future__ import annotations
 
@@ -16,13 +11,13 @@ from typing import Any
 
 import torch
 
-from ..backbones import create_timm, timm_encoder, timm_spec
 from ..errors import CheckpointError, did_you_mean
-from ..types import CheckpointInfo, Encoder, EncoderSpec
-from ..vit import ViTEncoder, build_vit
+from ..timm_models import create_timm, timm_encoder, timm_spec
+from ..types import CheckpointInfo, Encoder
 from . import dino, latent_mim, mae, native, timm_vit
+from .contract import build_model, few, fill
 from .family import Draft, Family, Root, Tree, choose_root, grow_tree, rename_keys
-from .files import Container, open_checkpoint, storage_is_honest
+from .files import Container, open_checkpoint
 
 ENTRY_POINT_GROUP = "lmim_bench.loaders"
 _SHOWN = 4
@@ -131,9 +126,11 @@ def _by_family(family: Family, tree: Tree, pick: str | None, heads: int | None) 
     root, choice = choose_root(family, roots, pick)
     tensors, dropped = rename_keys(family, root)
     unknown = []
+    others = tuple(other.path for other in roots if other.path != root.path)
     for branch in root.siblings():
-        last = branch.rpartition(".")[2]
-        reason = family.siblings.get(last)
+        reason = family.siblings.get(branch.rpartition(".")[2])
+        if reason is None and any(other.startswith(branch + ".") for other in others):
+            reason = "another encoder of the file"
         if reason is None:
             unknown.append(branch)
         else:
@@ -141,7 +138,7 @@ def _by_family(family: Family, tree: Tree, pick: str | None, heads: int | None) 
     if unknown:
         raise CheckpointError(
             f"beside the encoder {root.title!r} the file holds tensors that the layout {family.name} does "
-            f"not know: {_few(unknown)}; load the encoder's own state dict, or choose another #family"
+            f"not know: {few(unknown)}; load the encoder's own state dict, or choose another #family"
         )
     dropped |= {f"{name}.*": reason for name, reason in tree.skipped.items()}
     draft = family.draft(root, tensors, heads)
@@ -182,6 +179,8 @@ def _named_family(tree: Tree, arch: str, config: Mapping[str, Any]) -> Family:
         title=arch,
         rank=0,
         anchors=(next(iter(expected)),),
+        # The first key may be as common as conv1.weight: a root is where most of the model is.
+        matches=lambda root: 2 * sum(name in root.tensors for name in expected) > len(expected),
         draft=draft,
         prefer=timm_vit.FAMILY.prefer,
         drop={
@@ -202,14 +201,6 @@ def _outline(tree: Tree) -> str:
     return ", ".join(list(heads.values())[:_SHOWN]) + more
 
 
-def _few(names: Sequence[str]) -> str:
-    more = f", ... {len(names)} in all" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-# ------------------------------------------------------------------------------------------- the contract
-
-
 def _assemble(
     container: Container, root: str, draft: Draft, dropped: Mapping[str, str], notes: Sequence[str]
 ) -> Encoder:
@@ -226,113 +217,4 @@ def _assemble(
         dropped=dict(dropped),
         notes=(*notes, *draft.notes, *fill_notes, *container.notes),
     )
-    return ViTEncoder(model, spec, info) if spec.arch["builder"] == "vit" else timm_encoder(model, spec, info)
-
-
-def build_model(spec: EncoderSpec) -> Any:
-    """The empty model of a spec. Raises CheckpointError for a builder that is not known."""
-    builder = spec.arch.get("builder")
-    if builder == "vit":
-        return build_vit(spec.arch, device="meta")
-    if builder == "timm" and isinstance(spec.arch.get("name"), str):
-        return create_timm(spec.arch["name"], pretrained=False, **spec.arch.get("kwargs", {}))
-    raise CheckpointError(f"the spec names no builder that is known here: {builder!r} (known: timm, vit)")
-
-
-def fill(model: Any, tensors: Mapping[str, torch.Tensor], family: str) -> tuple[Any, tuple[str, ...]]:
-    """Fill a model with exactly these tensors; returns it and notes on conversions.
-
-    Raises:
-        CheckpointError: keys are missing, left over or of another shape, or values are not finite.
-    """
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in tensors]
-    unexpected = [name for name in tensors if name not in expected]
-    wrong = [
-        f"{name} {tuple(tensors[name].shape)} for {tuple(expected[name].shape)}"
-        for name in expected
-        if name in tensors and tensors[name].shape != expected[name].shape
-    ]
-    if missing or unexpected or wrong:
-        parts = [
-            f"{len(names)} {what} ({_few(names)})"
-            for names, what in ((missing, "missing"), (unexpected, "unexpected"), (wrong, "of another shape"))
-            if names
-        ]
-        raise CheckpointError(f"the file does not fill the {family} encoder: {'; '.join(parts)}")
-    notes = set()
-    filled = {}
-    for name, tensor in tensors.items():
-        _check_values(name, tensor)
-        wanted = expected[name].dtype
-        if tensor.dtype != wanted:
-            notes.add(f"weights converted from {tensor.dtype} to {wanted}".replace("torch.", ""))
-        # A copy: the file stays mapped no longer, and may change or go away.
-        filled[name] = tensor.detach().to(wanted, copy=True).contiguous()
-    model.load_state_dict(filled, strict=True, assign=True)
-    return model, tuple(sorted(notes))
-
-
-def _check_values(name: str, tensor: torch.Tensor) -> None:
-    if not storage_is_honest(tensor):
-        raise CheckpointError(
-            f"{name} claims {tensor.numel()} numbers but the file holds fewer; it is refused"
-        )
-    if not tensor.is_floating_point():
-        return
-    # The sum is a tenth of the cost of looking at every element, and is finite only if each of them is.
-    if not torch.isfinite(tensor.sum(dtype=torch.float64)) and not torch.isfinite(tensor).all():
-        count = int((~torch.isfinite(tensor)).sum())
-        raise CheckpointError(
-            f"{name} holds {count} NaN or infinite values; the training diverged or the file broke"
-        )
-    if tensor.ndim > 1 and name.endswith(".weight") and tensor.numel() > 1:
-        flat = tensor.reshape(-1)
-        if flat[0] == flat[-1] and (flat == flat[0]).all():
-            raise CheckpointError(f"{name} is {float(flat[0])} everywhere; these weights were never trained")
-
-
-def inspect_checkpoint(reference: str) -> dict[str, Any]:
-    """All that loading finds out about a reference, as JSON: for ``lmim-bench inspect``.
-
-    Raises:
-        CheckpointError: the reference cannot be loaded.
-    """
-    from ..encoders import load_encoder
-
-    encoder = load_encoder(reference)
-    spec, info = encoder.spec, encoder.info
-    return {
-        "source": info.source,
-        "format": info.format,
-        "container": info.container,
-        "sha256": info.sha256,
-        "fingerprint": encoder.fingerprint,
-        "family": spec.family,
-        "architecture": spec.arch,
-        "parameters": info.parameters,
-        "embed_dim": spec.embed_dim,
-        "depth": spec.depth,
-        "patch_size": spec.patch_size,
-        "image_size": spec.image_size,
-        "tokens": {
-            "class": spec.has_cls,
-            "registers": spec.arch.get("reg_tokens", 0),
-            "patches": (spec.image_size // spec.patch_size) ** 2,
-        },
-        "preprocessing": {
-            "mean": list(spec.mean),
-            "std": list(spec.std),
-            "interpolation": spec.interpolation,
-            "crop_pct": spec.crop_pct,
-        },
-        "pooling": spec.pooling,
-        "final_norm": spec.final_norm,
-        "coverage": {
-            "encoder_tensors": info.encoder_tensors,
-            "loaded_tensors": info.loaded_tensors,
-            "random_weights": info.random_weights,
-        },
-        "dropped": dict(info.dropped),
-        "notes": list(info.notes),
-    }
+    return timm_encoder(model, spec, info)

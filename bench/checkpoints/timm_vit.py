@@ -9,8 +9,8 @@ from .plain_vit import ANCHORS, infer_spec
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     spec, notes = infer_spec("timm", tensors, heads)
     preprocessing = (
-        "mean and std are ImageNet's, which the file does not say (timm's augreg weights use 0.5); "
-        "set #mean=a:b:c,std=a:b:c or #arch=NAME if the model differs"
+        "ImageNet's mean and std, norm eps 1e-6 and exact GELU are assumed, as the file does not say them; "
+        "name the model by #arch=NAME, or set #mean=a:b:c,std=a:b:c, where it differs (timm's augreg: 0.5)"
     )
     return Draft(tensors, spec, (*notes, preprocessing))
 
@@ -28,18 +28,11 @@ FAMILY = Family(
         r"pre_logits\..*": "classifier head",
     },
     siblings={
-        "state_dict": "another copy of the encoder",
-        "model": "another copy of the encoder",
-        "state_dict_ema": "another copy of the encoder",
-        "model_ema": "another copy of the encoder",
-        "ema": "another copy of the encoder",
         "head": "head",
         "classifier": "head",
         "fc": "head",
         "projector": "projection head",
         "predictor": "predictor",
         "decoder": "decoder",
-        "student": "another encoder",
-        "teacher": "another encoder",
     },
 )

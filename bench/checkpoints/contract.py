@@ -1,0 +1,91 @@
+"""The contract of coverage between a file and an encoder.
+
+Every parameter and persistent buffer of the encoder is filled exactly once from the file, with its own
+shape and finite values; no tensor is left over. Anything else is a CheckpointError that names the keys:
+there is no loading with ``strict=False`` in this project, so random weights are never scored by mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointError
+from ..timm_models import create_timm
+from ..types import EncoderSpec
+from ..vit import build_vit
+from .files import storage_is_honest
+
+_SHOWN = 4
+
+
+def build_model(spec: EncoderSpec) -> Any:
+    """The empty model of a spec. Raises CheckpointError for a builder that is not known."""
+    builder = spec.arch.get("builder")
+    if builder == "vit":
+        return build_vit(spec.arch, device="meta")
+    if builder == "timm" and isinstance(spec.arch.get("name"), str):
+        return create_timm(spec.arch["name"], pretrained=False, **spec.arch.get("kwargs", {}))
+    raise CheckpointError(f"the spec names no builder that is known here: {builder!r} (known: timm, vit)")
+
+
+def fill(model: Any, tensors: Mapping[str, torch.Tensor], family: str) -> tuple[Any, tuple[str, ...]]:
+    """Fill a model with exactly these tensors; returns it and notes on conversions.
+
+    Raises:
+        CheckpointError: keys are missing, left over or of another shape, or values are not finite.
+    """
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    wrong = [
+        f"{name} {tuple(tensors[name].shape)} for {tuple(expected[name].shape)}"
+        for name in expected
+        if name in tensors and tensors[name].shape != expected[name].shape
+    ]
+    if missing or unexpected or wrong:
+        parts = [
+            f"{len(names)} {what} ({few(names)})"
+            for names, what in ((missing, "missing"), (unexpected, "unexpected"), (wrong, "of another shape"))
+            if names
+        ]
+        hint = "; if timm has this very model, name it by #arch=NAME" if family == "timm" else ""
+        raise CheckpointError(f"the file does not fill the {family} encoder: {'; '.join(parts)}{hint}")
+    notes = set()
+    filled = {}
+    for name, tensor in tensors.items():
+        _check_values(name, tensor)
+        wanted = expected[name].dtype
+        if tensor.dtype != wanted:
+            notes.add(f"weights converted from {tensor.dtype} to {wanted}".replace("torch.", ""))
+        # A copy: the file stays mapped no longer, and may change or go away.
+        filled[name] = tensor.detach().to(wanted, copy=True).contiguous()
+    model.load_state_dict(filled, strict=True, assign=True)
+    return model, tuple(sorted(notes))
+
+
+def _check_values(name: str, tensor: torch.Tensor) -> None:
+    if not storage_is_honest(tensor):
+        raise CheckpointError(
+            f"{name} claims {tensor.numel()} numbers but the file holds fewer; it is refused"
+        )
+    if not tensor.is_floating_point():
+        return
+    # The sum is a tenth of the cost of looking at every element, and is finite only if each of them is.
+    if not torch.isfinite(tensor.sum(dtype=torch.float64)) and not torch.isfinite(tensor).all():
+        count = int((~torch.isfinite(tensor)).sum())
+        raise CheckpointError(
+            f"{name} holds {count} NaN or infinite values; the training diverged or the file broke"
+        )
+    if tensor.ndim > 1 and name.endswith(".weight") and tensor.numel() > 1:
+        flat = tensor.reshape(-1)
+        if flat[0] == flat[-1] and (flat == flat[0]).all():
+            raise CheckpointError(f"{name} is {float(flat[0])} everywhere; these weights were never trained")
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of a list, and how many there are."""
+    more = f", ... {len(names)} in all" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,170 @@
+"""Encoders without timm: raw pixels as the control, and whatever module a Python factory returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import nn
+
+from .backbones import Grid, check_images, check_taps, weights_fingerprint
+from .errors import CheckpointError, TaskError
+from .types import CheckpointInfo, EncoderSpec, Features, Pooling, PosInterpolation, Tap
+from .vit import first_problem
+
+_PIXEL_CELLS = 8
+
+
+class PixelEncoder:
+    """No network at all: the control that a representation has to beat.
+
+    The feature of a patch is the patch itself, average-pooled to 8x8 RGB (D = 192); the global feature is
+    the whole image pooled to 8x8 RGB. Images come normalised, with ImageNet's mean and deviation.
+    """
+
+    def __init__(self, patch_size: int = 16, image_size: int = 224) -> None:
+        if patch_size < 1:
+            raise CheckpointError(f"pixels: the patch size must be positive, got {patch_size}")
+        self.spec = EncoderSpec(
+            family="pixels",
+            arch={"builder": "pixels", "cells": _PIXEL_CELLS},
+            embed_dim=3 * _PIXEL_CELLS**2,
+            depth=1,
+            patch_size=patch_size,
+            image_size=max(1, round(image_size / patch_size)) * patch_size,
+            pooling="mean",
+            has_cls=False,
+        )
+        self.info = CheckpointInfo(
+            source="pixels",
+            sha256=None,
+            format="pixels",
+            container="",
+            parameters=0,
+            loaded_tensors=0,
+            encoder_tensors=0,
+            notes=("raw pixels, a control without parameters",),
+        )
+        self.fingerprint = weights_fingerprint({}, self.spec)
+        self._device = torch.device("cpu")
+
+    def to(self, device: str | torch.device) -> PixelEncoder:
+        """Choose the device; returns self."""
+        self._device = torch.device(device)
+        return self
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        images: torch.Tensor,
+        taps: Sequence[Tap] = (Tap(),),
+        pos_interpolation: PosInterpolation | None = None,
+    ) -> dict[Tap, Features]:
+        """Pixels of (B, 3, H, W); every tap is the same."""
+        check_taps(taps, self.spec)
+        grid = check_images(images, self.spec)
+        images = images.to(self._device)
+        pooled = F.adaptive_avg_pool2d(images, _PIXEL_CELLS).flatten(1)
+        patch = self.spec.patch_size
+        cut = images.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, h, w, p, p)
+        cut = cut.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)  # (B*h*w, 3, p, p)
+        cells = F.adaptive_avg_pool2d(cut, _PIXEL_CELLS).reshape(len(images), *grid, -1)
+        features = Features(cls=None, patches=cells, mean=pooled)
+        return dict.fromkeys(taps, features)
+
+
+class ModuleEncoder:
+    """An ``Encoder`` around any module that offers ``embed_dim``, ``patch_size`` and ``forward_features``.
+
+    ``forward_features(images)`` returns a map (B, D, h, w), or tokens (B, prefix + h*w, D) with the class
+    token first where ``num_prefix_tokens`` says that there are any, or a dict with ``patches`` (B, h, w, D)
+    or (B, h*w, D) and optionally ``cls`` (B, D). The spec's other fields (``image_size``, ``mean``, ``std``,
+    ``interpolation``, ``crop_pct``, ``pooling``) are taken from attributes of the module where it has them.
+    Only the last layer can be read; ``norm`` is the module's own business.
+    """
+
+    def __init__(self, module: Any, source: str) -> None:
+        missing = [
+            name for name in ("embed_dim", "patch_size", "forward_features") if not hasattr(module, name)
+        ]
+        if missing:
+            raise CheckpointError(
+                f"{source}: {type(module).__name__} lacks {', '.join(missing)}; a factory returns an "
+                "Encoder, a timm model, or a module with embed_dim, patch_size and forward_features(images)"
+            )
+        self.model: Any = module.eval().requires_grad_(False)
+        self._prefix = int(getattr(module, "num_prefix_tokens", 0))
+        optional = ("image_size", "mean", "std", "interpolation", "crop_pct", "pooling")
+        given: dict[str, Any] = {name: getattr(module, name) for name in optional if hasattr(module, name)}
+        has_cls = bool(getattr(module, "has_cls", self._prefix > 0))
+        pooling: Pooling = "cls" if has_cls else "mean"
+        fields = {"image_size": 224, "pooling": pooling, **given}
+        try:
+            self.spec = EncoderSpec(
+                family="module",
+                arch={"builder": "module", "class": f"{type(module).__module__}.{type(module).__qualname__}"},
+                embed_dim=module.embed_dim,
+                depth=1,
+                patch_size=module.patch_size,
+                has_cls=has_cls,
+                **fields,
+            )
+        except ValidationError as error:
+            raise CheckpointError(f"{source}: the module's {first_problem(error)}") from error
+        self.info = module_info(module, source)
+        self.fingerprint = weights_fingerprint(module.state_dict(), self.spec)
+        self._device = torch.device("cpu")
+
+    def to(self, device: str | torch.device) -> ModuleEncoder:
+        """Move to a device; returns self."""
+        self.model.to(device)
+        self._device = torch.device(device)
+        return self
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        images: torch.Tensor,
+        taps: Sequence[Tap] = (Tap(),),
+        pos_interpolation: PosInterpolation | None = None,
+    ) -> dict[Tap, Features]:
+        """Encode (B, 3, H, W); see ``Encoder``. Raises TaskError for features of another shape."""
+        check_taps(taps, self.spec)
+        grid = check_images(images, self.spec)
+        cls, patches = self._split(self.model.forward_features(images.to(self._device)), grid)
+        expected = (len(images), *grid, self.spec.embed_dim)
+        if tuple(patches.shape) != expected or (cls is None and self.spec.has_cls):
+            raise TaskError(
+                f"{self.spec.arch['class']}.forward_features gave patches of shape {tuple(patches.shape)}, "
+                f"expected {expected}" + (" and a class token" if self.spec.has_cls else "")
+            )
+        features = Features(cls=cls, patches=patches, mean=patches.mean(dim=(1, 2)))
+        return dict.fromkeys(taps, features)
+
+    def _split(self, out: Any, grid: Grid) -> tuple[torch.Tensor | None, torch.Tensor]:
+        if isinstance(out, Mapping):
+            cls, patches = out.get("cls"), out["patches"]
+            return cls, patches.unflatten(1, grid) if patches.ndim == 3 else patches
+        if out.ndim == 4:
+            return None, out.permute(0, 2, 3, 1)
+        if out.shape[1] - self._prefix != grid[0] * grid[1]:
+            return None, out
+        return (out[:, 0] if self.spec.has_cls else None), out[:, self._prefix :].unflatten(1, grid)
+
+
+def module_info(module: nn.Module, source: str) -> CheckpointInfo:
+    """What is known of a module that a factory made: its weights are whatever the factory loaded."""
+    count = len(module.state_dict())
+    return CheckpointInfo(
+        source=source,
+        sha256=None,
+        format="python",
+        container="",
+        parameters=sum(p.numel() for p in module.parameters()),
+        loaded_tensors=count,
+        encoder_tensors=count,
+        notes=("the weights are as the factory made them; nothing was checked but that they are finite",),
+    )

@@ -1,0 +1,265 @@
+"""Encoders around any model of timm: transformers read at every block, the others at their last stage."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data.config import resolve_data_config
+from torch import nn
+
+from .backbones import Grid, ViTEncoder, check_images, check_taps, weights_fingerprint
+from .errors import CheckpointError, TaskError
+from .types import CheckpointInfo, Encoder, EncoderSpec, Features, PosInterpolation, Tap
+
+_INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+
+
+def create_timm(name: str, *, pretrained: bool, seed: int = 0, **kwargs: Any) -> Any:
+    """Create a timm model without its classifier, with the global random state left as it was.
+
+    Models that can take images of any size are built so; the plain ViT needs no such switch here.
+
+    Raises:
+        CheckpointError: timm has no such model, or its pretrained weights cannot be had.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"near: {', '.join(near)}" if near else "timm.list_models() names them"
+        raise CheckpointError(f"timm {timm.__version__} has no model {name!r}; {hint}")
+
+    def make(**extra: Any) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs, **extra)
+
+    try:
+        model = make()
+        if not ViTEncoder.supports(model) and _takes(model, "dynamic_img_size", kwargs):
+            model = make(dynamic_img_size=True)
+    except Exception as error:
+        what = "the pretrained weights of timm's" if pretrained else "timm's"
+        raise CheckpointError(f"{what} {name} cannot be loaded: {_first_line(error)}") from error
+    return model
+
+
+def _takes(model: nn.Module, option: str, given: Mapping[str, Any]) -> bool:
+    return option not in given and option in inspect.signature(type(model).__init__).parameters
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def timm_spec(
+    model: Any,
+    arch: Mapping[str, Any],
+    family: str = "timm",
+    pretrained_cfg: Mapping[str, Any] | None = None,
+) -> EncoderSpec:
+    """The spec of a timm model, with the preprocessing that timm keeps with the weights.
+
+    Args:
+        model: the model.
+        arch: what rebuilds it, ``{"builder": "timm", "name": ..., "kwargs": ...}``.
+        family: the spec's family.
+        pretrained_cfg: the preprocessing of a ``config.json``, in place of the model's own.
+
+    Raises:
+        CheckpointError: the model gives no map of patch features.
+    """
+    config: dict[str, Any] = resolve_data_config(  # type: ignore[no-untyped-call]
+        {}, pretrained_cfg=dict(pretrained_cfg or {}) or None, model=model
+    )
+    common: dict[str, Any] = {
+        "family": family,
+        "arch": dict(arch),
+        "image_size": int(config["input_size"][-1]),
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+        "interpolation": config["interpolation"] if config["interpolation"] in _INTERPOLATIONS else "bicubic",
+        "crop_pct": min(1.0, float(config["crop_pct"])),
+    }
+    if ViTEncoder.supports(model):
+        common["image_size"] = int(model.patch_embed.img_size[0])
+        has_cls = bool(model.has_class_token)
+        return EncoderSpec(
+            embed_dim=model.embed_dim,
+            depth=len(model.blocks),
+            patch_size=model.patch_embed.patch_size[0],
+            pooling="cls" if has_cls and model.global_pool == "token" else "mean",
+            has_cls=has_cls,
+            **common,
+        )
+    layout = _Layout(model, common["image_size"])
+    return EncoderSpec(
+        embed_dim=layout.embed_dim,
+        depth=layout.depth,
+        patch_size=layout.patch_size,
+        pooling="cls" if layout.has_cls and getattr(model, "global_pool", "") == "token" else "mean",
+        has_cls=layout.has_cls,
+        **common,
+    )
+
+
+def timm_encoder(model: Any, spec: EncoderSpec, info: CheckpointInfo) -> Encoder:
+    """The encoder around a timm model: exact token assembly for a plain ViT, timm's own for the others."""
+    return ViTEncoder(model, spec, info) if ViTEncoder.supports(model) else TimmEncoder(model, spec, info)
+
+
+class _Layout:
+    """How the features of a timm model are laid out, found by one pass of a blank image."""
+
+    def __init__(self, model: Any, image_size: int) -> None:
+        name = type(model).__name__
+        model.eval()
+        with torch.inference_mode():
+            try:
+                out = model.forward_features(torch.zeros(1, 3, image_size, image_size))
+            except Exception as error:
+                raise CheckpointError(
+                    f"{name} gives no patch features: forward_features failed ({_first_line(error)})"
+                ) from error
+        if not isinstance(out, torch.Tensor) or out.ndim not in (3, 4):
+            raise CheckpointError(f"{name} gives no patch features: forward_features returns no feature map")
+        self.prefix = int(getattr(model, "num_prefix_tokens", 0))
+        self.has_cls = getattr(model, "cls_token", None) is not None and self.prefix > 0
+        infos = getattr(model, "feature_info", None)
+        self.channels_last = False
+        if out.ndim == 4:
+            width = model.num_features
+            if out.shape[1] != width and out.shape[3] != width:
+                raise CheckpointError(f"{name} gives a feature map of shape {tuple(out.shape)}: unknown axes")
+            self.channels_last = out.shape[1] != width or getattr(model, "output_fmt", "") == "NHWC"
+            grid = out.shape[1] if self.channels_last else out.shape[2]
+            self.embed_dim = int(out.shape[3] if self.channels_last else out.shape[1])
+        else:
+            grid = round((out.shape[1] - self.prefix) ** 0.5)
+            self.embed_dim = int(out.shape[2])
+            if grid * grid + self.prefix != out.shape[1]:
+                raise CheckpointError(
+                    f"{name} gives {out.shape[1]} tokens, which are no square map of patches"
+                )
+        if grid < 2 or image_size % grid:
+            raise CheckpointError(f"{name} gives no map of patches ({grid}x{grid} for {image_size} pixels)")
+        self.patch_size = image_size // grid
+        self.columnar = out.ndim == 3 and _is_columnar(model, infos, self.embed_dim)
+        self.depth = len(infos) if self.columnar and infos is not None else 1
+
+
+def _is_columnar(model: Any, infos: Any, width: int) -> bool:
+    """Blocks of one width that can all be read: the depth of the encoder is then the number of blocks."""
+    if not infos or not hasattr(model, "forward_intermediates"):
+        return False
+    takes_prefix = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+    norm = getattr(model, "norm", None)
+    known_norm = isinstance(norm, nn.Identity | nn.LayerNorm) or type(norm).__name__.startswith("RmsNorm")
+    return takes_prefix and known_norm and all(i["num_chs"] == width for i in infos)
+
+
+def _norm_of_mean(model: Any) -> Any:
+    """The norm that a model applies after pooling: ``fc_norm`` of transformers, ``head.norm`` of ConvNeXt."""
+    norm = getattr(model, "fc_norm", None)
+    if isinstance(norm, nn.LayerNorm):
+        return norm
+    norm = getattr(getattr(model, "head", None), "norm", None)
+    if not isinstance(norm, nn.LayerNorm):
+        return None
+    weight, bias, eps = norm.weight, norm.bias, norm.eps
+    # ConvNeXt's is written for maps (B, D, 1, 1); on vectors it is the layer norm of the same weights.
+    return lambda mean: F.layer_norm(mean, mean.shape[-1:], weight, bias, eps)
+
+
+class TimmEncoder:
+    """An ``Encoder`` around any timm model that gives a map of features.
+
+    Transformers of one width (EVA, BEiT, DeiT and their like) are read at any block. Convolutional and
+    hierarchical networks are read at their last stage, after the model's own last norm: depth is 1, and
+    ``norm=False`` gives the same map. Sizes other than the native one work where timm's model takes them.
+    """
+
+    def __init__(self, model: nn.Module, spec: EncoderSpec, info: CheckpointInfo) -> None:
+        self.model: Any = model.eval().requires_grad_(False)
+        self.spec = spec
+        self.info = info
+        self.fingerprint = weights_fingerprint(model.state_dict(), spec)
+        self._layout = _Layout(model, spec.image_size)
+        self._mean_norm = _norm_of_mean(model)
+        self._device = torch.device("cpu")
+
+    def to(self, device: str | torch.device) -> TimmEncoder:
+        """Move to a device; returns self."""
+        self.model.to(device)
+        self._device = torch.device(device)
+        return self
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        images: torch.Tensor,
+        taps: Sequence[Tap] = (Tap(),),
+        pos_interpolation: PosInterpolation | None = None,
+    ) -> dict[Tap, Features]:
+        """Encode (B, 3, H, W); see ``Encoder``. Raises TaskError for a size or layer that does not fit."""
+        check_taps(taps, self.spec)
+        grid = check_images(images, self.spec)
+        native = all(n * self.spec.patch_size == self.spec.image_size for n in grid)
+        name = type(self.model).__name__
+        if pos_interpolation == "dino" and not native and getattr(self.model, "pos_embed", None) is not None:
+            raise TaskError(
+                f"{name} resamples its position embeddings by timm's rule; 'dino' is not available"
+            )
+        try:
+            return self._encode(images.to(self._device), taps, grid)
+        except (AssertionError, RuntimeError, IndexError, ValueError) as error:
+            if native or isinstance(error, torch.OutOfMemoryError):
+                raise
+            height, width = images.shape[-2:]
+            raise TaskError(
+                f"{name} cannot take images of {height}x{width} pixels, only {self.spec.image_size} squared "
+                f"is sure: {_first_line(error)}"
+            ) from error
+
+    def _encode(self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid) -> dict[Tap, Features]:
+        if self._layout.columnar:
+            return self._columnar(images, taps, grid)
+        features = self._last_stage(images, grid)
+        return {tap: self._pool(features, tap) for tap in taps}
+
+    def _columnar(self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid) -> dict[Tap, Features]:
+        depth, prefix = self.spec.depth, self._layout.prefix
+        layers = sorted({depth + tap.layer for tap in taps})
+        maps = self.model.forward_intermediates(
+            images, indices=layers, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True,
+            stop_early=True,
+        )  # fmt: skip
+        found: dict[Tap, Features] = {}
+        for layer, entry in zip(layers, maps, strict=True):
+            body, head = entry if prefix else (entry, None)
+            for tap in taps:
+                if depth + tap.layer == layer and tap not in found:
+                    tokens = body if head is None else torch.cat([head, body], dim=1)
+                    tokens = self.model.norm(tokens) if tap.norm else tokens
+                    cls = tokens[:, 0] if self.spec.has_cls else None
+                    found[tap] = self._pool((cls, tokens[:, prefix:].unflatten(1, grid)), tap)
+        return found
+
+    def _last_stage(self, images: torch.Tensor, grid: Grid) -> tuple[torch.Tensor | None, torch.Tensor]:
+        out = self.model.forward_features(images)
+        prefix = self._layout.prefix
+        cls = out[:, 0] if self.spec.has_cls else None
+        if out.ndim == 3:
+            return cls, out[:, prefix:].unflatten(1, grid)
+        return cls, out if self._layout.channels_last else out.permute(0, 2, 3, 1)
+
+    def _pool(self, features: tuple[torch.Tensor | None, torch.Tensor], tap: Tap) -> Features:
+        cls, patches = features
+        mean = patches.mean(dim=(1, 2))
+        if tap.norm and self._mean_norm is not None:
+            mean = self._mean_norm(mean)
+        return Features(cls=cls, patches=patches, mean=mean)
