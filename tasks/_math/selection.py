@@ -28,20 +28,27 @@ def best(trials: Sequence[Trial]) -> Trial:
     return max(trials, key=lambda trial: (trial.accuracy, -trial.loss))
 
 
+def random_rank(labels: Array, rng: np.random.Generator) -> Array:
+    """A random order inside every class: each class of n images gets the ranks 0 to n - 1, (N,)."""
+    order = rng.permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[by_class] = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[by_class]]
+    return rank
+
+
 def stratified_holdout(labels: Array, fraction: float, rng: np.random.Generator) -> tuple[Array, Array]:
     """Positions (kept, held out), sorted: of each class round(fraction * n), yet at least one image.
 
     A class of a single image gives none. Raises ValueError where no class has two images.
     """
-    order = rng.permutation(len(labels))
-    by_class = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels)
-    rank = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[by_class]]
     quota = np.minimum(np.maximum(np.rint(fraction * counts).astype(np.int64), 1), counts - 1)
-    out = rank < quota[labels[by_class]]
+    out = random_rank(labels, rng) < quota[labels]
     if not out.any():
         raise ValueError("no class has two images")
-    return np.sort(by_class[~out]), np.sort(by_class[out])
+    return np.flatnonzero(~out), np.flatnonzero(out)
 
 
 def label_ranks(logits: Array, labels: Array) -> Array:

@@ -1,0 +1,128 @@
+"""Nearest class mean over many support sets at once, and N-way K-shot episodes without a loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...bench.types import Array
+from .normalise import unit_rows
+
+_BLOCK_ELEMENTS = 16_000_000
+
+
+def class_means(rows: Array, labels: Array) -> Array:
+    """Mean of the rows of each class that occurs, by rising class index, at unit length, (C', D)."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    # The sum points where the mean points, and only the direction is kept.
+    return unit_rows(np.add.reduceat(rows[order], starts, axis=0))
+
+
+def nearest_mean(rows: Array, means: Array) -> Array:
+    """Index of the class mean of largest cosine, for every support set at once.
+
+    Args:
+        rows: unit features (N, D).
+        means: unit class means of R support sets, (R, C, D).
+
+    Returns:
+        Positions in 0..C-1, int64 (R, N).
+    """
+    sets, classes, width = means.shape
+    flat = means.reshape(sets * classes, width).T
+    found = np.empty((sets, len(rows)), dtype=np.int64)
+    block = max(1, _BLOCK_ELEMENTS // (sets * classes))
+    for start in range(0, len(rows), block):
+        similarity = (rows[start : start + block] @ flat).reshape(-1, sets, classes)
+        found[:, start : start + block] = similarity.argmax(axis=2).T
+    return found
+
+
+def draw_distinct(sizes: Array, count: int, rng: np.random.Generator) -> Array:
+    """For each m, ``count`` different numbers below sizes[m], in random order, int64 (M, count).
+
+    All ordered samples are equally likely. The j-th number is drawn among those that are left and
+    shifted past the ones that were drawn before it, so that nothing of size ``sizes`` is ever built.
+
+    Raises:
+        ValueError: a size is below ``count``.
+    """
+    if len(sizes) and int(sizes.min()) < count:
+        raise ValueError(f"cannot draw {count} different items from {int(sizes.min())}")
+    drawn = np.empty((len(sizes), count), dtype=np.int64)
+    taken = np.empty((len(sizes), 0), dtype=np.int64)
+    for j in range(count):
+        number = rng.integers(0, sizes - j)
+        for t in range(j):  # ascending, so one comparison with each taken number is enough
+            number += number >= taken[:, t]
+        drawn[:, j] = number
+        taken = np.sort(np.column_stack([taken, number]), axis=1)
+    return drawn
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """What a split has images for: ``way`` of the ``classes``, ``shot`` + ``query`` images of each."""
+
+    classes: Array
+    way: int
+    shot: int
+    query: int
+
+
+def plan_episodes(counts: Array, way: int, shot: int, query: int) -> EpisodePlan | None:
+    """The largest episode within what is asked: first fewer queries, then fewer ways; None below two ways.
+
+    Args:
+        counts: images of each class, (C,).
+        way: classes an episode.
+        shot: support images a class.
+        query: query images a class.
+    """
+    for fewer in range(query, 0, -1):
+        classes = np.flatnonzero(counts >= shot + fewer)
+        if len(classes) >= way:
+            return EpisodePlan(classes, way, shot, fewer)
+    classes = np.flatnonzero(counts > shot)
+    if len(classes) < 2:
+        return None
+    return EpisodePlan(classes, len(classes), shot, min(query, int(counts[classes].min()) - shot))
+
+
+def sample_episodes(labels: Array, plan: EpisodePlan, episodes: int, rng: np.random.Generator) -> Array:
+    """Row positions of every episode, (E, way, shot + query): support first, all different.
+
+    Classes are drawn without replacement in each episode, and so are the images of a class.
+    """
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    starts = np.cumsum(counts) - counts
+    sizes = np.full(episodes, len(plan.classes))
+    chosen = plan.classes[draw_distinct(sizes, plan.way, rng)]
+    within = draw_distinct(counts[chosen].ravel(), plan.shot + plan.query, rng)
+    return np.asarray(by_class[starts[chosen][..., None] + within.reshape(*chosen.shape, -1)])
+
+
+def episode_accuracy(rows: Array, picks: Array, shot: int) -> Array:
+    """Accuracy of nearest class mean (cosine) on the queries of each episode, float64 (E,).
+
+    Args:
+        rows: unit features (N, D).
+        picks: row positions (E, way, shot + query), support first.
+        shot: support images a class.
+    """
+    episodes, way, images = picks.shape
+    accuracy = np.empty(episodes)
+    truth = np.repeat(np.arange(way), images - shot)
+    block = max(1, _BLOCK_ELEMENTS // (way * images * rows.shape[1]))
+    for start in range(0, episodes, block):
+        part = picks[start : start + block]
+        means = rows[part[:, :, :shot]].sum(axis=2)  # (e, way, D)
+        # Means of one length each, since a query compares them; its own length moves no argmax.
+        means = unit_rows(means.reshape(-1, rows.shape[1])).reshape(means.shape)
+        queries = rows[part[:, :, shot:].reshape(len(part), -1)]  # (e, way * query, D)
+        similarity = queries @ means.transpose(0, 2, 1)  # (e, way * query, way)
+        accuracy[start : start + block] = (similarity.argmax(axis=2) == truth).mean(axis=1)
+    return accuracy

@@ -1,0 +1,272 @@
+"""Few-shot transfer: a handful of labelled images a class, and episodes of N ways and K shots.
+
+Draws (``ncm``, ``logreg``, ``knn`` at ``shots=K``): K train images of every class are drawn, a classifier
+is made of them, and the whole test split is classified. A draw shuffles every class once and takes the
+first K, so the sets of one draw are nested and accuracies over K are paired. All features have unit
+length. The classifiers:
+    ``ncm``: nearest class mean by cosine.
+    ``logreg``: multinomial logistic regression without a bias at one stated C = 10, for every K: the
+        lambda = 0.1 / n of the recipe for DINO (dino issue 121). Nothing is tuned, on test or elsewhere.
+    ``knn``: the nearest support images (one by default), vote weighted by exp(similarity / 0.07).
+K above the smallest class of train is left out, with a note; at the headline's K a short class gives all
+it has instead. Both draws and test images are resampled for the interval. Chance is 1/C.
+
+Episodes (``episodic@way=5,shot=K``): the usual inductive N-way K-shot test with 15 queries a class, nearest
+class mean, on classes of the *test* split, none of which the encoder's head has seen (it has none). Classes
+and images are drawn without replacement within an episode, support and queries never overlap. The value is
+the mean accuracy over episodes and the interval is over episodes: it says how well the mean over all
+possible episodes of this split is known, and not how it would move on other images. Where classes are
+small, first queries and then ways are reduced (the id carries the ways in use), with a note; below two
+ways it is left out. Chance is 1/way.
+
+Deviations: EASY and PT-MAP run 10,000 episodes, P>M>F 2,000; the default here is 1,000. Transductive
+classifiers and the power transform (NaN on signed features) are not offered. ``center`` subtracts the mean
+of the train features first (EASY's ``M``, there the mean of base classes); it is off by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from ..bench.errors import TaskError
+from ..bench.types import (
+    Array,
+    Context,
+    Dataset,
+    EncoderSpec,
+    FeatureBank,
+    FeatureRequest,
+    Measurement,
+    Metric,
+    pooled_columns,
+)
+from . import task
+from ._features import PooledConfig, labelled, pooled_rows
+
+Classifier = Literal["ncm", "logreg", "knn"]
+_TITLES: Mapping[Classifier, str] = {
+    "ncm": "nearest class mean",
+    "logreg": "logistic regression",
+    "knn": "nearest neighbour",
+}
+
+
+class FewShotConfig(PooledConfig):
+    """Protocol of few-shot transfer."""
+
+    shots: tuple[int, ...] = Field(
+        (1, 2, 5, 10), min_length=1, description="Train images a class, of nested draws."
+    )
+    draws: int = Field(10, gt=0, description="Support sets drawn for each number of shots.")
+    classifiers: tuple[Classifier, ...] = Field(
+        ("ncm", "logreg", "knn"), min_length=1, description="What is made of a support set."
+    )
+    center: bool = Field(False, description="Subtract the mean of all train features before unit length.")
+    logreg_c: float = Field(10.0, gt=0, description="logreg: inverse regularisation C, for every K.")
+    logreg_tol: float = Field(
+        1e-6, gt=0, description="logreg: largest gradient entry of the mean loss at the end."
+    )
+    logreg_max_iter: int = Field(1000, gt=0, description="logreg: L-BFGS iterations.")
+    knn_k: int = Field(1, gt=0, description="knn: neighbours that vote, at most the support set.")
+    temperature: float = Field(0.07, gt=0, description="knn: T of the vote's weight exp(similarity / T).")
+    way: int = Field(5, ge=2, description="Episodes: classes.")
+    episode_shots: tuple[int, ...] = Field((1, 5), description="Episodes: support images a class.")
+    queries: int = Field(15, gt=0, description="Episodes: query images a class.")
+    episodes: int = Field(1000, ge=0, description="Episodes for each number of shots; 0: none.")
+
+    @field_validator("shots", "episode_shots")
+    @classmethod
+    def _ascending(cls, shots: tuple[int, ...]) -> tuple[int, ...]:
+        if shots and min(shots) < 1:
+            raise ValueError("every number of shots must be at least 1")
+        return tuple(sorted(set(shots)))
+
+    @property
+    def headline_shots(self) -> int:
+        """5, or the nearest number of shots that is measured (the smaller of two)."""
+        return min(self.shots, key=lambda k: (abs(k - 5), k))
+
+    @property
+    def headline_classifier(self) -> Classifier:
+        """Nearest class mean, or the first classifier where it is not asked for."""
+        return "ncm" if "ncm" in self.classifiers else self.classifiers[0]
+
+
+def _headline(cfg: FewShotConfig) -> str:
+    return f"{cfg.headline_classifier}@shots={cfg.headline_shots}"
+
+
+def _features(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Sequence[FeatureRequest]:
+    columns = pooled_columns(cfg.pooled(spec), cfg.tap(spec))
+    return [FeatureRequest((data.train_split, data.test_split), cfg.view(spec), columns)]
+
+
+@task(
+    "few_shot",
+    version=1,
+    title="few-shot transfer",
+    data="classification",
+    config=FewShotConfig,
+    metrics=(
+        *(Metric(id=name, title=f"{title}, K images a class") for name, title in _TITLES.items()),
+        Metric(id="episodic", title="episodes, nearest class mean"),
+    ),
+    headline=_headline,
+    features=_features,
+)
+def TASK(ctx: Context, cfg: FewShotConfig) -> Sequence[Measurement]:  # noqa: N802
+    """Classify the test split from every draw, then run the episodes inside it."""
+    train, labels = labelled(ctx, ctx.data.train_split)
+    test, truth = labelled(ctx, ctx.data.test_split)
+    if len(np.unique(labels)) < 2:
+        raise TaskError(f"few-shot transfer needs two classes; train of {ctx.data.name} shows one")
+    train_rows, test_rows = _unit_features(ctx, cfg, train, test)
+    result = _from_draws(ctx, cfg, (train_rows, labels), (test_rows, truth))
+    return result + _episodic(ctx, cfg, test_rows, truth)
+
+
+def _unit_features(
+    ctx: Context, cfg: FewShotConfig, train: FeatureBank, test: FeatureBank
+) -> tuple[Array, Array]:
+    """Pooled features of both splits at unit length, centred first where the protocol says so."""
+    from ._math.normalise import unit_rows
+
+    pooling, tap = cfg.pooled(ctx.spec), cfg.tap(ctx.spec)
+    rows, test_rows = pooled_rows(train, pooling, tap), pooled_rows(test, pooling, tap)
+    centre = rows.mean(axis=0, dtype=np.float64).astype(np.float32) if cfg.center else np.float32(0)
+    return unit_rows(rows - centre), unit_rows(test_rows - centre)
+
+
+def _from_draws(
+    ctx: Context, cfg: FewShotConfig, train: tuple[Array, Array], test: tuple[Array, Array]
+) -> list[Measurement]:
+    """Every classifier at every number of shots: items (draws, test images)."""
+    from ._math.selection import random_rank
+
+    rows, labels = train
+    ranks = [random_rank(labels, ctx.rng("draw", draw)) for draw in range(cfg.draws)]
+    shots = _possible_shots(ctx, cfg, labels, test[1])
+    stopped, result = 0, []
+    with ctx.progress(len(shots) * len(cfg.classifiers), "few-shot draws") as bar:
+        for shot in shots:
+            supports = [(rows[rank < shot], labels[rank < shot]) for rank in ranks]
+            for name in cfg.classifiers:
+                predicted, failed = _classify(cfg, name, supports, test[0])
+                stopped += failed
+                hits = (predicted == test[1]).astype(np.float32)
+                spread = float(hits.mean(axis=1).std(ddof=1)) if cfg.draws > 1 else None
+                detail = {"draws": cfg.draws, "std_over_draws": spread}
+                chance = 1 / len(np.unique(labels))
+                result.append(
+                    Measurement(f"{name}@shots={shot}", hits, crossed=True, chance=chance, detail=detail)
+                )
+                bar.advance()
+    if stopped:
+        ctx.note(f"{stopped} logistic regressions did not converge; raise logreg_max_iter")
+    _save_curve(ctx, cfg, shots, result)
+    return result
+
+
+def _possible_shots(ctx: Context, cfg: FewShotConfig, labels: Array, truth: Array) -> list[int]:
+    """The numbers of shots that every class of train has images for, and the headline's in any case."""
+    counts = np.bincount(labels, minlength=int(truth.max()) + 1)
+    smallest = int(counts[counts > 0].min())
+    shots = [k for k in cfg.shots if k <= smallest or k == cfg.headline_shots]
+    left_out = [str(k) for k in cfg.shots if k not in shots]
+    if left_out:
+        ctx.note(f"shots={','.join(left_out)} left out: the smallest class of train has {smallest} images")
+    if cfg.headline_shots > smallest:
+        short = int(((counts > 0) & (counts < cfg.headline_shots)).sum())
+        ctx.note(
+            f"shots={cfg.headline_shots}: {short} classes have fewer train images and give all they have "
+            f"(the smallest {smallest})"
+        )
+    unseen = int(np.count_nonzero(counts[np.unique(truth)] == 0))
+    if unseen:
+        ctx.note(f"{unseen} classes of test have no train image and are never predicted")
+    return shots
+
+
+def _classify(
+    cfg: FewShotConfig, name: Classifier, supports: Sequence[tuple[Array, Array]], test_rows: Array
+) -> tuple[Array, int]:
+    """Predicted classes (draws, N), and how many fits did not converge."""
+    from ._math import few_shot, knn
+    from ._math.logistic import fit_path
+
+    if name == "ncm":
+        known = np.unique(supports[0][1])  # the same classes in every draw
+        means = np.stack([few_shot.class_means(rows, labels) for rows, labels in supports])
+        return known[few_shot.nearest_mean(test_rows, means)], 0
+
+    predicted = np.empty((len(supports), len(test_rows)), dtype=np.int64)
+    failed = 0
+    for out, (rows, labels) in zip(predicted, supports, strict=True):
+        n_classes = int(labels.max()) + 1
+        if name == "logreg":
+            (head,) = fit_path(
+                rows,
+                labels,
+                (cfg.logreg_c,),
+                n_classes,
+                max_iter=cfg.logreg_max_iter,
+                tol=cfg.logreg_tol,
+                intercept=False,
+            )
+            out[:] = head.logits(test_rows).argmax(axis=1)
+            failed += not head.converged
+        else:
+            k = min(cfg.knn_k, len(rows))
+            found = knn.neighbours(knn.cosine_index(rows), test_rows, k, 4096)
+            for block, similarity, position in found:
+                weights = knn.exponential_weights(similarity, cfg.temperature)
+                voters = labels[position]
+                out[block] = knn.winner(knn.class_totals(weights, voters, n_classes), voters)
+    return predicted, failed
+
+
+def _save_curve(
+    ctx: Context, cfg: FewShotConfig, shots: Sequence[int], measured: Sequence[Measurement]
+) -> None:
+    """Accuracy over shots with a 95% band over draws."""
+    series: dict[str, dict[str, list[float]]] = {"series": {}, "low": {}, "high": {}}
+    for name in cfg.classifiers:
+        ours = [m for m in measured if m.metric.split("@")[0] == name]
+        for key, sign in (("series", 0.0), ("low", -1.0), ("high", 1.0)):
+            half = [1.96 * (m.detail["std_over_draws"] or 0) / cfg.draws**0.5 for m in ours]
+            series[key][_TITLES[name]] = [
+                round(float(m.items.mean()) + sign * h, 6) for m, h in zip(ours, half, strict=True)
+            ]
+    axes = {"x_label": "train images a class", "y_label": "accuracy", "log_x": True, "unit": "%"}
+    caption = f"Whole test split, mean of {cfg.draws} draws; bands are 95% intervals over draws."
+    ctx.save_data(
+        "accuracy-over-shots", "curve", "Accuracy over shots", {"x": list(shots), **series, **axes}, caption
+    )
+
+
+def _episodic(ctx: Context, cfg: FewShotConfig, rows: Array, labels: Array) -> list[Measurement]:
+    """N-way K-shot episodes inside the test split: items are accuracies of episodes."""
+    from ._math.few_shot import episode_accuracy, plan_episodes, sample_episodes
+
+    result = []
+    for shot in cfg.episode_shots if cfg.episodes else ():
+        plan = plan_episodes(np.bincount(labels), cfg.way, shot, cfg.queries)
+        if plan is None:
+            ctx.note(f"episodes of {shot} shots left out: fewer than two test classes have {shot + 1} images")
+            continue
+        if (plan.way, plan.query) != (cfg.way, cfg.queries):
+            ctx.note(
+                f"episodes of {shot} shots have {plan.way} ways and {plan.query} queries a class: "
+                "the test split has no more images"
+            )
+        picks = sample_episodes(labels, plan, cfg.episodes, ctx.rng("episodes", shot))
+        accuracy = episode_accuracy(rows, picks, shot)
+        detail = {"queries": plan.query, "classes": len(plan.classes)}
+        result.append(
+            Measurement(f"episodic@way={plan.way},shot={shot}", accuracy, chance=1 / plan.way, detail=detail)
+        )
+    return result
