@@ -234,6 +234,12 @@ def test_a_class_without_train_images_is_never_predicted_and_noted(toy: ModuleTy
     assert any("1 classes of test have no train image" in note for note in context.notes)
 
 
+def test_one_image_of_many_classes_is_no_warning(toy: ModuleType) -> None:
+    context = toy.toy_context(toy.blobs(1, 40), toy.blobs(2, 40, seed=1))
+    found = context.run(TASK, **FAST, shots=(1,))
+    assert toy.value(found["logreg@shots=1"]) > 0.5
+
+
 def test_failed_regressions_are_noted(toy: ModuleType) -> None:
     context = toy.toy_context(toy.blobs(12, 4), toy.blobs(10, 4, seed=1))
     context.run(TASK, **FAST, logreg_max_iter=1)
