@@ -142,8 +142,17 @@ def collect(column: Column) -> Exhibits:
 
 
 def _gallery(name: str, found: Sequence[Found]) -> Gallery:
-    strips = tuple(Strip(i, a.caption, folder, a.files) for i, folder, a in found if folder is not None)
-    return Gallery(name, found[0][2].title, strips)
+    """One gallery; titles that differ between checkpoints (they may hold scores) stand with their strips."""
+    titles = {artefact.title for _, _, artefact in found}
+    common = titles.pop() if len(titles) == 1 else name.replace("-", " ").replace("_", " ").capitalize()
+    strips = []
+    for index, folder, artefact in found:
+        caption = (
+            artefact.caption if artefact.title == common else f"{artefact.title}. {artefact.caption}".strip()
+        )
+        if folder is not None:
+            strips.append(Strip(index, caption, folder, artefact.files))
+    return Gallery(name, common, tuple(strips))
 
 
 # ------------------------------------------------------------------------------------------- numbers

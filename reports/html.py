@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from ..bench.results import atomic_write
@@ -79,7 +80,7 @@ def render(report: Report) -> str:
         "curve_table": curve_table,
         "bars_order": bars_order,
         "picture": lambda strip, file: album.pictures[strip.folder, file],
-        "paragraphs": paragraphs,
+        "prose": prose,
         "summarise": lambda report: [column.summary() for column in report.columns],
     }
     return jinja.get_template("report.html.j2").render(
@@ -163,9 +164,22 @@ def bars_order(bars: Bars) -> list[int]:
     return sorted(range(len(bars.labels)), key=lambda i: (-bars.mean(i), bars.labels[i]))
 
 
-def paragraphs(text: str) -> list[str]:
-    """Plain text as paragraphs, each on one line."""
-    return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
+def prose(text: str) -> list[tuple[str, Any]]:
+    """Documentation as blocks (element, safe content): paragraphs, and what is indented or listed as it is.
+
+    Words between double backticks become code; nothing else is markup.
+    """
+    from markupsafe import Markup, escape
+
+    blocks = []
+    for block in re.split(r"\n[ \t]*\n", clean(text).strip("\n")):
+        if not block.strip():
+            continue
+        shaped = re.search(r"(?m)^(\s+\S|[-*] |\d+\. )", block) is not None
+        words = escape(block if shaped else " ".join(block.split()))
+        coded = Markup(re.sub(r"``(.+?)``", r"<code>\1</code>", str(words)))
+        blocks.append(("pre" if shaped else "p", coded))
+    return blocks
 
 
 def _millions(number: int) -> str:

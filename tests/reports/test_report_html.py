@@ -9,7 +9,7 @@ import pytest
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.results import DataRecord
 from lmim_bench.bench.types import Artefact
-from lmim_bench.reports.html import build_report
+from lmim_bench.reports.html import build_report, prose
 
 EVIL = '<img src=x onerror="alert(1)">'
 SCRIPT = "</script><script>alert(2)</script>"
@@ -243,3 +243,21 @@ def test_reports_never_import_torch():
         "assert not {'torch', 'matplotlib', 'jinja2'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_documentation_becomes_paragraphs_and_preformatted_blocks():
+    text = "Two lines\nof ``code`` & <b>.\n\nSteps:\n    1. one\n    2. two\n\n1. listed\n2. again"
+    assert prose(text) == [
+        ("p", "Two lines of <code>code</code> &amp; &lt;b&gt;."),
+        ("pre", "Steps:\n    1. one\n    2. two"),
+        ("pre", "1. listed\n2. again"),
+    ]
+    assert prose("") == []
+
+
+def test_a_task_tells_what_it_measures_without_letting_markup_in(tmp_path, result, write_run):
+    summary = f"Finds neighbours.\n\n    deviation ``{EVIL}``"
+    page = Page(build_report(write_run(tmp_path, [result(task_summary=summary)])).read_text())
+    assert "Finds neighbours. What exactly is measured" in page.text
+    assert f"deviation {EVIL}" in page.text
+    assert not page.all("img")
