@@ -49,7 +49,9 @@ def create_timm(name: str, *, pretrained: bool, seed: int = 0, **kwargs: Any) ->
 
 
 def _takes(model: nn.Module, option: str, given: Mapping[str, Any]) -> bool:
-    return option not in given and option in inspect.signature(type(model).__init__).parameters
+    # A derived class may hand the option on to its base by **kwargs.
+    inits = (inspect.signature(base).parameters for base in type(model).__mro__[:3])
+    return option not in given and any(option in parameters for parameters in inits)
 
 
 def _first_line(error: BaseException) -> str:
@@ -235,7 +237,7 @@ class TimmEncoder:
         depth, prefix = self.spec.depth, self._layout.prefix
         layers = sorted({depth + tap.layer for tap in taps})
         maps = self.model.forward_intermediates(
-            images, indices=layers, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True,
+            images, indices=layers, return_prefix_tokens=prefix > 0, output_fmt="NLC", intermediates_only=True,
             stop_early=True,
         )  # fmt: skip
         found: dict[Tap, Features] = {}
