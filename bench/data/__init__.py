@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 from ..errors import DataError, did_you_mean
 from ..types import DataKind, Dataset
-from .files import cache_root
 from .layouts import LAYOUTS, Detected, detect
 
-__all__ = ["CatalogueRow", "Detected", "cache_root", "catalogue", "detect_layout", "is_embedded", "load_data"]
+__all__ = ["CatalogueRow", "Detected", "catalogue", "detect_layout", "is_embedded", "load_data"]
 
 _EMBEDDED: dict[str, tuple[DataKind, str]] = {
     "scenes": ("classification", "12 classes of textured objects, generated"),
@@ -99,7 +98,7 @@ def load_data(
         void: labels of masks that are no class; 255 unless given here or in ``dataset.yaml``.
         classes: names of the labels 0, 1, ... of masks; found in the folder or the masks unless given.
         download: fetch a torchvision set that is not there.
-        cache_dir: where generated and derived things are kept, see ``cache_root``.
+        cache_dir: where generated and derived things are kept, the user's cache folder unless given.
 
     Raises:
         DataError: missing, of no known layout, inconsistent, or not of the asked ``kind``.

@@ -58,30 +58,30 @@ SHAPES: dict[str, Field] = {
 
 
 def _stripes(u: Plane, v: Plane) -> Plane:
-    return np.sin(11.0 * u)
+    return np.sin(19.0 * u)
 
 
 def _dots(u: Plane, v: Plane) -> Plane:
-    a, b, c = 9.5 * u, 9.5 * (-0.5 * u + 0.866 * v), 9.5 * (-0.5 * u - 0.866 * v)
+    a, b, c = 16.0 * u, 16.0 * (-0.5 * u + 0.866 * v), 16.0 * (-0.5 * u - 0.866 * v)
     return (np.cos(a) + np.cos(b) + np.cos(c)) / 1.5 - 0.45
 
 
 def _checks(u: Plane, v: Plane) -> Plane:
-    return 2.2 * np.sin(7.5 * u) * np.sin(7.5 * v)
+    return 2.2 * np.sin(12.0 * u) * np.sin(12.0 * v)
 
 
 def _zigzag(u: Plane, v: Plane) -> Plane:
-    fold = np.abs(np.mod(v * 1.9, 1.0) - 0.5) * 2
-    return np.sin(10.5 * u + 3.6 * fold)
+    fold = np.abs(np.mod(v * 3.0, 1.0) - 0.5) * 2
+    return np.sin(17.0 * u + 3.4 * fold)
 
 
 def _rings(u: Plane, v: Plane) -> Plane:
-    return np.sin(12.5 * np.hypot(u - 0.15, v + 0.1))
+    return np.sin(20.0 * np.hypot(u, v))
 
 
 def _marble(u: Plane, v: Plane) -> Plane:
-    bent = u + 0.28 * np.sin(3.1 * v + 1.0) + 0.16 * np.sin(6.7 * (u + v))
-    return np.sin(5.5 * bent) + 0.8 * np.sin(7.3 * v + 3.0 * np.sin(2.7 * bent))
+    bent = u + 0.16 * np.sin(5.3 * v + 1.0) + 0.09 * np.sin(11.0 * (u + v))
+    return np.sin(9.5 * bent) + 0.8 * np.sin(12.5 * v + 3.0 * np.sin(4.6 * bent))
 
 
 TEXTURES: dict[str, Field] = {

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from ..cache import cache_folder
 from ..errors import DataError
 from ..results import write_json
 from ..types import Array
@@ -28,18 +29,6 @@ CONTENT_LIMIT = 256 * 2**20
 
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _strict = threading.Lock()
-
-
-def cache_root(cache_dir: str | Path | None = None) -> Path:
-    """The folder of everything that can be made again: ``cache_dir``, else the environment variable
-    ``LMIM_BENCH_CACHE``, else the user's cache folder.
-    """
-    chosen = cache_dir or os.environ.get("LMIM_BENCH_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("lmim-bench"))
 
 
 def list_images(folder: Path) -> list[str]:
@@ -217,7 +206,7 @@ class Manifest:
 
     def recall(self, what: str, compute: Callable[[], Any]) -> Any:
         """The JSON value that ``compute`` makes from these files, from the cache while no file changes."""
-        path = cache_root(self.cache_dir) / "manifests" / f"{self._key}-{what}.json"
+        path = cache_folder(self.cache_dir) / "manifests" / f"{self._key}-{what}.json"
         with contextlib.suppress(OSError, ValueError):
             return json.loads(path.read_bytes())
         value = compute()

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache import cache_folder
 from ..errors import DataError
 from ..results import write_json
 from .drawing import SHAPES, TEXTURES, Plane, Thing, draw, grid, oklch
-from .files import cache_root
 
 VERSION = 1
 _SHAPES, _TEXTURES = tuple(SHAPES), tuple(TEXTURES)
@@ -87,12 +87,14 @@ def make_thing(
         texture=texture,
         centre=centre,
         radius=radius,
-        angle=rng.uniform(0, 2 * np.pi),
+        angle=float(rng.normal(0, 0.3)),
         squash=float(np.exp(rng.uniform(-0.14, 0.14))),
-        colours=_colours(rng),
+        colours=_colours(
+            rng, category / len(PAIRS) + float(rng.normal(0, 0.04)) if rng.random() < 0.6 else None
+        ),
         grain=(
-            rng.uniform(0, 2 * np.pi),
-            rng.uniform(0.85, 1.25),
+            float(rng.normal(0, 0.15)),
+            rng.uniform(0.9, 1.15),
             rng.uniform(-drift, drift),
             rng.uniform(-drift, drift),
         ),
@@ -163,8 +165,8 @@ def classification_scene(rng: np.random.Generator, category: int, side: int = SI
         spot = (float(rng.uniform(0, 1)), float(rng.uniform(0, 1)))
         clutter = make_thing(rng, 0, int(rng.integers(len(PAIRS))), spot, rng.uniform(0.05, 0.11))
         draw(canvas, labels, replace(clutter, texture=None), x, y, light)
-    radius = rng.uniform(0.2, 0.36)
-    centre = tuple(rng.uniform(radius * 0.8, 1 - radius * 0.8, 2).tolist())
+    radius = rng.uniform(0.28, 0.42)
+    centre = tuple(rng.uniform(0.38, 0.62, 2).tolist())
     draw(canvas, labels, make_thing(rng, 1, category, (centre[0], centre[1]), radius), x, y, light)
     return _expose(rng, canvas, x, y, light, rng.uniform(0.85, 1.15)), labels
 
@@ -270,7 +272,7 @@ def ensure_scenes(cache_dir: Path | None = None) -> Path:
     Raises:
         DataError: the cache folder cannot be written.
     """
-    folder = cache_root(cache_dir) / f"scenes-v{VERSION}"
+    folder = cache_folder(cache_dir) / f"scenes-v{VERSION}"
     if (folder / "complete.json").is_file():
         return folder
     try:

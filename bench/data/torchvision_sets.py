@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..cache import cache_folder
 from ..errors import DataError, did_you_mean
 from ..types import Array, DataKind, Dataset
-from .files import Manifest, cache_root
+from .files import Manifest
 
 SPLITS: dict[str, tuple[str, str]] = {
     "CIFAR10": ("train", "test"),
@@ -107,7 +108,7 @@ def load_torchvision(
         DataError: an unknown name, or the files are not there and were not, or could not be, downloaded.
     """
     class_name, given = parse(reference)
-    root = Path(given).expanduser() if given else cache_root(cache_dir) / "torchvision"
+    root = Path(given).expanduser() if given else cache_folder(cache_dir) / "torchvision"
     name = name or class_name.lower()
     if class_name == SEGMENTATION:
         from .segmentation import load_voc

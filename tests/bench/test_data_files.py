@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lmim_bench.bench.data import cache_root
 from lmim_bench.bench.data import files as files_module
 from lmim_bench.bench.data.files import Manifest, list_images, read_image, read_mask
 from lmim_bench.bench.errors import DataError
@@ -167,11 +166,3 @@ def test_manifest_names_the_missing_file(two_files, tmp_path):
     (two_files / "b.png").unlink()
     with pytest.raises(DataError, match=r"b\.png cannot be read"):
         _manifest(two_files, tmp_path / "cache")
-
-
-def test_cache_root_order(tmp_path, monkeypatch):
-    monkeypatch.setenv("LMIM_BENCH_CACHE", str(tmp_path / "env"))
-    assert cache_root() == tmp_path / "env"
-    assert cache_root(tmp_path / "given") == tmp_path / "given"
-    monkeypatch.delenv("LMIM_BENCH_CACHE")
-    assert cache_root().name == "lmim-bench"
