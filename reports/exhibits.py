@@ -76,7 +76,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Strip:
-    """The pictures of one checkpoint under one artefact name."""
+    """The pictures of one checkpoint under one artefact name; the caption is what it alone says."""
 
     checkpoint: int
     caption: str
@@ -90,6 +90,7 @@ class Gallery:
 
     name: str
     title: str
+    caption: str
     strips: tuple[Strip, ...]
 
 
@@ -142,17 +143,16 @@ def collect(column: Column) -> Exhibits:
 
 
 def _gallery(name: str, found: Sequence[Found]) -> Gallery:
-    """One gallery; titles that differ between checkpoints (they may hold scores) stand with their strips."""
-    titles = {artefact.title for _, _, artefact in found}
-    common = titles.pop() if len(titles) == 1 else name.replace("-", " ").replace("_", " ").capitalize()
+    """One gallery. Titles and captions that differ between checkpoints (scores) stand with their strips."""
+    titles, captions = {a.title for _, _, a in found}, {a.caption for _, _, a in found}
+    plain = name.replace("-", " ").replace("_", " ").capitalize()
     strips = []
     for index, folder, artefact in found:
-        caption = (
-            artefact.caption if artefact.title == common else f"{artefact.title}. {artefact.caption}".strip()
-        )
+        own = (artefact.title if len(titles) > 1 else "", artefact.caption if len(captions) > 1 else "")
         if folder is not None:
-            strips.append(Strip(index, caption, folder, artefact.files))
-    return Gallery(name, common, tuple(strips))
+            strips.append(Strip(index, ". ".join(filter(None, own)), folder, artefact.files))
+    title = titles.pop() if len(titles) == 1 else plain
+    return Gallery(name, title, captions.pop() if len(captions) == 1 else "", tuple(strips))
 
 
 # ------------------------------------------------------------------------------------------- numbers

@@ -17,10 +17,11 @@ from urllib.parse import quote
 
 from ..bench.results import atomic_write
 from .exhibits import Bars, Curve, Exhibits, Gallery, collect
-from .figures import COLOURS, draw_bars, draw_curve
+from .figures import draw_bars, draw_curve
 from .model import Report, read_report, reason
 from .pictures import Album, load_album
 from .readings import clean, format_value, interval_text, show
+from .svg import COLOURS
 
 GALLERIES_SHOWN = 3
 """Galleries of a column that are open at once; the others unfold."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,6 +94,15 @@ class Column:
         names = dict.fromkeys(row.metric.id for row in self.rows)
         return tuple(tuple(row for row in self.rows if row.metric.id == name) for name in names)
 
+    @property
+    def notes(self) -> dict[str, tuple[int, ...]]:
+        """What was noted beside the scores, and at which checkpoints."""
+        found: dict[str, dict[int, None]] = {}
+        for index, entries in enumerate(self.cells):
+            for note in (note for entry in entries for note in entry.result.notes):
+                found.setdefault(note, {})[index] = None
+        return {note: tuple(indices) for note, indices in found.items()}
+
     def summary(self) -> tuple[Cell, ...]:
         """The summary cell of each checkpoint."""
         row, out = self.headline, []
@@ -147,6 +157,15 @@ class Report:
         return {name: tuple(c for c in self.columns if c.task == name) for name in names}
 
     @property
+    def protocols(self) -> tuple[tuple[Column, ...], ...]:
+        """Columns by task and protocol: several data sets may share one."""
+        groups: dict[str, list[Column]] = {}
+        for column in self.columns:
+            facts = (column.task, column.first.protocol, sorted(column.first.overrides))
+            groups.setdefault(json.dumps(facts, sort_keys=True, default=str), []).append(column)
+        return tuple(map(tuple, groups.values()))
+
+    @property
     def phases(self) -> tuple[str, ...]:
         """The names of the timed phases."""
         return tuple(dict.fromkeys(phase for e in self.entries for phase in e.result.seconds))
@@ -165,8 +184,13 @@ class Report:
 
     @property
     def finished(self) -> str:
-        """When the last cell ended."""
-        return max((e.result.finished for e in self.entries), default="")
+        """When the last cell ended, to the minute; as it is recorded where that is no ISO 8601."""
+        last = max((e.result.finished for e in self.entries), default="")
+        try:
+            moment = datetime.fromisoformat(last.replace("Z", "+00:00"))
+        except ValueError:
+            return last
+        return f"{moment:%Y-%m-%d %H:%M}" + (" UTC" if moment.utcoffset() == timedelta(0) else "")
 
 
 def reason(result: Result) -> str:

@@ -132,11 +132,12 @@ class Row:
         best, values = self.best, [r.value for r in self.found]
         if best is None or len(values) < 2:
             return 0.0
-        if not self.metric.higher_is_better:
-            base = max(values)
-        else:
-            base = best.chance if best.chance is not None else min(0.0, *values)
-        return 0.0 if best.value == base else min(1.0, max(0.0, (reading.value - base) / (best.value - base)))
+        sign = 1 if self.metric.higher_is_better else -1
+        ground = best.chance if best.chance is not None else min(0.0, *values)
+        base = ground if sign > 0 else max(values)
+        reach = sign * (best.value - base)
+        # Where even the best is not above chance there is nothing to shade.
+        return 0.0 if reach <= 0 else max(0.0, sign * (reading.value - base) / reach)
 
     def span(self, reading: Reading) -> tuple[float, float, float] | None:
         """Low, value and high in percent of the range that all intervals of the row cover together."""

@@ -115,6 +115,7 @@ def test_galleries_join_checkpoints_and_show_the_first_seed(result):
         (0, "a0.png", ("a0.png",), HERE),
         (1, "b0.png", ("b0.png",), HERE),
     ]
+    assert (gallery.title, gallery.caption) == ("G", "")
 
 
 def test_titles_that_differ_stand_with_their_strips(result):
@@ -124,5 +125,5 @@ def test_titles_that_differ_stand_with_their_strips(result):
     (gallery,) = exhibits_of(
         result("a", artefacts=picture("bear, J&F 70")), result("b", artefacts=picture("dog, J&F 80"))
     ).galleries
-    assert gallery.title == "Strip best"
-    assert [s.caption for s in gallery.strips] == ["bear, J&F 70. Masks.", "dog, J&F 80. Masks."]
+    assert (gallery.title, gallery.caption) == ("Strip best", "Masks.")
+    assert [s.caption for s in gallery.strips] == ["bear, J&F 70", "dog, J&F 80"]

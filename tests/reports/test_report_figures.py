@@ -87,6 +87,22 @@ def test_percent_values_are_drawn_times_a_hundred_at_the_measured_positions():
     assert {"1", "10", "100", "15", "30"} <= set(texts(svg))
 
 
+def test_many_positions_on_a_logarithmic_axis_are_powers_of_ten():
+    grid = tuple(10.0**e for e in range(-6, 6))
+    line = Line(0, "s", grid, tuple(0.1 for _ in grid), (), ())
+    (svg,) = draw_curve(curve_with(lines=(line,)), ["a"], "f")
+    assert {"10⁻⁶", "10⁻⁴", "0.01", "1", "100", "10⁴"} <= set(texts(svg))
+    assert "$" not in svg
+
+
+def test_series_with_bands_do_not_share_a_panel_over_checkpoints():
+    def lines(checkpoints):
+        return tuple(Line(c, s, (1.0,), (0.5,), (0.4,), (0.6,)) for c in checkpoints for s in "xy")
+
+    assert len(draw_curve(curve_with(lines=lines([0])), ["a"], "f")) == 1
+    assert len(draw_curve(curve_with(lines=lines([0, 1])), ["a", "b"], "f")) == 2
+
+
 def test_few_series_share_a_panel_and_many_get_their_own():
     assert len(draw_curve(curve_with(series=("a", "b", "c")), ["x"], "f")) == 1
     assert len(draw_curve(curve_with(series=("a", "b", "c", "d")), ["x"], "f")) == 4

@@ -218,3 +218,39 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
 def test_an_empty_run_has_an_empty_report():
     report = report_of()
     assert (report.checkpoints, report.columns, report.finished) == ((), (), "")
+
+
+def test_nothing_is_shaded_where_the_best_is_below_chance(result, score):
+    report = report_of(
+        *(result(k, scores=(score("top1@k=20", v, chance=0.3),)) for k, v in (("a", 0.2), ("b", 0.1)))
+    )
+    assert [cell.heat for cell in report.columns[0].summary()] == [0, 0]
+
+
+def test_where_lower_is_better_the_shade_goes_from_the_worst_to_the_best(result, score):
+    values = {"a": 3.0, "b": 2.0, "c": 1.0}
+    report = report_of(*(result(k, headline="nll", scores=(score("nll", v),)) for k, v in values.items()))
+    assert [cell.heat for cell in report.columns[0].summary()] == [0, 0.5, 1]
+
+
+def test_equal_notes_and_equal_protocols_are_joined(result):
+    report = report_of(
+        result("a", notes=("both", "one")),
+        result("b", notes=("both",)),
+        result("a", data="y"),
+        result("a", "vos"),
+    )
+    assert report.columns[0].notes == {"both": (0, 1), "one": (0,)}
+    assert [[c.data.name for c in group] for group in report.protocols] == [["toy", "y"], ["toy"]]
+
+
+@pytest.mark.parametrize(
+    ("finished", "text"),
+    [
+        ("2026-01-02T03:04:05+00:00", "2026-01-02 03:04 UTC"),
+        ("2026-01-02T03:04:05Z", "2026-01-02 03:04 UTC"),
+        ("yesterday", "yesterday"),
+    ],
+)
+def test_the_end_is_told_to_the_minute(result, finished, text):
+    assert report_of(result(finished=finished)).finished == text
