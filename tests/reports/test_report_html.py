@@ -136,7 +136,11 @@ def test_nothing_is_loaded_from_anywhere(page):
         assert not any(name.startswith("on") for name in attrs), (tag, attrs)
     assert [set(attrs) for attrs in page.all("script")] == [set()]
     policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
-    assert "default-src 'none'" in policy
+    assert re.fullmatch(
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-[^']+'; "
+        "base-uri 'none'; form-action 'none'",
+        policy,
+    )
 
 
 def test_the_policy_admits_the_script_of_the_page(full_run):
