@@ -183,7 +183,7 @@ def assign(points: Float, centroids: Float) -> NDArray[np.int32]:
 
 
 def cluster_rows(
-    rows: NDArray[np.floating], reduce: Reducer, ks: Sequence[int], seed: int, how: Lloyd
+    rows: NDArray[np.floating], reduce: Reducer, ks: Sequence[int], seed: int, how: Sequence[Lloyd]
 ) -> list[NDArray[np.int32]]:
     """Cluster ids of all rows (n,), for each number of clusters; the rows are read once a k, and once more.
 
@@ -192,11 +192,11 @@ def cluster_rows(
         reduce: what is clustered is ``reduce(rows)``.
         ks: numbers of clusters.
         seed: of the samples and the starts.
-        how: see ``Lloyd``.
+        how: how each k-means is run.
     """
     models = [
-        kmeans(gather(rows, reduce, sample_rows(len(rows), k, seed, how.max_points)), k, seed, how)[0]
-        for k in ks
+        kmeans(gather(rows, reduce, sample_rows(len(rows), k, seed, run.max_points)), k, seed, run)[0]
+        for k, run in zip(ks, how, strict=True)
     ]
     ids = [np.empty(len(rows), dtype=np.int32) for _ in ks]
     for start, block in blocks(rows):

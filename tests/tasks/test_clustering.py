@@ -101,11 +101,11 @@ def test_kmeans_inertia_from_the_same_starts_is_sklearns() -> None:
     starts = [x[clustering._permutation(len(x), 1 + redo * 15486557)[:11]] for redo in range(3)]
     expected = min(KMeans(11, init=s, n_init=1, max_iter=100, tol=0).fit(x).inertia_ for s in starts)
     assert kmeans(x, 11, 0, Lloyd(100, 3, 0.0, None))[1] == pytest.approx(expected, rel=1e-4)
-    assert kmeans(x, 11, 0, Lloyd(100, 3, 1e-4, None))[1] == pytest.approx(expected, rel=0.01)
+    assert kmeans(x, 11, 0, Lloyd(100, 3, 1e-3, None))[1] == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("k", [12, 60])
-@pytest.mark.parametrize("tol", [0.0, 1e-4])
+@pytest.mark.parametrize("tol", [0.0, 1e-3])
 def test_kmeans_inertia_within_a_percent_of_sklearns_best(k: int, tol: float) -> None:
     # A continuum, as patch features are: in tight separate groups random starts lose to k-means++.
     rng = np.random.default_rng(0)
@@ -133,14 +133,14 @@ def test_cluster_rows_equals_one_pass_in_memory_and_repeats() -> None:
     x = _features()
     reduce = fit_reducer(x, standardise=True, pca_dim=8)
     how = Lloyd(20, 2, 0.0, 30)
-    found = cluster_rows(x, reduce, [5, 40], 1, how)
-    again = cluster_rows(x, reduce, [5, 40], 1, how)
+    found = cluster_rows(x, reduce, [5, 40], 1, [how] * 2)
+    again = cluster_rows(x, reduce, [5, 40], 1, [how] * 2)
     for k, ids, repeat in zip((5, 40), found, again, strict=True):
         np.testing.assert_array_equal(ids, repeat)
         points = reduce(x)[clustering.sample_rows(len(x), k, 1, 30)]
         expected = clustering.assign(reduce(x), kmeans(points, k, 1, how)[0])
         assert adjusted_rand_score(expected, ids) > 0.99  # blocks may round a product differently
-    assert (cluster_rows(x, reduce, [5], 2, how)[0] != found[0]).any()
+    assert (cluster_rows(x, reduce, [5], 2, [how])[0] != found[0]).any()
 
 
 def test_cluster_grid_covers_the_grid_in_compact_clusters() -> None:
