@@ -237,9 +237,13 @@ class TimmEncoder:
         depth, prefix = self.spec.depth, self._layout.prefix
         layers = sorted({depth + tap.layer for tap in taps})
         maps = self.model.forward_intermediates(
-            images, indices=layers, return_prefix_tokens=prefix > 0, output_fmt="NLC", intermediates_only=True,
+            images,
+            indices=layers,
+            return_prefix_tokens=prefix > 0,
+            output_fmt="NLC",
+            intermediates_only=True,
             stop_early=True,
-        )  # fmt: skip
+        )
         found: dict[Tap, Features] = {}
         for layer, entry in zip(layers, maps, strict=True):
             body, head = entry if prefix else (entry, None)

@@ -16,6 +16,7 @@ from ..errors import CheckpointError
 from .pickles import load_pickle
 
 _LFS = b"version https://git-lfs"
+_LONGEST_HEADER = 100_000_000  # the limit of the safetensors format
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,14 @@ def _sniff(path: Path) -> str:
         raise CheckpointError(f"{path} is a git-LFS pointer, not the weights; run `git lfs pull` there")
     if head.startswith(b"PK"):
         return "zip"
-    if head[:1] == b"\x80":
-        return "pickle"
     length = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and length >= 2:
+    # The first byte of a header's length may be that of a pickle: the brace and a small length decide.
+    if head[8:9] == b"{" and (length < _LONGEST_HEADER or head[:1] != b"\x80"):
         if length > size - 8:
             raise CheckpointError(f"{path} is a truncated safetensors file; download it again")
         return "safetensors"
+    if head[:1] == b"\x80":
+        return "pickle"
     if head.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path} is a web page (HTML), not a checkpoint; the download link was wrong")
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):

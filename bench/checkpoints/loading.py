@@ -121,7 +121,7 @@ def _by_family(family: Family, tree: Tree, pick: str | None, heads: int | None) 
     roots = family.roots(tree)
     if not roots:
         raise CheckpointError(
-            f"the file holds no encoder in the layout of {family.name}; it holds {_outline(tree)}"
+            f"the file holds no encoder in the layout of {family.title}; it holds {_outline(tree)}"
         )
     root, choice = choose_root(family, roots, pick)
     tensors, dropped = rename_keys(family, root)
@@ -176,7 +176,7 @@ def _named_family(tree: Tree, arch: str, config: Mapping[str, Any]) -> Family:
 
     return Family(
         name="timm",
-        title=arch,
+        title=f"timm's {arch}",
         rank=0,
         anchors=(next(iter(expected)),),
         # The first key may be as common as conv1.weight: a root is where most of the model is.

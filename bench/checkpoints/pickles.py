@@ -9,6 +9,7 @@ names, it is refused. Allow-listing what an error message happens to name would 
 
 from __future__ import annotations
 
+import _compat_pickle
 import pickle
 import pickletools
 import re
@@ -16,7 +17,7 @@ import threading
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ class Inert:
         self.state = state
 
 
-class InertDict(OrderedDict[Any, Any]):
-    """Stands in for a class derived from dict."""
+def inert_dict(*args: Any) -> OrderedDict[Any, Any]:
+    """Stands in for ``defaultdict``: its default, an inert class, is forgotten."""
+    return OrderedDict()
 
 
 _EXACT = {
@@ -56,7 +58,6 @@ _EXACT = {
     "datetime.datetime",
     "datetime.timedelta",
     *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool", "bytes")),
-    *(f"__builtin__.{name}" for name in ("dict", "list", "tuple", "int", "long", "float", "str", "unicode")),
     *(
         f"{package}.multiarray.{name}"
         for package in ("numpy.core", "numpy._core")
@@ -71,7 +72,7 @@ _PATTERNS = re.compile(
     r"|numpy\.(bool_?|u?int(8|16|32|64)|float(16|32|64))"
     r"|omegaconf(\.\w+)+"
 )
-_DICT_CLASSES = {"yacs.config.CfgNode", "fvcore.common.config.CfgNode", "collections.defaultdict"}
+_DICT_CLASSES = {"yacs.config.CfgNode", "fvcore.common.config.CfgNode"}
 
 
 def is_harmless(name: str) -> bool:
@@ -103,14 +104,16 @@ def load_pickle(path: Path, *, zipped: bool) -> tuple[Mapping[str, Any], tuple[s
     return payload, notes
 
 
-def _stub(name: str) -> type:
+def _stub(name: str) -> Callable[..., Any]:
+    if name == "collections.defaultdict":
+        return inert_dict
     # The unpickler's SETITEM takes dict, OrderedDict and Counter by exact type.
     if name in _DICT_CLASSES:
         return OrderedDict
     return type(name.rpartition(".")[2], (Inert,), {})
 
 
-def _load(path: Path, zipped: bool, stubs: Mapping[str, type]) -> Any:
+def _load(path: Path, zipped: bool, stubs: Mapping[str, Callable[..., Any]]) -> Any:
     allowed: list[Any] = [(stub, name) for name, stub in stubs.items()]
     try:
         with _LOCK, torch.serialization.safe_globals(allowed), warnings.catch_warnings():
@@ -145,7 +148,9 @@ def _collect(stream: Any, found: set[str]) -> bool:
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "GLOBAL":
                 module, _, name = str(argument).partition(" ")
-                found.add(f"{module}.{name}")
+                # Protocol 2 writes the names of Python 2, which the unpickler translates.
+                module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+                found.add(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}")
     except ValueError:
         return False
     return True
@@ -159,10 +164,12 @@ def _refusal(path: Path, zipped: bool, stubs: set[str], error: Exception) -> str
     if not offending:
         offending = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
     if not offending:
-        detail = str(error).split("\n")[0]
-        if "persistent" in detail or "opcode" in detail.lower() or "invalid magic" in detail:
-            return f"{path} is a pickle, but not one written by torch.save; save model.state_dict() with it"
-        return f"{path} is not a torch checkpoint that can be read safely: {detail}"
+        # torch's text begins with the advice to switch safety off; only its end says what is wrong.
+        detail = str(error).partition("WeightsUnpickler error:")[2].strip() or "invalid pickle"
+        return (
+            f"{path} is not a checkpoint written by torch.save, or it is damaged ({detail.splitlines()[0]}); "
+            "save model.state_dict() with torch.save or safetensors"
+        )
     return (
         f"{path} is refused: its pickle names {', '.join(offending[:5])}, and loading that would run code; "
         "convert the weights to safetensors in a sandbox (safetensors.torch.save_file(state_dict, ...))"
