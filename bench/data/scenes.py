@@ -42,6 +42,8 @@ FRAMES = 16
 TRAIN_PER_CLASS, VAL_PER_CLASS = 100, 40
 SEGMENTATION_COUNTS = {"train": 96, "val": 160}
 SEQUENCES = 8
+TYPICAL, HUE_SPREAD = 0.8, 0.04
+"""Share of the objects whose colour is typical of the class, and how far it varies, in turns of hue."""
 
 Picture = NDArray[np.uint8]
 Labels = NDArray[np.uint8]
@@ -74,6 +76,12 @@ def _colours(rng: np.random.Generator, hue: float | None = None) -> NDArray[np.f
     return np.stack([dark, light] if rng.random() < 0.5 else [light, dark])
 
 
+def _typical_hue(rng: np.random.Generator, category: int) -> float | None:
+    """Like real things, classes lean towards a colour: most objects are near its hue, the others anywhere."""
+    hue = category / len(PAIRS) + float(rng.normal(0, HUE_SPREAD))
+    return hue if rng.random() < TYPICAL else None
+
+
 def make_thing(
     rng: np.random.Generator, label: int, category: int, centre: tuple[float, float], radius: float
 ) -> Thing:
@@ -89,9 +97,7 @@ def make_thing(
         radius=radius,
         angle=float(rng.normal(0, 0.3)),
         squash=float(np.exp(rng.uniform(-0.14, 0.14))),
-        colours=_colours(
-            rng, category / len(PAIRS) + float(rng.normal(0, 0.04)) if rng.random() < 0.6 else None
-        ),
+        colours=_colours(rng, _typical_hue(rng, category)),
         grain=(
             float(rng.normal(0, 0.15)),
             rng.uniform(0.9, 1.15),
