@@ -180,13 +180,10 @@ def _run(config: Any, *, dry_run: bool = False, debug: bool = False) -> None:
 def _print_summary(finished: Any, out: Path) -> None:
     from rich.console import Console
 
-    from ..reports.text import summary_table
+    from ..reports.text import print_summary
 
-    console = Console()
-    console.print(summary_table(finished))
-    console.print(
-        f"results  {out / 'results.json'}\nreport   {out / 'report.html'}", highlight=False, soft_wrap=True
-    )
+    print_summary(finished, Console())
+    click.echo(f"results  {out / 'results.json'}\nreport   {out / 'report.html'}")
     if any(result.status == "failed" for result in finished.results):
         sys.exit(_EXIT_FAILED_CELLS)
 
@@ -297,16 +294,15 @@ def inspect(reference: str, as_json: bool) -> None:
 )
 def report(folder: Path, out: Path | None) -> None:
     """Write the HTML report of a run folder again, and print its summary."""
+    from rich.console import Console
+
     from ..reports.html import build_report
+    from ..reports.text import print_summary
     from .results import load_run
 
     finished = load_run(folder)
     written = build_report(folder, out)
-    from rich.console import Console
-
-    from ..reports.text import summary_table
-
-    Console().print(summary_table(finished))
+    print_summary(finished, Console())
     click.echo(f"report   {written}")
 
 

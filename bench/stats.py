@@ -111,9 +111,9 @@ def crossed_bootstrap(
     chunk = max(1, _CHUNK_ELEMENTS // items)
     for start in range(0, resamples, chunk):
         stop = min(resamples, start + chunk)
-        by_row = rng.multinomial(draws, np.full(draws, 1 / draws), size=stop - start) / draws
-        by_column = rng.multinomial(items, np.full(items, 1 / items), size=stop - start) / items
-        values[start:stop] = np.einsum("rn,rn->r", by_row @ table, by_column)
+        by_row = rng.multinomial(draws, np.full(draws, 1 / draws), size=stop - start)
+        by_column = rng.multinomial(items, np.full(items, 1 / items), size=stop - start)
+        values[start:stop] = np.einsum("rn,rn->r", by_row @ table, by_column) / (draws * items)
     tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
