@@ -6,6 +6,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,16 +53,20 @@ def open_checkpoint(path: str | Path) -> Container:
     path = Path(path)
     kind = _sniff(path)
     notes: tuple[str, ...] = ()
-    if kind == "safetensors":
-        payload = _read_safetensors(path)
-    else:
-        if kind == "zip":
-            _check_zip(path)
-        payload, notes = load_pickle(path, zipped=kind == "zip")
+    # Hashing and checking read the whole file; both leave the interpreter free, so they share the time.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        digest = pool.submit(_sha256, path)
+        if kind == "safetensors":
+            payload = _read_safetensors(path)
+        else:
+            if kind == "zip":
+                _check_zip(path)
+            payload, notes = load_pickle(path, zipped=kind == "zip")
+        sha256 = digest.result()
     return Container(
         path=path,
         format="safetensors" if kind == "safetensors" else "torch",
-        sha256=_sha256(path),
+        sha256=sha256,
         payload=payload,
         config=_read_config(path.parent / "config.json"),
         notes=notes,

@@ -196,7 +196,8 @@ class Entry:
 def test_other_packages_add_families(monkeypatch: pytest.MonkeyPatch) -> None:
     def with_entries(*entries: Entry) -> tuple[Family, ...]:
         monkeypatch.setattr(loading, "entry_points", lambda group: entries)
-        return loading.families.__wrapped__()
+        found: tuple[Family, ...] = loading.families.__wrapped__()
+        return found
 
     assert with_entries(Entry("x", named("third-party", 99)))[0].name == "third-party"
     with pytest.raises(CheckpointError, match=r"'x' \(package:x\) is not a checkpoint family"):
@@ -210,6 +211,11 @@ def test_families_are_whole() -> None:
         assert family.title
         assert all(family.drop.values())
         assert all(family.siblings.values())
+
+
+def test_families_are_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    assert all(f"| `{family.name}`" in text for family in loading.families())
 
 
 def test_prefixes_are_whole_components() -> None:

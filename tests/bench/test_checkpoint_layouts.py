@@ -400,8 +400,8 @@ def test_own_format_says_all_by_itself(suffix: str, tmp_path: Path) -> None:
 
 
 def test_own_format_around_a_timm_model(tmp_path: Path) -> None:
-    fresh = load_encoder("timm:test_resnet", seed=2)
-    save_checkpoint(tmp_path / "x.pth", fresh.spec, fresh.model.state_dict())  # type: ignore[attr-defined]
+    fresh: Any = load_encoder("timm:test_resnet", seed=2)
+    save_checkpoint(tmp_path / "x.pth", fresh.spec, fresh.model.state_dict())
     encoder = load_encoder(str(tmp_path / "x.pth"))
     assert encoder.fingerprint == fresh.fingerprint
     assert not encoder.info.random_weights
