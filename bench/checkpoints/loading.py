@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
@@ -28,12 +29,18 @@ _CLASSIFIERS = (r"head(_dist)?\..*", r"head\.fc\..*", r"fc\..*", r"classifier\..
 def families() -> tuple[Family, ...]:
     """All families, the most specific first; other packages add theirs by the entry point group.
 
+    A plug-in that cannot be imported is skipped with a warning.
+
     Raises:
         CheckpointError: two families have one name, or an entry point is no family.
     """
     found = [module.FAMILY for module in (latent_mim, mae, dino, timm_vit)]
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        family = entry.load()
+        try:
+            family = entry.load()
+        except Exception as error:  # noqa: BLE001 - a broken plug-in is named, the others still serve
+            warnings.warn(f"the loader {entry.name!r} ({entry.value}) is skipped: {error}", stacklevel=2)
+            continue
         if not isinstance(family, Family):
             raise CheckpointError(f"the loader {entry.name!r} ({entry.value}) is not a checkpoint family")
         found.append(family)
@@ -205,11 +212,12 @@ def _assemble(
     container: Container, root: str, draft: Draft, dropped: Mapping[str, str], notes: Sequence[str]
 ) -> Encoder:
     spec = draft.spec
+    layout = native.FORMAT if native.is_native(container.payload) else spec.family
     model, fill_notes = fill(draft.model or build_model(spec), draft.tensors, spec.family)
     info = CheckpointInfo(
         source=str(container.path),
         sha256=container.sha256,
-        format=f"{spec.family} ({container.format})",
+        format=f"{layout} ({container.format})",
         container=root,
         parameters=sum(p.numel() for p in model.parameters()),
         loaded_tensors=len(draft.tensors),

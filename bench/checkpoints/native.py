@@ -82,4 +82,5 @@ def read(payload: Mapping[str, Any]) -> Draft:
         spec = EncoderSpec.model_validate(payload.get("spec"))
     except ValidationError as error:
         raise CheckpointError(f"the checkpoint's spec is not valid: {first_problem(error)}") from error
-    return Draft(dict(encoder), spec)
+    recipe = payload.get("recipe")
+    return Draft(dict(encoder), spec, (f"recipe: {json.dumps(recipe)}",) if recipe else ())

@@ -190,6 +190,8 @@ class Entry:
         self.name, self.value, self._loaded = name, f"package:{name}", loaded
 
     def load(self) -> object:
+        if isinstance(self._loaded, Exception):
+            raise self._loaded
         return self._loaded
 
 
@@ -200,6 +202,8 @@ def test_other_packages_add_families(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     assert with_entries(Entry("x", named("third-party", 99)))[0].name == "third-party"
+    with pytest.warns(UserWarning, match=r"'x' \(package:x\) is skipped: no such thing"):
+        assert "mae" in [family.name for family in with_entries(Entry("x", ImportError("no such thing")))]
     with pytest.raises(CheckpointError, match=r"'x' \(package:x\) is not a checkpoint family"):
         with_entries(Entry("x", 3))
     with pytest.raises(CheckpointError, match="two checkpoint families are called 'mae'"):

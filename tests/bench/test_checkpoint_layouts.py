@@ -393,6 +393,8 @@ def test_own_format_says_all_by_itself(suffix: str, tmp_path: Path) -> None:
     save_checkpoint(path, spec, model.state_dict(), {"method": "mae", "epochs": 3})
     encoder = load_encoder(str(path))
     assert encoder.spec == spec
+    assert encoder.info.format.startswith("lmim-bench (")
+    assert encoder.info.notes == ('recipe: {"method": "mae", "epochs": 3}',)
     assert_same_features(encoder, model.eval())
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     with pytest.raises(CheckpointError, match="takes no such option"):
