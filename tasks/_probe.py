@@ -90,7 +90,13 @@ def fit_lbfgs(
             rows = choice.rows(train.bank, index)
             normaliser = Normaliser.fit(cfg.normalise, rows)
             path = fit_path(
-                normaliser(rows), labels, strengths, train.n_classes, max_iter=cfg.max_iter, tol=cfg.tol
+                normaliser(rows),
+                labels,
+                strengths,
+                train.n_classes,
+                max_iter=cfg.max_iter,
+                tol=cfg.tol,
+                device=ctx.device,
             )
             for strength, head in zip(strengths, path, strict=True):
                 yield Fitted(choice, strength, normaliser, head)

@@ -68,7 +68,7 @@ class FewShotConfig(PooledConfig):
     center: bool = Field(False, description="Subtract the mean of all train features before unit length.")
     logreg_c: float = Field(10.0, gt=0, description="logreg: inverse regularisation C, for every K.")
     logreg_tol: float = Field(
-        1e-6, gt=0, description="logreg: largest gradient entry of the mean loss at the end."
+        1e-4, gt=0, description="logreg: largest entry of the scaled gradient at the end."
     )
     logreg_max_iter: int = Field(1000, gt=0, description="logreg: L-BFGS iterations.")
     knn_k: int = Field(1, gt=0, description="knn: neighbours that vote, at most the support set.")
@@ -155,7 +155,7 @@ def _from_draws(
         for shot in shots:
             supports = [(rows[rank < shot], labels[rank < shot]) for rank in ranks]
             for name in cfg.classifiers:
-                predicted, failed = _classify(cfg, name, supports, test[0])
+                predicted, failed = _classify(ctx, cfg, name, supports, test[0])
                 stopped += failed
                 hits = (predicted == test[1]).astype(np.float32)
                 spread = float(hits.mean(axis=1).std(ddof=1)) if cfg.draws > 1 else None
@@ -192,7 +192,11 @@ def _possible_shots(ctx: Context, cfg: FewShotConfig, labels: Array, truth: Arra
 
 
 def _classify(
-    cfg: FewShotConfig, name: Classifier, supports: Sequence[tuple[Array, Array]], test_rows: Array
+    ctx: Context,
+    cfg: FewShotConfig,
+    name: Classifier,
+    supports: Sequence[tuple[Array, Array]],
+    test_rows: Array,
 ) -> tuple[Array, int]:
     """Predicted classes (draws, N), and how many fits did not converge."""
     from ._math import few_shot, knn
@@ -216,6 +220,7 @@ def _classify(
                 max_iter=cfg.logreg_max_iter,
                 tol=cfg.logreg_tol,
                 intercept=False,
+                device=ctx.device,
             )
             out[:] = head.logits(test_rows).argmax(axis=1)
             failed += not head.converged
