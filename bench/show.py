@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,12 +15,14 @@ from .types import TaskSpec
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
     """A table on standard output."""
-    table = Table(title=Text(title) if title else None, title_justify="left")
+    table = Table(title=Text(title) if title else None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name)
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row))
-    Console().print(table)
+    console = Console()
+    # A pipe or file has no width to fit into.
+    (console if console.is_terminal else Console(width=200)).print(table)
 
 
 def print_plan(opened: Any) -> None:
