@@ -202,19 +202,22 @@ def _print_summary(finished: Any, out: Path) -> None:
     type=click.IntRange(min=1),
     default=60,
     show_default=True,
-    help="Training time of the trained encoder.",
+    help="Training time of each encoder.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Feature cache and embedded data."
 )
+@click.option("--limit", type=int, help="Quick look: at most N images a split, N frames a video.")
 @click.pass_context
-def demo(ctx: click.Context, out: Path, seconds: int, device: str, cache_dir: Path | None) -> None:
-    """Train a tiny encoder briefly on the embedded scenes, score it beside random weights and pixels."""
+def demo(
+    ctx: click.Context, out: Path, seconds: int, limit: int | None, device: str, cache_dir: Path | None
+) -> None:
+    """Train two tiny encoders briefly on the embedded scenes; score them beside random weights and pixels."""
     from .demo import demo_config
     from .progress import Reporter
 
-    _run(demo_config(out, seconds, device, cache_dir, Reporter()), debug=_debug(ctx))
+    _run(demo_config(out, seconds, limit, device, cache_dir, Reporter()), debug=_debug(ctx))
 
 
 @cli.command()

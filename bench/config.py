@@ -78,7 +78,7 @@ class RunConfig(Frozen):
     overrides: dict[str, dict[str, Any]] = Field({}, description="task -> protocol field -> value")
     out: Path | None = Field(None, description="run folder; runs/<labels> unless given")
     limit: int | None = Field(None, ge=1, description="at most N images a split, N frames a video")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Precision = Field("fp32", description="arithmetic of the encoder; features are kept in fp32")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="one set of cells a seed")
     workers: int | None = Field(None, ge=0, description="decoding processes; by the machine unless given")
@@ -88,6 +88,13 @@ class RunConfig(Frozen):
     cache_dir: Path | None = Field(None, description="feature cache and embedded data")
     cache_size_gb: float = Field(50.0, gt=0, description="bound of the feature cache")
     overwrite: Overwrite = Field("only-missing", description="what happens to cells that are already there")
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, value: str) -> str:
+        if not re.match(r"^(auto|cpu|cuda(:\d+)?)$", value):
+            raise ValueError(f"there is no device {value!r}; use auto, cpu, cuda or cuda:N")
+        return value
 
     @field_validator("checkpoints")
     @classmethod

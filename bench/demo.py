@@ -11,13 +11,14 @@ from .progress import Reporter
 
 
 def demo_config(
-    out: Path, seconds: float, device: str, cache_dir: Path | None, reporter: Reporter
+    out: Path, seconds: float, limit: int | None, device: str, cache_dir: Path | None, reporter: Reporter
 ) -> RunConfig:
     """Train what is not trained yet, and return the run that scores it beside random weights and pixels.
 
     Args:
         out: run folder; the checkpoints are kept in it.
         seconds: training time of each encoder.
+        limit: at most so many images a split, for a quick look.
         device: auto, cpu, cuda or cuda:N.
         cache_dir: where the embedded data are kept.
         reporter: receives the progress.
@@ -53,4 +54,4 @@ def demo_config(
         save_checkpoint(random, recipe.spec(), state, {"objective": "none: random weights"})
     checkpoints.append(CheckpointConfig(label="random weights", reference=str(random)))
     checkpoints.append(CheckpointConfig(label="pixels", reference="pixels"))
-    return RunConfig(checkpoints=tuple(checkpoints), out=out, device=device, cache_dir=cache_dir)
+    return RunConfig(checkpoints=tuple(checkpoints), out=out, limit=limit, device=device, cache_dir=cache_dir)

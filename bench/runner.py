@@ -232,6 +232,16 @@ def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = Fals
     """
     config = plan.config
     device = resolve_device(config.device)
+    records = {}
+    for checkpoint in config.checkpoints:
+        encoder = load_encoder(checkpoint.reference)
+        records[checkpoint.label] = CheckpointRecord(
+            label=checkpoint.label,
+            reference=checkpoint.reference,
+            fingerprint=encoder.fingerprint,
+            spec=encoder.spec,
+            info=encoder.info,
+        )
     data: dict[str, Dataset] = {}
     for name, entry in plan.data.items():
         loaded = load_data(
@@ -253,16 +263,6 @@ def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = Fals
                 f"the task {evaluation.task.name} needs {evaluation.task.data} data, and "
                 f"{evaluation.data!r} is a {data[evaluation.data].kind} set"
             )
-    records = {}
-    for checkpoint in config.checkpoints:
-        encoder = load_encoder(checkpoint.reference)
-        records[checkpoint.label] = CheckpointRecord(
-            label=checkpoint.label,
-            reference=checkpoint.reference,
-            fingerprint=encoder.fingerprint,
-            spec=encoder.spec,
-            info=encoder.info,
-        )
     cells = [
         Cell(
             id=cell_id(label, evaluation.task.name, evaluation.data, seed),

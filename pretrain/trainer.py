@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
+from PIL.Image import Resampling
 from pydantic import Field
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as transform
 
 from ..bench.checkpoints import save_checkpoint
 from ..bench.progress import Reporter
-from ..bench.types import Dataset, EncoderSpec, Frozen, ImageSplit
+from ..bench.types import Array, Dataset, EncoderSpec, Frozen, ImageSplit
 from ..bench.vit import build_vit, vit_spec
 from .objectives import MaskedAutoencoder, Supervised
 
@@ -102,7 +102,7 @@ def train(recipe: Recipe, data: Dataset, out: Path, device: str, reporter: Repor
             if done >= 1:
                 break
             _set_rate(optimizer, recipe, done)
-            batch = augment(pixels[index], recipe.image_size, recipe.min_scale, generator)
+            batch = augment(pixels[index.numpy()], recipe.image_size, recipe.min_scale, generator)
             images = ((batch.float() / 255 - mean) / std).to(device)
             loss = model(images, labels[index].to(device), generator)
             if not torch.isfinite(loss):
@@ -124,40 +124,38 @@ def train(recipe: Recipe, data: Dataset, out: Path, device: str, reporter: Repor
     return TrainingLog(tuple(losses), seconds, len(losses) * recipe.batch_size)
 
 
-def load_pixels(split: ImageSplit, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images of a split as uint8 (N, 3, size, size), short side resized and centre cropped, and the
+def load_pixels(split: ImageSplit, size: int) -> tuple[Array, torch.Tensor]:
+    """All images of a split as uint8 (N, size, size, 3), short side resized and centre cropped, and the
     labels (N,), zeros where there are none.
     """
-    pixels = torch.empty(len(split), 3, size, size, dtype=torch.uint8)
+    pixels = np.empty((len(split), size, size, 3), dtype=np.uint8)
     for i in range(len(split)):
-        image = transform.pil_to_tensor(split.image(i))
-        image = transform.resize(image, [size], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
-        pixels[i] = transform.center_crop(image, [size, size])
+        image = split.image(i)
+        scale = size / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+        pixels[i] = np.asarray(image.crop((left, top, left + size, top + size)))
     labels = np.zeros(len(split), dtype=np.int64) if split.labels is None else split.labels
     return pixels, torch.as_tensor(labels, dtype=torch.int64)
 
 
-def augment(images: torch.Tensor, size: int, min_scale: float, generator: torch.Generator) -> torch.Tensor:
-    """Random resized crops (aspect 3/4 to 4/3) and horizontal flips of a uint8 batch (B, 3, S, S)."""
-    side = images.shape[-1]
-    out = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+def augment(images: Array, size: int, min_scale: float, generator: torch.Generator) -> torch.Tensor:
+    """Random resized crops (aspect 3/4 to 4/3) and horizontal flips of uint8 images (B, S, S, 3), as
+    uint8 (B, 3, size, size).
+    """
+    side = images.shape[1]
+    out = np.empty((len(images), size, size, 3), dtype=np.uint8)
     draws = torch.rand(len(images), 5, generator=generator)
     for i, (area, aspect, top, left, flip) in enumerate(draws.tolist()):
         ratio = math.exp((2 * aspect - 1) * math.log(4 / 3))
         scale = side * side * (min_scale + area * (1 - min_scale))
         height = min(side, max(1, round(math.sqrt(scale / ratio))))
         width = min(side, max(1, round(math.sqrt(scale * ratio))))
-        crop = transform.resized_crop(
-            images[i],
-            int(top * (side - height + 1)),
-            int(left * (side - width + 1)),
-            height,
-            width,
-            [size, size],
-            antialias=True,
-        )
-        out[i] = crop.flip(-1) if flip < 0.5 else crop
-    return out
+        y, x = int(top * (side - height + 1)), int(left * (side - width + 1))
+        method = cv2.INTER_AREA if min(height, width) > size else cv2.INTER_CUBIC
+        crop = cv2.resize(images[i, y : y + height, x : x + width], (size, size), interpolation=method)
+        out[i] = crop[:, ::-1] if flip < 0.5 else crop
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
 def _batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
