@@ -68,7 +68,7 @@ class FewShotConfig(PooledConfig):
     center: bool = Field(False, description="Subtract the mean of all train features before unit length.")
     logreg_c: float = Field(10.0, gt=0, description="logreg: inverse regularisation C, for every K.")
     logreg_tol: float = Field(
-        1e-4, gt=0, description="logreg: largest entry of the scaled gradient at the end."
+        1e-5, gt=0, description="logreg: estimated distance from the minimum, as a share of it."
     )
     logreg_max_iter: int = Field(1000, gt=0, description="logreg: L-BFGS iterations.")
     knn_k: int = Field(1, gt=0, description="knn: neighbours that vote, at most the support set.")

@@ -46,7 +46,7 @@ def test_each_head_of_the_path_is_the_optimum_of_a_cold_start(
     x[:, 3] = 7  # no variance
     q, truth = toy.blobs(200, 5, dim=dim, spread=4, seed=1)
     cs = (1e-3, 0.1, 10.0)
-    for c, head in zip(cs, fit_path(x, y, cs, 5, tol=1e-4, intercept=intercept), strict=True):
+    for c, head in zip(cs, fit_path(x, y, cs, 5, tol=1e-7, intercept=intercept), strict=True):
         cold = LogisticRegression(C=c, max_iter=20_000, tol=1e-8, fit_intercept=intercept)
         cold.fit(x.astype(np.float64), y)
 
@@ -60,9 +60,21 @@ def test_each_head_of_the_path_is_the_optimum_of_a_cold_start(
         assert head.converged
 
 
+def test_collinear_features_at_the_default_tolerance_are_within_a_third_of_a_point(toy: ModuleType) -> None:
+    rotation = np.linalg.qr(np.random.default_rng(9).standard_normal((24, 24)))[0]
+    mix = (rotation * np.arange(1, 25) ** -2.0).astype(np.float32)  # a steep spectrum, in all coordinates
+    (x, y), (q, truth) = (toy.blobs(n, 12, dim=24, spread=3, seed=s) for n, s in ((20, 0), (250, 1)))
+    norm = Normaliser.fit("batchnorm", x @ mix)
+    x, q = norm(x @ mix), norm(q @ mix)
+    cs = (1e-2, 1.0, 100.0)
+    for c, head in zip(cs, fit_path(x, y, cs, 12), strict=True):
+        exact = LogisticRegression(C=c, max_iter=50_000, tol=1e-8).fit(x.astype(np.float64), y)
+        assert abs(np.mean(head.logits(q).argmax(1) == truth) - exact.score(q, truth)) <= 0.003
+
+
 def test_two_classes_are_scikit_learns_at_twice_the_c(toy: ModuleType) -> None:
     x, y = toy.blobs(40, 2, spread=4)
-    (head,) = fit_path(x, y, (0.1,), 2, tol=1e-5)
+    (head,) = fit_path(x, y, (0.1,), 2, tol=1e-9)
     cold = LogisticRegression(C=0.2, max_iter=5000, tol=1e-9).fit(x.astype(np.float64), y)
     logits = head.logits(x)
     np.testing.assert_allclose(logits[:, 1] - logits[:, 0], cold.decision_function(x), atol=2e-3)
