@@ -104,7 +104,7 @@ def load_data(
         DataError: missing, of no known layout, inconsistent, or not of the asked ``kind``.
     """
     if reference in _EMBEDDED:
-        from .scenes import ensure_scenes
+        from .embedded import ensure_scenes
 
         found = Detected(*_EMBEDDED_LAYOUT[reference], "")
         root = ensure_scenes(cache_dir) / reference

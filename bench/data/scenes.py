@@ -1,33 +1,23 @@
-"""The embedded data sets: small textured scenes, drawn from seeds, the same on every run.
+"""The drawing primitives put together: what a picture of the embedded data sets shows.
 
 Twelve classes are pairs of a shape and a texture, chosen so that each of six shapes occurs with two
-textures and each of six textures on two shapes: neither alone tells the class, and colour, place, size,
-rotation, background and light say nothing about it. The generated folders have the layouts that the
-ordinary readers serve: ``scenes`` (train/val, a folder a class), ``scenes-seg`` (train/val, images and
-masks, 0 is background), ``scenes-video`` (DAVIS 2017).
+textures and each of six textures on two shapes: neither alone tells the class. Colour leans towards the
+class without telling it; place, size, tilt, background and light say nothing about it.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cache import cache_folder
-from ..errors import DataError
-from ..results import write_json
 from .drawing import SHAPES, TEXTURES, Plane, Thing, draw, grid, oklch
 
 VERSION = 1
+"""Raised with every change of a pixel; it seeds the pictures and names their folder in the cache."""
+
 _SHAPES, _TEXTURES = tuple(SHAPES), tuple(TEXTURES)
 PAIRS: tuple[tuple[str, str], ...] = tuple(
     (shape, _TEXTURES[(i + step) % len(_TEXTURES)]) for i, shape in enumerate(_SHAPES) for step in (0, 1)
@@ -39,23 +29,11 @@ SIDE = 128
 SEGMENTATION_SIDE = 160
 FRAME = (192, 256)
 FRAMES = 16
-TRAIN_PER_CLASS, VAL_PER_CLASS = 100, 40
-SEGMENTATION_COUNTS = {"train": 96, "val": 160}
-SEQUENCES = 8
 TYPICAL, HUE_SPREAD = 0.8, 0.04
 """Share of the objects whose colour is typical of the class, and how far it varies, in turns of hue."""
 
 Picture = NDArray[np.uint8]
 Labels = NDArray[np.uint8]
-
-
-class Sizes(NamedTuple):
-    """How much is generated; the default is what the cache holds."""
-
-    train_per_class: int = TRAIN_PER_CLASS
-    val_per_class: int = VAL_PER_CLASS
-    segmentation: tuple[int, int] = (SEGMENTATION_COUNTS["train"], SEGMENTATION_COUNTS["val"])
-    sequences: int = SEQUENCES
 
 
 def generator(*key: str | int) -> np.random.Generator:
@@ -76,16 +54,21 @@ def _colours(rng: np.random.Generator, hue: float | None = None) -> NDArray[np.f
     return np.stack([dark, light] if rng.random() < 0.5 else [light, dark])
 
 
-def _typical_hue(rng: np.random.Generator, category: int) -> float | None:
+def _typical_hue(rng: np.random.Generator, category: int, share: float) -> float | None:
     """Like real things, classes lean towards a colour: most objects are near its hue, the others anywhere."""
     hue = category / len(PAIRS) + float(rng.normal(0, HUE_SPREAD))
-    return hue if rng.random() < TYPICAL else None
+    return hue if rng.random() < share else None
 
 
 def make_thing(
-    rng: np.random.Generator, label: int, category: int, centre: tuple[float, float], radius: float
+    rng: np.random.Generator,
+    label: int,
+    category: int,
+    centre: tuple[float, float],
+    radius: float,
+    typical: float = TYPICAL,
 ) -> Thing:
-    """An object of a class with everything else random."""
+    """An object of a class with everything else random; ``typical`` is the share of typical colours."""
     shape, texture = PAIRS[category]
     drift = 0.35 if texture == "ringed" else 2.0  # rings far from their centre would pass for stripes
     bend = np.stack([rng.uniform(0, 0.12, 3), rng.uniform(0, 2 * np.pi, 3)], axis=1).astype(np.float32)
@@ -97,7 +80,7 @@ def make_thing(
         radius=radius,
         angle=float(rng.normal(0, 0.3)),
         squash=float(np.exp(rng.uniform(-0.14, 0.14))),
-        colours=_colours(rng, _typical_hue(rng, category)),
+        colours=_colours(rng, _typical_hue(rng, category, typical)),
         grain=(
             float(rng.normal(0, 0.15)),
             rng.uniform(0.9, 1.15),
@@ -157,7 +140,7 @@ def _expose(
     slope = (x - x.mean()) * np.float32(light[0]) + (y - y.mean()) * np.float32(light[1])
     cast = rng.uniform(0.92, 1.08, 3).astype(np.float32)
     lit = canvas * (np.float32(gain) * (1 + np.float32(0.28) * slope)[..., None] * cast)
-    lit += rng.normal(0, 0.018, canvas.shape).astype(np.float32)
+    lit += np.float32(0.018) * rng.standard_normal(canvas.shape, dtype=np.float32)
     picture: Picture = (np.clip(lit, 0, 1) * 255 + 0.5).astype(np.uint8)
     return picture
 
@@ -178,20 +161,18 @@ def classification_scene(rng: np.random.Generator, category: int, side: int = SI
 
 
 def segmentation_scene(rng: np.random.Generator, side: int = SEGMENTATION_SIDE) -> tuple[Picture, Labels]:
-    """Three to five objects that may overlap, and the class of each pixel: 0 background, 1..12."""
+    """Three to five objects that may overlap, and the class of each pixel: 0 background, 1..12.
+
+    Every object has a colour near its class's: a patch shows no shape, so texture alone would leave two
+    classes that no clustering of patches could tell apart.
+    """
     x, y = grid(side, side)
     light = _light(rng)
     canvas, labels = background(rng, x, y), np.zeros((side, side), np.uint8)
     for spot in _spread(rng, int(rng.integers(3, 6)), 1.0):
-        category = int(rng.integers(len(PAIRS)))
-        draw(
-            canvas,
-            labels,
-            make_thing(rng, category + 1, category, spot, rng.uniform(0.15, 0.27)),
-            x,
-            y,
-            light,
-        )
+        category, radius = int(rng.integers(len(PAIRS))), rng.uniform(0.17, 0.3)
+        thing = make_thing(rng, category + 1, category, spot, radius, typical=1.0)
+        draw(canvas, labels, thing, x, y, light)
     return _expose(rng, canvas, x, y, light, rng.uniform(0.85, 1.15)), labels
 
 
@@ -267,100 +248,3 @@ def video_scene(
         brightness = float(gain * (1 + 0.15 * np.sin(2 * np.pi * time + sweep)))
         shots.append((_expose(rng, canvas, x, y, light, brightness), labels))
     return shots
-
-
-# ------------------------------------------------------------------------------------------- on disk
-
-
-def ensure_scenes(cache_dir: Path | None = None) -> Path:
-    """The folder with ``scenes``, ``scenes-seg`` and ``scenes-video``, generated on first use.
-
-    Raises:
-        DataError: the cache folder cannot be written.
-    """
-    folder = cache_folder(cache_dir) / f"scenes-v{VERSION}"
-    if (folder / "complete.json").is_file():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise DataError(
-            f"the embedded scenes cannot be written below {folder.parent}: {error.strerror}"
-        ) from error
-    try:
-        generate(staging)
-        staging.chmod(0o755)
-        try:
-            staging.replace(folder)
-        except OSError:
-            if not (
-                folder / "complete.json"
-            ).is_file():  # else another process was faster, with the same bytes
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return folder
-
-
-def generate(folder: Path, sizes: Sizes | None = None, seed: int = 0) -> None:
-    """Draw and write the three data sets below a folder; ``complete.json`` is written last.
-
-    Each picture has a generator of its own, so neither the number of threads nor the sizes change it.
-    """
-    sizes = sizes or Sizes()
-    jobs: list[Callable[[], None]] = []
-    for split, count in (("train", sizes.train_per_class), ("val", sizes.val_per_class)):
-        for category, name in enumerate(CLASSES):
-            target = folder / "scenes" / split / name
-            target.mkdir(parents=True)
-            jobs += [partial(_write_classified, target, seed, split, category, i) for i in range(count)]
-    for split, count in zip(("train", "val"), sizes.segmentation, strict=True):
-        target = folder / "scenes-seg" / split
-        for part in ("images", "masks"):
-            (target / part).mkdir(parents=True)
-        jobs += [partial(_write_segmented, target, seed, split, i) for i in range(count)]
-    (folder / "scenes-seg" / "classes.txt").write_text("\n".join(("background", *CLASSES)) + "\n")
-    names = [f"scene-{i:02d}" for i in range(sizes.sequences)]
-    for i, name in enumerate(names):
-        for part in ("JPEGImages", "Annotations"):
-            (folder / "scenes-video" / part / "480p" / name).mkdir(parents=True)
-        jobs.append(partial(_write_video, folder / "scenes-video", seed, name, i))
-    lists = folder / "scenes-video" / "ImageSets" / "2017"
-    lists.mkdir(parents=True)
-    (lists / "val.txt").write_text("".join(f"{name}\n" for name in names))
-    _run(jobs)
-    write_json(folder / "complete.json", {"version": VERSION, "seed": seed, "sizes": sizes._asdict()})
-
-
-def _run(jobs: Iterable[Callable[[], None]]) -> None:
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        try:
-            for done in [pool.submit(job) for job in jobs]:
-                done.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _write_classified(folder: Path, seed: int, split: str, category: int, i: int) -> None:
-    picture, _ = classification_scene(generator(seed, "classification", split, category, i), category)
-    _save(folder / f"{i:04d}.png", picture)
-
-
-def _write_segmented(folder: Path, seed: int, split: str, i: int) -> None:
-    picture, labels = segmentation_scene(generator(seed, "segmentation", split, i))
-    _save(folder / "images" / f"{i:04d}.png", picture)
-    _save(folder / "masks" / f"{i:04d}.png", labels)
-
-
-def _write_video(folder: Path, seed: int, name: str, i: int) -> None:
-    for frame, (picture, labels) in enumerate(video_scene(generator(seed, "video", i))):
-        _save(folder / "JPEGImages" / "480p" / name / f"{frame:05d}.png", picture)
-        _save(folder / "Annotations" / "480p" / name / f"{frame:05d}.png", labels)
-
-
-def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
-    from PIL import Image
-
-    Image.fromarray(pixels).save(path, compress_level=3)

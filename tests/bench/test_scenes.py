@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lmim_bench.bench.data import load_data, scenes
+from lmim_bench.bench.data import embedded, load_data, scenes
 from lmim_bench.bench.data.drawing import SHAPES, TEXTURES, Thing, draw, grid, oklch
-from lmim_bench.bench.data.scenes import CLASSES, PAIRS, Sizes, classification_scene, generate, generator
+from lmim_bench.bench.data.embedded import Sizes, ensure_scenes, generate
+from lmim_bench.bench.data.scenes import CLASSES, PAIRS, classification_scene, generator
 from lmim_bench.bench.errors import DataError
 
 TINY = Sizes(train_per_class=2, val_per_class=1, segmentation=(2, 3), sequences=1)
@@ -179,7 +180,7 @@ def cache(tmp_path_factory) -> Path:
     """A cache whose scenes are the tiny ones."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scenes, "Sizes", lambda: TINY)
+        patch.setattr(embedded, "Sizes", lambda: TINY)
         load_data("scenes", cache_dir=folder)
     return folder
 
@@ -212,7 +213,7 @@ def test_they_are_drawn_once(cache, monkeypatch):
     def never(*_):
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(scenes, "generate", never)
+    monkeypatch.setattr(embedded, "generate", never)
     assert (
         load_data("scenes", cache_dir=cache).fingerprint == load_data("scenes", cache_dir=cache).fingerprint
     )
@@ -229,11 +230,11 @@ def test_a_run_that_was_cut_leaves_nothing_that_is_used(tmp_path, monkeypatch):
         generate(folder / "rest", TINY)
         (folder / "complete.json").write_text("{}")
 
-    monkeypatch.setattr(scenes, "generate", cut)
+    monkeypatch.setattr(embedded, "generate", cut)
     with pytest.raises(KeyboardInterrupt):
-        scenes.ensure_scenes(tmp_path)
+        ensure_scenes(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    folder = scenes.ensure_scenes(tmp_path)
+    folder = ensure_scenes(tmp_path)
     assert (folder / "complete.json").is_file()
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -244,15 +245,15 @@ def test_two_processes_at_once_end_with_one_whole_folder(tmp_path, monkeypatch):
         if not (tmp_path / f"scenes-v{scenes.VERSION}").exists():
             generate(tmp_path / f"scenes-v{scenes.VERSION}", TINY)  # the other process was faster
 
-    monkeypatch.setattr(scenes, "generate", overtaken)
-    folder = scenes.ensure_scenes(tmp_path)
+    monkeypatch.setattr(embedded, "generate", overtaken)
+    folder = ensure_scenes(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
 
 
 def test_cache_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"embedded scenes cannot be written below"):
-        scenes.ensure_scenes(tmp_path / "file")
+        ensure_scenes(tmp_path / "file")
 
 
 def test_pixels_do_not_tell_the_class():
