@@ -15,10 +15,10 @@ from .layouts import LAYOUTS, Detected, detect
 
 __all__ = ["CatalogueRow", "Detected", "catalogue", "detect_layout", "is_embedded", "load_data"]
 
-_EMBEDDED: dict[str, tuple[DataKind, str]] = {
-    "scenes": ("classification", "12 classes of textured objects, generated"),
-    "scenes-seg": ("segmentation", "several objects a picture, exact masks, generated"),
-    "scenes-video": ("video", "moving, occluding, deforming objects, generated"),
+_EMBEDDED: dict[str, tuple[str, DataKind, str]] = {
+    "scenes": ("imagefolder", "classification", "12 classes of textured objects, generated"),
+    "scenes-seg": ("segmentation", "segmentation", "several objects a picture, exact masks, generated"),
+    "scenes-video": ("davis2017", "video", "moving, occluding, deforming objects, generated"),
 }
 _TORCHVISION = "torchvision:"
 
@@ -35,7 +35,7 @@ def catalogue() -> list[CatalogueRow]:
     """What can be named as data: the embedded sets, the layouts of folders, the torchvision sets."""
     from .torchvision_sets import SEGMENTATION, SPLITS
 
-    rows = [CatalogueRow(name, kind, what) for name, (kind, what) in _EMBEDDED.items()]
+    rows = [CatalogueRow(name, kind, what) for name, (_, kind, what) in _EMBEDDED.items()]
     rows += [CatalogueRow(f"DIR ({name})", layout.kind, layout.holds) for name, layout in LAYOUTS.items()]
     rows += [
         CatalogueRow(f"{_TORCHVISION}{name}", "classification", f"scored on {test}, trained on {train}")
@@ -58,7 +58,7 @@ def detect_layout(reference: str | Path) -> Detected:
     """
     text = str(reference)
     if text in _EMBEDDED:
-        return Detected("embedded", _EMBEDDED[text][0], "an embedded data set")
+        return Detected("embedded", _EMBEDDED[text][1], "an embedded data set")
     if text.startswith(_TORCHVISION):
         from .torchvision_sets import kind_of
 
@@ -106,7 +106,7 @@ def load_data(
     if reference in _EMBEDDED:
         from .embedded import ensure_scenes
 
-        found = Detected(*_EMBEDDED_LAYOUT[reference], "")
+        found = Detected(*_EMBEDDED[reference])
         root = ensure_scenes(cache_dir) / reference
         name = name or reference
     elif reference.startswith(_TORCHVISION):
@@ -119,14 +119,9 @@ def load_data(
         root = Path(reference).expanduser()
         name = name or root.resolve().name
     _expect(kind, found, reference)
+    if (void is not None or classes is not None) and found.kind != "segmentation":
+        raise DataError(f"{reference} is a {found.kind} data set; void and classes are for masks of classes")
     return _load_folder(found, root, name, train, test, void, classes, cache_dir)
-
-
-_EMBEDDED_LAYOUT: dict[str, tuple[str, DataKind]] = {
-    "scenes": ("imagefolder", "classification"),
-    "scenes-seg": ("segmentation", "segmentation"),
-    "scenes-video": ("davis2017", "video"),
-}
 
 
 def _expect(kind: DataKind | None, found: Detected, reference: str) -> None:

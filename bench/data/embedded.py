@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..cache import cache_folder
+from ..cache import cache_folder, clear_stale
 from ..errors import DataError
 from ..results import write_json
 from .scenes import CLASSES, VERSION, classification_scene, generator, segmentation_scene, video_scene
@@ -43,26 +42,30 @@ def ensure_scenes(cache_dir: Path | None = None) -> Path:
     folder = cache_folder(cache_dir) / f"scenes-v{VERSION}"
     if (folder / "complete.json").is_file():
         return folder
+    staging = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        staging.mkdir(parents=True)
+        clear_stale(folder.parent)
+        generate(staging)
+        _publish(staging, folder)
     except OSError as error:
         raise DataError(
-            f"the embedded scenes cannot be written below {folder.parent}: {error.strerror}"
+            f"the embedded scenes cannot be written below {folder.parent}: {error.strerror or error}"
         ) from error
-    try:
-        generate(staging)
-        staging.chmod(0o755)
-        try:
-            staging.replace(folder)
-        except OSError:
-            if not (
-                folder / "complete.json"
-            ).is_file():  # else another process was faster, with the same bytes
-                raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
+
+
+def _publish(staging: Path, folder: Path) -> None:
+    if (folder / "complete.json").is_file():
+        return  # another process was faster, with the same bytes
+    shutil.rmtree(folder, ignore_errors=True)  # a folder that somebody emptied in part
+    try:
+        staging.replace(folder)
+    except OSError:
+        if not (folder / "complete.json").is_file():
+            raise
 
 
 def generate(folder: Path, sizes: Sizes | None = None, seed: int = 0) -> None:

@@ -116,6 +116,11 @@ def test_limited_is_balanced_and_keeps_images_with_their_labels(folder, tmp_path
         assert data.classes[label] in split.ids[i]
 
 
+def test_void_and_classes_are_for_masks(folder, tmp_path):
+    with pytest.raises(DataError, match="void and classes are for masks"):
+        load(folder, tmp_path, void=[255])
+
+
 def test_kind_must_fit(folder, tmp_path):
     with pytest.raises(DataError, match=r"is a classification data set \(imagefolder\), not one for video"):
         load(folder, tmp_path, kind="video")

@@ -239,6 +239,15 @@ def test_a_run_that_was_cut_leaves_nothing_that_is_used(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_folder_emptied_in_part_is_drawn_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "generate", lambda folder: generate(folder, TINY))
+    folder = ensure_scenes(tmp_path)
+    whole = digests(folder)
+    (folder / "complete.json").unlink()
+    (folder / "scenes" / "val" / "striped-ball" / "0000.png").unlink()
+    assert digests(ensure_scenes(tmp_path)) == whole
+
+
 def test_two_processes_at_once_end_with_one_whole_folder(tmp_path, monkeypatch):
     def overtaken(folder, *_):
         generate(folder, TINY)
