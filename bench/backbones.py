@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from .errors import TaskError
 from .types import CheckpointInfo, EncoderSpec, Features, PosInterpolation, Tap
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _MAX_TABLES = 32
 Grid = tuple[int, int]
@@ -84,7 +89,45 @@ def check_images(images: torch.Tensor, spec: EncoderSpec) -> Grid:
     return height // patch, width // patch
 
 
-class ViTEncoder:
+class BaseEncoder(ABC):
+    """What every encoder does around its own arithmetic: hold spec and weights, check taps and images."""
+
+    def __init__(self, model: nn.Module | None, spec: EncoderSpec, info: CheckpointInfo) -> None:
+        # timm's models have attributes that their common type does not declare.
+        self.model: Any = None if model is None else model.eval().requires_grad_(False)
+        self.spec = spec
+        self.info = info
+        self.fingerprint = weights_fingerprint({} if model is None else model.state_dict(), spec)
+        parameter = None if model is None else next(model.parameters(), None)
+        self._device = torch.device("cpu") if parameter is None else parameter.device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move to a device; returns self."""
+        if self.model is not None:
+            self.model.to(device)
+        self._device = torch.device(device)
+        return self
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        images: torch.Tensor,
+        taps: Sequence[Tap] = (Tap(),),
+        pos_interpolation: PosInterpolation | None = None,
+    ) -> dict[Tap, Features]:
+        """Encode (B, 3, H, W); see ``Encoder``. Raises TaskError for a size or layer that does not fit."""
+        check_taps(taps, self.spec)
+        grid = check_images(images, self.spec)
+        return self._encode(images.to(self._device), taps, grid, pos_interpolation or "timm")
+
+    @abstractmethod
+    def _encode(
+        self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid, method: PosInterpolation
+    ) -> dict[Tap, Features]:
+        """Features of checked images on the encoder's device."""
+
+
+class ViTEncoder(BaseEncoder):
     """An ``Encoder`` around a timm ``VisionTransformer``.
 
     It assembles the tokens by itself (patches, position table resampled to the grid at hand, class and
@@ -92,12 +135,8 @@ class ViTEncoder:
     in one pass that stops after the deepest of them.
     """
 
-    def __init__(self, model: Any, spec: EncoderSpec, info: CheckpointInfo) -> None:
-        self.model: Any = model.eval().requires_grad_(False)
-        self.spec = spec
-        self.info = info
-        self.fingerprint = weights_fingerprint(model.state_dict(), spec)
-        self._device = next(model.parameters()).device
+    def __init__(self, model: VisionTransformer, spec: EncoderSpec, info: CheckpointInfo) -> None:
+        super().__init__(model, spec, info)
         self._tables: dict[tuple[Grid, PosInterpolation], torch.Tensor] = {}
 
     @staticmethod
@@ -111,25 +150,16 @@ class ViTEncoder:
             and len(set(model.patch_embed.img_size or ())) == 1
         )
 
-    def to(self, device: str | torch.device) -> ViTEncoder:
+    def to(self, device: str | torch.device) -> Self:
         """Move to a device; returns self."""
-        self.model.to(device)
-        self._device = torch.device(device)
         self._tables.clear()
-        return self
+        return super().to(device)
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        images: torch.Tensor,
-        taps: Sequence[Tap] = (Tap(),),
-        pos_interpolation: PosInterpolation | None = None,
+    def _encode(
+        self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid, method: PosInterpolation
     ) -> dict[Tap, Features]:
-        """Encode (B, 3, H, W); see ``Encoder``. Raises TaskError for a size or layer that does not fit."""
-        check_taps(taps, self.spec)
-        grid = check_images(images, self.spec)
         model = self.model
-        tokens = model.norm_pre(self._tokens(images.to(self._device), grid, pos_interpolation or "timm"))
+        tokens = model.norm_pre(self._tokens(images, grid, method))
         found: dict[Tap, Features] = {}
         depth = len(model.blocks)
         last = max((depth + tap.layer for tap in taps), default=-1)

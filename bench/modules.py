@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import nn
 
-from .backbones import Grid, check_images, check_taps, weights_fingerprint
+from .backbones import BaseEncoder, Grid
 from .errors import CheckpointError, TaskError
 from .types import CheckpointInfo, EncoderSpec, Features, Pooling, PosInterpolation, Tap
 from .vit import first_problem
@@ -18,7 +18,7 @@ from .vit import first_problem
 _PIXEL_CELLS = 8
 
 
-class PixelEncoder:
+class PixelEncoder(BaseEncoder):
     """No network at all: the control that a representation has to beat.
 
     The feature of a patch is the patch itself, average-pooled to 8x8 RGB (D = 192); the global feature is
@@ -28,7 +28,7 @@ class PixelEncoder:
     def __init__(self, patch_size: int = 16, image_size: int = 224) -> None:
         if patch_size < 1:
             raise CheckpointError(f"pixels: the patch size must be positive, got {patch_size}")
-        self.spec = EncoderSpec(
+        spec = EncoderSpec(
             family="pixels",
             arch={"builder": "pixels", "cells": _PIXEL_CELLS},
             embed_dim=3 * _PIXEL_CELLS**2,
@@ -38,7 +38,7 @@ class PixelEncoder:
             pooling="mean",
             has_cls=False,
         )
-        self.info = CheckpointInfo(
+        info = CheckpointInfo(
             source="pixels",
             sha256=None,
             format="pixels",
@@ -48,25 +48,11 @@ class PixelEncoder:
             encoder_tensors=0,
             notes=("raw pixels, a control without parameters",),
         )
-        self.fingerprint = weights_fingerprint({}, self.spec)
-        self._device = torch.device("cpu")
+        super().__init__(None, spec, info)
 
-    def to(self, device: str | torch.device) -> PixelEncoder:
-        """Choose the device; returns self."""
-        self._device = torch.device(device)
-        return self
-
-    @torch.inference_mode()
-    def __call__(
-        self,
-        images: torch.Tensor,
-        taps: Sequence[Tap] = (Tap(),),
-        pos_interpolation: PosInterpolation | None = None,
+    def _encode(
+        self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid, method: PosInterpolation
     ) -> dict[Tap, Features]:
-        """Pixels of (B, 3, H, W); every tap is the same."""
-        check_taps(taps, self.spec)
-        grid = check_images(images, self.spec)
-        images = images.to(self._device)
         pooled = F.adaptive_avg_pool2d(images, _PIXEL_CELLS).flatten(1)
         patch = self.spec.patch_size
         cut = images.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, h, w, p, p)
@@ -76,7 +62,7 @@ class PixelEncoder:
         return dict.fromkeys(taps, features)
 
 
-class ModuleEncoder:
+class ModuleEncoder(BaseEncoder):
     """An ``Encoder`` around any module that offers ``embed_dim``, ``patch_size`` and ``forward_features``.
 
     ``forward_features(images)`` returns a map (B, D, h, w), or tokens (B, prefix + h*w, D) with the class
@@ -95,7 +81,6 @@ class ModuleEncoder:
                 f"{source}: {type(module).__name__} lacks {', '.join(missing)}; a factory returns an "
                 "Encoder, a timm model, or a module with embed_dim, patch_size and forward_features(images)"
             )
-        self.model: Any = module.eval().requires_grad_(False)
         self._prefix = int(getattr(module, "num_prefix_tokens", 0))
         optional = ("image_size", "mean", "std", "interpolation", "crop_pct", "pooling")
         given: dict[str, Any] = {name: getattr(module, name) for name in optional if hasattr(module, name)}
@@ -103,7 +88,7 @@ class ModuleEncoder:
         pooling: Pooling = "cls" if has_cls else "mean"
         fields = {"image_size": 224, "pooling": pooling, **given}
         try:
-            self.spec = EncoderSpec(
+            spec = EncoderSpec(
                 family="module",
                 arch={"builder": "module", "class": f"{type(module).__module__}.{type(module).__qualname__}"},
                 embed_dim=module.embed_dim,
@@ -114,27 +99,12 @@ class ModuleEncoder:
             )
         except ValidationError as error:
             raise CheckpointError(f"{source}: the module's {first_problem(error)}") from error
-        self.info = module_info(module, source)
-        self.fingerprint = weights_fingerprint(module.state_dict(), self.spec)
-        self._device = torch.device("cpu")
+        super().__init__(module, spec, module_info(module, source))
 
-    def to(self, device: str | torch.device) -> ModuleEncoder:
-        """Move to a device; returns self."""
-        self.model.to(device)
-        self._device = torch.device(device)
-        return self
-
-    @torch.inference_mode()
-    def __call__(
-        self,
-        images: torch.Tensor,
-        taps: Sequence[Tap] = (Tap(),),
-        pos_interpolation: PosInterpolation | None = None,
+    def _encode(
+        self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid, method: PosInterpolation
     ) -> dict[Tap, Features]:
-        """Encode (B, 3, H, W); see ``Encoder``. Raises TaskError for features of another shape."""
-        check_taps(taps, self.spec)
-        grid = check_images(images, self.spec)
-        cls, patches = self._split(self.model.forward_features(images.to(self._device)), grid)
+        cls, patches = self._split(self.model.forward_features(images), grid)
         expected = (len(images), *grid, self.spec.embed_dim)
         if tuple(patches.shape) != expected or (cls is None and self.spec.has_cls):
             raise TaskError(

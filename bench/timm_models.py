@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from .backbones import Grid, ViTEncoder, check_images, check_taps, weights_fingerprint
+from .backbones import BaseEncoder, Grid, ViTEncoder
 from .errors import CheckpointError, TaskError
 from .types import CheckpointInfo, Encoder, EncoderSpec, Features, PosInterpolation, Tap
 
@@ -177,7 +177,7 @@ def _norm_of_mean(model: Any) -> Any:
     return lambda mean: F.layer_norm(mean, mean.shape[-1:], weight, bias, eps)
 
 
-class TimmEncoder:
+class TimmEncoder(BaseEncoder):
     """An ``Encoder`` around any timm model that gives a map of features.
 
     Transformers of one width (EVA, BEiT, DeiT and their like) are read at any block. Convolutional and
@@ -186,38 +186,21 @@ class TimmEncoder:
     """
 
     def __init__(self, model: nn.Module, spec: EncoderSpec, info: CheckpointInfo) -> None:
-        self.model: Any = model.eval().requires_grad_(False)
-        self.spec = spec
-        self.info = info
-        self.fingerprint = weights_fingerprint(model.state_dict(), spec)
+        super().__init__(model, spec, info)
         self._layout = _Layout(model, spec.image_size)
         self._mean_norm = _norm_of_mean(model)
-        self._device = torch.device("cpu")
 
-    def to(self, device: str | torch.device) -> TimmEncoder:
-        """Move to a device; returns self."""
-        self.model.to(device)
-        self._device = torch.device(device)
-        return self
-
-    @torch.inference_mode()
-    def __call__(
-        self,
-        images: torch.Tensor,
-        taps: Sequence[Tap] = (Tap(),),
-        pos_interpolation: PosInterpolation | None = None,
+    def _encode(
+        self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid, method: PosInterpolation
     ) -> dict[Tap, Features]:
-        """Encode (B, 3, H, W); see ``Encoder``. Raises TaskError for a size or layer that does not fit."""
-        check_taps(taps, self.spec)
-        grid = check_images(images, self.spec)
         native = all(n * self.spec.patch_size == self.spec.image_size for n in grid)
         name = type(self.model).__name__
-        if pos_interpolation == "dino" and not native and getattr(self.model, "pos_embed", None) is not None:
+        if method == "dino" and not native and getattr(self.model, "pos_embed", None) is not None:
             raise TaskError(
                 f"{name} resamples its position embeddings by timm's rule; 'dino' is not available"
             )
         try:
-            return self._encode(images.to(self._device), taps, grid)
+            return self._read(images, taps, grid)
         except (AssertionError, RuntimeError, IndexError, ValueError) as error:
             if native or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -227,7 +210,7 @@ class TimmEncoder:
                 f"is sure: {_first_line(error)}"
             ) from error
 
-    def _encode(self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid) -> dict[Tap, Features]:
+    def _read(self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid) -> dict[Tap, Features]:
         if self._layout.columnar:
             return self._columnar(images, taps, grid)
         features = self._last_stage(images, grid)
