@@ -108,7 +108,7 @@ def _features(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Sequence[
 @task(
     "few_shot",
     version=1,
-    title="few-shot transfer",
+    title="Few-shot transfer",
     data="classification",
     config=FewShotConfig,
     metrics=(

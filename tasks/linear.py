@@ -143,7 +143,7 @@ def _features(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Sequence[F
 @task(
     "linear",
     version=1,
-    title="linear probe",
+    title="Linear probe",
     data="classification",
     config=LinearConfig,
     metrics=(
