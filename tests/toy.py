@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from PIL import Image
+
 from lmim_bench.bench.types import (
     Array,
     Column,
@@ -19,7 +21,6 @@ from lmim_bench.bench.types import (
     Tap,
     TaskSpec,
 )
-from PIL import Image
 
 
 def toy_spec(**changes: Any) -> EncoderSpec:

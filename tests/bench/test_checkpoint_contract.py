@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from lmim_bench.bench.checkpoints import loading
 from lmim_bench.bench.checkpoints.family import Family, Root, grow_tree
 from lmim_bench.bench.checkpoints.plain_vit import ANCHORS, plain_draft

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch.nn import functional as F
+
 from lmim_bench.bench.checkpoints import latent_mim, save_checkpoint
 from lmim_bench.bench.encoders import inspect_checkpoint, load_encoder
 from lmim_bench.bench.errors import CheckpointError
 from lmim_bench.bench.timm_models import create_timm
 from lmim_bench.bench.types import Encoder, Tap
 from lmim_bench.bench.vit import build_vit, vit_spec
-from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer
-from torch.nn import functional as F
 
 State = dict[str, torch.Tensor]
 DIM, DEPTH, HEADS, PATCH, SIDE = 48, 3, 4, 8, 32

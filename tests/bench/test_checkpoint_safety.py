@@ -20,10 +20,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
+
 from lmim_bench.bench.checkpoints import open_checkpoint
 from lmim_bench.bench.checkpoints.pickles import is_harmless
 from lmim_bench.bench.errors import CheckpointError
-from safetensors.torch import save_file
 
 WEIGHTS = {"a.weight": torch.arange(600.0).reshape(20, 30), "b": torch.ones(3)}
 

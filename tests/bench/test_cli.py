@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
+
 from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.cli import cli
 from lmim_bench.bench.vit import build_vit, vit_spec
-from PIL import Image
 
 
 @pytest.fixture

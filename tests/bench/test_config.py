@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+from pydantic import Field
+
 from lmim_bench.bench.config import (
     CheckpointConfig,
     RunConfig,
@@ -11,7 +13,6 @@ from lmim_bench.bench.config import (
 )
 from lmim_bench.bench.errors import ConfigError
 from lmim_bench.bench.types import Frozen
-from pydantic import Field
 
 
 class Config(Frozen):

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFile
+
 from lmim_bench.bench.data import files as files_module
 from lmim_bench.bench.data.files import Manifest, list_images, read_image, read_mask
 from lmim_bench.bench.errors import DataError
-from PIL import Image, ImageFile
 
 
 @pytest.fixture

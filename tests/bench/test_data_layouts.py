@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from lmim_bench.bench.data import catalogue, detect_layout, is_embedded, load_data
 from lmim_bench.bench.errors import DataError
-from PIL import Image
 
 
 def picture(path: Path, value: int = 0, size: tuple[int, int] = (8, 6)) -> None:

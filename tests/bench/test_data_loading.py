@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
 from lmim_bench.bench.data import load_data
 from lmim_bench.bench.data.loading import apply_view, iterate_batches, normalise, squash_mask, view_pixels
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.types import View
-from PIL import Image
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MODES = {

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from lmim_bench.bench.data import load_data
 from lmim_bench.bench.errors import DataError
-from PIL import Image
 
 
 def picture(path: Path, value: int) -> None:
@@ -118,6 +119,7 @@ def test_every_listed_name_is_a_class_of_torchvision_with_those_splits():
     import inspect
 
     import torchvision
+
     from lmim_bench.bench.data.torchvision_sets import SPLITS, _arguments
 
     for name, splits in SPLITS.items():

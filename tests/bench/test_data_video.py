@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from lmim_bench.bench.data import detect_layout, load_data
 from lmim_bench.bench.errors import DataError
-from PIL import Image
 
 SIZE = (6, 9)
 

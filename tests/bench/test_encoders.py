@@ -11,6 +11,9 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
 from lmim_bench.bench.backbones import ViTEncoder, resample_positions
 from lmim_bench.bench.encoders import inspect_checkpoint, load_encoder, split_reference
 from lmim_bench.bench.errors import CheckpointError, ConfigError, TaskError
@@ -18,8 +21,6 @@ from lmim_bench.bench.modules import PixelEncoder
 from lmim_bench.bench.timm_models import create_timm, timm_encoder, timm_spec
 from lmim_bench.bench.types import CheckpointInfo, Encoder, Tap
 from lmim_bench.bench.vit import build_vit, vit_spec
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 INFO = CheckpointInfo(
     source="test", sha256=None, format="test", container="", parameters=0, loaded_tensors=0, encoder_tensors=0

@@ -6,8 +6,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import lmim_bench
 import pytest
+
+import lmim_bench
 
 REPO = Path(__file__).parents[2]
 ROOMS = ("bench", "tasks", "pretrain", "reports")

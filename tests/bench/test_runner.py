@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from lmim_bench.bench.api import run
 from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.engine import Engine
 from lmim_bench.bench.errors import ConfigError, DataError
 from lmim_bench.bench.vit import build_vit, vit_spec
-from PIL import Image
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 

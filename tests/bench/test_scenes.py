@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lmim_bench.bench.data import embedded, load_data, scenes
 from lmim_bench.bench.data.drawing import SHAPES, TEXTURES, Thing, draw, grid, oklch
 from lmim_bench.bench.data.embedded import Sizes, ensure_scenes, generate

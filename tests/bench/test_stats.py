@@ -3,6 +3,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lmim_bench.bench.stats import bootstrap, crossed_bootstrap, score
 from lmim_bench.bench.types import Measurement, mean_statistic
 

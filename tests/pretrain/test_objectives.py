@@ -3,13 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from lmim_bench.bench.data import load_data
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.progress import Reporter
 from lmim_bench.bench.vit import build_vit, vit_spec
 from lmim_bench.pretrain.objectives import MaskedAutoencoder, patchify, sincos_positions
 from lmim_bench.pretrain.trainer import Recipe, augment, train
-from PIL import Image
 
 SPEC = vit_spec("lmim-bench", embed_dim=24, depth=2, num_heads=2, patch_size=8, image_size=32)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from lmim_bench.bench.results import (
     CheckpointRecord,
     DataRecord,
@@ -19,7 +21,6 @@ from lmim_bench.bench.results import (
     write_json,
 )
 from lmim_bench.bench.types import CheckpointInfo, EncoderSpec, Score
-from PIL import Image
 
 METRICS = {
     "top1": {"title": "Top-1 accuracy", "unit": "%", "higher_is_better": True},

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from lmim_bench.bench.results import RunFile
 from lmim_bench.bench.types import Artefact
 from lmim_bench.reports.exhibits import collect

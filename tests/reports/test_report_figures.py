@@ -5,6 +5,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+
 from lmim_bench.reports.exhibits import Bars, Curve, Line
 from lmim_bench.reports.figures import draw_bars, draw_curve
 

@@ -6,6 +6,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.results import DataRecord
 from lmim_bench.bench.types import Artefact

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lmim_bench.bench.errors import ConfigError
 from lmim_bench.bench.results import DataRecord, RunFile
 from lmim_bench.bench.types import Metric, Score

@@ -4,9 +4,10 @@ import base64
 import io
 
 import pytest
+from PIL import Image
+
 from lmim_bench.bench.errors import DataError
 from lmim_bench.reports.pictures import load_album
-from PIL import Image
 
 
 def decoded(uri):

@@ -3,9 +3,10 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.console import Console
+
 from lmim_bench.bench.results import RunFile
 from lmim_bench.reports.text import print_summary, summary_table
-from rich.console import Console
 
 
 @pytest.fixture

@@ -7,6 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.cluster.hierarchy import linkage
+from sklearn.cluster import AgglomerativeClustering, KMeans
+from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score
+from sklearn.preprocessing import StandardScaler
+
 from lmim_bench.tasks._math import clustering
 from lmim_bench.tasks._math.clustering import (
     Lloyd,
@@ -18,11 +24,6 @@ from lmim_bench.tasks._math.clustering import (
     kmeans,
 )
 from lmim_bench.tasks._math.trees import Linkage, cut_tree, merge_tree
-from scipy.cluster.hierarchy import linkage
-from sklearn.cluster import AgglomerativeClustering, KMeans
-from sklearn.decomposition import PCA
-from sklearn.metrics import adjusted_rand_score
-from sklearn.preprocessing import StandardScaler
 
 
 def _features(n: int = 3000, dim: int = 24, seed: int = 0) -> np.ndarray:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lmim_bench.tasks._math import colour
 from sklearn.decomposition import PCA
+
+from lmim_bench.tasks._math import colour
 
 
 def test_oklab_of_known_colours() -> None:

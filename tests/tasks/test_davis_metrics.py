@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from lmim_bench.tasks._math import davis_metrics as dm
 from scipy.ndimage import distance_transform_edt
+
+from lmim_bench.tasks._math import davis_metrics as dm
 
 CASES = settings(deadline=None, derandomize=True, max_examples=50)
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+
 from lmim_bench.bench.errors import TaskError
 from lmim_bench.tasks._math import few_shot
 from lmim_bench.tasks._math.selection import random_rank
 from lmim_bench.tasks.few_shot import TASK, FewShotConfig
-from scipy.stats import chisquare
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 FAST: dict[str, Any] = {"draws": 3, "episodes": 0}
 

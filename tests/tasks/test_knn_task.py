@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lmim_bench.bench.errors import TaskError
 from lmim_bench.bench.types import EncoderSpec
 from lmim_bench.tasks._math import knn

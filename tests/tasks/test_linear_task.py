@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
+
 from lmim_bench.bench.errors import TaskError
 from lmim_bench.tasks._features import mean_class_items
 from lmim_bench.tasks._math.logistic import fit_path
@@ -15,8 +18,6 @@ from lmim_bench.tasks._math.normalise import Normaliser, unit_rows
 from lmim_bench.tasks._math.selection import Trial, best, cross_entropies, label_ranks, stratified_holdout
 from lmim_bench.tasks._math.sgd_heads import shuffled_batches, train_heads
 from lmim_bench.tasks.linear import TASK, LinearConfig
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
 QUICK: dict[str, Any] = {"features": ("cls",), "c": (1e-3, 1e-2, 0.1, 1.0)}
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lmim_bench.tasks._math import propagation
 from torch.nn import functional as F
+
+from lmim_bench.tasks._math import propagation
 
 CASES = settings(deadline=None, derandomize=True, max_examples=50)
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from pydantic import ValidationError
+
 from lmim_bench.bench.errors import TaskError
 from lmim_bench.bench.types import Dataset, FeatureBank
 from lmim_bench.tasks.unsup_seg import TASK, UnsupSegConfig
-from PIL import Image
-from pydantic import ValidationError
 
 CLASSES = ("sky", "road", "tree", "car")
 GRID = 8

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+
 from lmim_bench.bench.errors import TaskError
 from lmim_bench.tasks._math import segmentation as seg
-from PIL import Image
 
 EXAMPLES = settings(deadline=None, derandomize=True, max_examples=50)
 VOID = 255

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from lmim_bench.bench.config import validate
 from lmim_bench.bench.errors import ConfigError, DataError, TaskError
 from lmim_bench.bench.types import Context, Dataset, EncoderSpec, Features
 from lmim_bench.tasks._math import davis_frames, davis_metrics
 from lmim_bench.tasks.vos import METRICS, TASK, VosConfig
-from PIL import Image
 
 PATCH = 4
 SPEC = EncoderSpec(family="toy", arch={}, embed_dim=4, depth=1, patch_size=PATCH, image_size=64)
