@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -13,10 +13,24 @@ from ._math.logistic import LinearHead, fit_path
 from ._math.normalise import Normaliser
 from ._math.selection import Trial, cross_entropies, label_ranks
 
-if TYPE_CHECKING:
-    from .linear import LinearConfig
-
 _BLOCK = 8192
+
+
+class SolverSettings(Protocol):
+    """The protocol fields that the solvers read."""
+
+    @property
+    def normalise(self) -> Literal["batchnorm", "l2", "none"]: ...
+    @property
+    def max_iter(self) -> int: ...
+    @property
+    def tol(self) -> float: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def momentum(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ Solver = Callable[
 
 def fit_lbfgs(
     ctx: Context,
-    cfg: LinearConfig,
+    cfg: SolverSettings,
     train: TrainSplit,
     choices: Sequence[FeatureChoice],
     strengths: Sequence[float],
@@ -105,7 +119,7 @@ def fit_lbfgs(
 
 def fit_sgd(
     ctx: Context,
-    cfg: LinearConfig,
+    cfg: SolverSettings,
     train: TrainSplit,
     choices: Sequence[FeatureChoice],
     strengths: Sequence[float],
