@@ -84,7 +84,7 @@ class Fitted:
 
 
 Solver = Callable[
-    [Context, "LinearConfig", TrainSplit, Sequence[FeatureChoice], Sequence[float], Array], Iterator[Fitted]
+    [Context, SolverSettings, TrainSplit, Sequence[FeatureChoice], Sequence[float], Array], Iterator[Fitted]
 ]
 """(context, config, train, feature choices, strengths, positions to fit on) -> every head of the grid."""
 
