@@ -198,11 +198,11 @@ def _print_summary(finished: Any, out: Path) -> None:
     help="Run folder.",
 )
 @click.option(
-    "--seconds",
+    "--steps",
     type=click.IntRange(min=1),
-    default=60,
+    default=300,
     show_default=True,
-    help="Training time of each encoder.",
+    help="Optimiser steps of each training.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -211,13 +211,13 @@ def _print_summary(finished: Any, out: Path) -> None:
 @click.option("--limit", type=int, help="Quick look: at most N images a split, N frames a video.")
 @click.pass_context
 def demo(
-    ctx: click.Context, out: Path, seconds: int, limit: int | None, device: str, cache_dir: Path | None
+    ctx: click.Context, out: Path, steps: int, limit: int | None, device: str, cache_dir: Path | None
 ) -> None:
     """Train two tiny encoders briefly on the embedded scenes; score them beside random weights and pixels."""
     from .demo import demo_config
     from .progress import Reporter
 
-    _run(demo_config(out, seconds, limit, device, cache_dir, Reporter()), debug=_debug(ctx))
+    _run(demo_config(out, steps, limit, device, cache_dir, Reporter()), debug=_debug(ctx))
 
 
 @cli.command()

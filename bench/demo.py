@@ -11,13 +11,13 @@ from .progress import Reporter
 
 
 def demo_config(
-    out: Path, seconds: float, limit: int | None, device: str, cache_dir: Path | None, reporter: Reporter
+    out: Path, steps: int, limit: int | None, device: str, cache_dir: Path | None, reporter: Reporter
 ) -> RunConfig:
     """Train what is not trained yet, and return the run that scores it beside random weights and pixels.
 
     Args:
         out: run folder; the checkpoints are kept in it.
-        seconds: training time of each encoder.
+        steps: optimiser steps of each training.
         limit: at most so many images a split, for a quick look.
         device: auto, cpu, cuda or cuda:N.
         cache_dir: where the embedded data are kept.
@@ -34,8 +34,8 @@ def demo_config(
     scenes = load_data("scenes", cache_dir=cache_folder(cache_dir))
     checkpoints = []
     for label, recipe in {
-        "MAE": Recipe(objective="mae", seconds=seconds),
-        "supervised": Recipe(objective="supervised", seconds=seconds),
+        "MAE": Recipe(objective="mae", steps=steps),
+        "supervised": Recipe(objective="supervised", steps=steps),
     }.items():
         path = out / "checkpoints" / f"{label}.pth"
         if not path.is_file():

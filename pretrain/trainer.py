@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -31,18 +32,17 @@ class Recipe(Frozen):
     objective: Literal["supervised", "mae"] = Field("mae", description="what the encoder is trained for")
     image_size: int = Field(64, description="side of the training images, pixels")
     patch_size: int = Field(8, description="side of a patch, pixels")
-    embed_dim: int = Field(192, description="width of the encoder")
-    depth: int = Field(6, description="blocks of the encoder")
-    num_heads: int = Field(3, description="attention heads")
-    seconds: float = Field(60.0, gt=0, description="wall time of the training; the schedule follows it")
-    steps: int | None = Field(None, description="number of steps instead of a wall time; reproducible")
-    batch_size: int = Field(64, ge=2)
+    embed_dim: int = Field(128, description="width of the encoder")
+    depth: int = Field(4, description="blocks of the encoder")
+    num_heads: int = Field(4, description="attention heads")
+    steps: int = Field(300, ge=1, description="optimiser steps; the schedule spans them")
+    batch_size: int = Field(64, ge=2, description="images a step")
     learning_rate: float = Field(1e-3, gt=0, description="peak, for the batch as given")
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, description="of the weight matrices")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the schedule")
     min_scale: float = Field(0.3, gt=0, le=1, description="smallest area of a random crop")
-    mask_ratio: float = Field(0.75, gt=0, lt=1)
-    seed: int = 0
+    mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of the patches that MAE hides")
+    seed: int = Field(0, description="of the initial weights, the order and the crops")
 
     def spec(self) -> EncoderSpec:
         """The encoder that the recipe trains."""
@@ -94,14 +94,10 @@ def train(recipe: Recipe, data: Dataset, out: Path, device: str, reporter: Repor
     optimizer = _optimizer(model, recipe)
     losses: list[float] = []
     started = time.monotonic()
-    total = recipe.steps or math.ceil(recipe.seconds)
-    with reporter.progress(total, f"training {recipe.objective} on {data.name}") as bar:
-        for index in _batches(len(pixels), recipe.batch_size, generator):
-            elapsed = time.monotonic() - started
-            done = len(losses) / recipe.steps if recipe.steps else elapsed / recipe.seconds
-            if done >= 1:
-                break
-            _set_rate(optimizer, recipe, done)
+    batches = islice(_batches(len(pixels), recipe.batch_size, generator), recipe.steps)
+    with reporter.progress(recipe.steps, f"training {recipe.objective} on {data.name}") as bar:
+        for index in batches:
+            _set_rate(optimizer, recipe, len(losses) / recipe.steps)
             batch = augment(pixels[index.numpy()], recipe.image_size, recipe.min_scale, generator)
             images = ((batch.float() / 255 - mean) / std).to(device)
             loss = model(images, labels[index].to(device), generator)
@@ -112,15 +108,10 @@ def train(recipe: Recipe, data: Dataset, out: Path, device: str, reporter: Repor
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             losses.append(float(loss.detach()))
-            bar.advance(1 if recipe.steps else int(time.monotonic() - started) - int(elapsed))
+            bar.advance()
     seconds = time.monotonic() - started
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    save_checkpoint(
-        out,
-        recipe.spec(),
-        state,
-        {**recipe.model_dump(mode="json"), "data": data.name, "trained_steps": len(losses)},
-    )
+    save_checkpoint(out, recipe.spec(), state, {**recipe.model_dump(mode="json"), "data": data.name})
     return TrainingLog(tuple(losses), seconds, len(losses) * recipe.batch_size)
 
 

@@ -191,7 +191,7 @@ def test_the_installed_command_answers():
 @pytest.mark.slow
 def test_demo_trains_scores_and_reports(invoke, tmp_path):
     out = tmp_path / "demo"
-    result = invoke("demo", "--out", out, "--seconds", 2, "--device", "cpu", "--limit", 16)
+    result = invoke("demo", "--out", out, "--steps", 5, "--device", "cpu", "--limit", 16)
     assert result.exit_code == 0, result.output
     recorded = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert {r["checkpoint"]["label"] for r in recorded["results"]} >= {"MAE", "supervised", "random weights"}
