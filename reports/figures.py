@@ -156,7 +156,7 @@ def _draw_panel(bars: Bars, shown: Sequence[int]) -> Figure:
                 color=colour(checkpoint),
                 marker=MARKERS[checkpoint % len(MARKERS)],
                 # Later ones are smaller, so that equal values hide none.
-                markersize=max(4.5, 8 - 2 * rank),
+                markersize=max(5.5, 8 - rank),
                 markeredgecolor=SURFACE,
                 markeredgewidth=0.8,
             )
