@@ -45,10 +45,12 @@ def run(
     plan = make_plan(config)
     opened = open_run(plan, reporter or Reporter(), command, debug)
     try:
-        return opened.execute()
-    finally:
-        if (plan.out / "results.json").is_file():
-            build_report(plan.out)
+        finished = opened.execute()
+    except KeyboardInterrupt:
+        build_report(plan.out)
+        raise
+    build_report(plan.out)
+    return finished
 
 
 def make_config(

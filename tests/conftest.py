@@ -10,6 +10,22 @@ from types import ModuleType
 import pytest
 
 
+COUNTS = pytest.StashKey[dict[str, int]]()
+MARKS = ("slow", "gpu", "realdata")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Count the marked tests, for the summary."""
+    config.stash[COUNTS] = {mark: sum(1 for i in items if i.get_closest_marker(mark)) for mark in MARKS}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how many of the collected tests carry a mark."""
+    counts = config.stash.get(COUNTS, {})
+    marked = ", ".join(f"{mark} {n}" for mark, n in counts.items())
+    terminalreporter.write_line(f"marked among the collected tests: {marked}")
+
+
 @pytest.fixture(scope="session")
 def toy() -> ModuleType:
     """The module ``toy.py`` beside this file: a Context over arrays (test folders are no packages)."""
