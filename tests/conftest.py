@@ -9,7 +9,6 @@ from types import ModuleType
 
 import pytest
 
-
 COUNTS = pytest.StashKey[dict[str, int]]()
 MARKS = ("slow", "gpu", "realdata")
 
