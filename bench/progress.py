@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from rich.progress import (
     MofNCompleteColumn,
     ProgressColumn,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -62,11 +62,11 @@ class Reporter:
 
 
 class _Bar:
-    def __init__(self, bar: RichProgress, task: int) -> None:
+    def __init__(self, bar: RichProgress, task: TaskID) -> None:
         self._bar, self._task = bar, task
 
     def advance(self, n: int = 1) -> None:
-        self._bar.advance(self._task, n)  # type: ignore[arg-type]
+        self._bar.advance(self._task, n)
 
 
 class _Lines:
@@ -98,8 +98,3 @@ class _Rate(ProgressColumn):
     def render(self, task: RichTask) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{speed:.1f}/s" if speed else "-/s", style="dim")
-
-
-def stderr_is_terminal() -> bool:
-    """Whether standard error is a terminal."""
-    return sys.stderr.isatty()
