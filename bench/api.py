@@ -42,8 +42,11 @@ def run(
 
     if config is None:
         config = make_config(ckpt, **options)
+    reporter = reporter or Reporter()
     plan = make_plan(config)
-    opened = open_run(plan, reporter or Reporter(), command, debug)
+    for note in plan.notes:
+        reporter.line(note)
+    opened = open_run(plan, reporter, command, debug)
     try:
         finished = opened.execute()
     except KeyboardInterrupt:
@@ -71,4 +74,4 @@ def make_config(
     for name in ("tasks", "data"):
         if isinstance(options.get(name), str):
             options[name] = [options[name]]
-    return validate(RunConfig, {"checkpoints": checkpoints, **options}, "run")
+    return validate(RunConfig, {"checkpoints": checkpoints, **options}, "")

@@ -29,6 +29,11 @@ class _Group(click.Group):
                 raise
             click.echo(f"lmim-bench: {error}", err=True)
             sys.exit(_EXIT_USER_ERROR)
+        except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+            if ctx.params.get("debug") or not error.filename:
+                raise
+            click.echo(f"lmim-bench: {error.filename}: {error.strerror}", err=True)
+            sys.exit(_EXIT_USER_ERROR)
         except KeyboardInterrupt:
             click.echo("lmim-bench: stopped; the same command goes on with what is not finished", err=True)
             sys.exit(_EXIT_INTERRUPTED)
@@ -265,6 +270,8 @@ def data(reference: str | None, cache_dir: Path | None) -> None:
         {
             "layout": f"{found.layout} ({found.reason})",
             "kind": loaded.kind,
+            "scored": loaded.test_split if loaded.splits else "every sequence",
+            "void": ", ".join(map(str, loaded.void)) if loaded.kind == "segmentation" else None,
             "counts": ", ".join(f"{name} {n}" for name, n in loaded.counts().items()),
             "classes": f"{len(loaded.classes)}: {', '.join(loaded.classes)}" if loaded.classes else "-",
             "fingerprint": loaded.fingerprint,
@@ -328,7 +335,7 @@ def cache(part: str | None, cache_dir: Path | None) -> None:
         freed = store.clear(root, None if part == "all" else part)
         click.echo(f"freed {freed / 1e6:.1f} MB in {root}")
         return
-    click.echo(str(root))
+    click.echo(f"{root}{'' if store.usage(root) else ' (empty)'}")
     for name, (entries, size) in store.usage(root).items():
         click.echo(f"{name:<12} {entries:>6} entries {size / 1e6:>10.1f} MB")
 

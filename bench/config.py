@@ -30,15 +30,23 @@ class CheckpointConfig(Frozen):
     @staticmethod
     def parse(text: str) -> CheckpointConfig:
         """``label=reference``, or a reference alone, whose file name or model name is the label."""
-        match = re.match(r"^([^=/:#]+)=(.+)$", text)
-        if match and not Path(text).exists():
-            return CheckpointConfig(label=match[1].strip(), reference=match[2])
+        label, equals, reference = text.partition("=")
+        if equals and not Path(text.partition("#")[0]).exists() and _is_label(label, reference):
+            return validate(CheckpointConfig, {"label": label.strip(), "reference": reference}, "--ckpt")
         scheme, _, rest = text.partition(":")
         if rest and not Path(text).exists() and scheme in ("timm", "python"):
             return CheckpointConfig(label=rest.replace(":pretrained", " (pretrained)"), reference=text)
         path, _, picked = text.partition("#")
         name = Path(path).stem + (f"#{picked}" if picked else "")
         return CheckpointConfig(label=name or text, reference=text)
+
+
+def _is_label(label: str, reference: str) -> bool:
+    """Whether what stands before ``=`` is a label, not the beginning of a path or of a choice behind #."""
+    if "#" in label or label.startswith(("timm:", "python:")):
+        return False
+    known = reference.startswith(("timm:", "python:", "pixels")) or Path(reference.partition("#")[0]).exists()
+    return known or "/" not in label
 
 
 class DataConfig(Frozen):
@@ -128,12 +136,13 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, path[:-1])
-        at = ".".join([where, *path[:-1]])
+        at = ".".join([*where.split(), *path[:-1]]) or "a run"
         return f"{at} has no field {path[-1]!r}. {did_you_mean(path[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return message
-    return f"{'.'.join([where, *path])}: {message[0].lower() + message[1:]}, got {first.get('input')!r}"
+    at = ".".join([*where.split(), *path])
+    return f"{at}: {message[0].lower() + message[1:]}, got {first.get('input')!r}"
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:

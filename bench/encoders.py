@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, 
     if source.startswith("timm:"):
         encoder = _load_timm(source, seed)
     elif source.startswith("python:"):
-        encoder = _load_python(source)
+        encoder = _load_python(source, seed)
     elif _is_pixels(source):
         encoder = _load_pixels(source)
     else:
@@ -125,19 +126,23 @@ def _load_timm(source: str, seed: int) -> Encoder:
     return timm_encoder(model, timm_spec(model, {"builder": "timm", "name": name, "kwargs": {}}), info)
 
 
-def _load_python(source: str) -> Encoder:
+def _load_python(source: str, seed: int) -> Encoder:
     """Call the factory of ``python:package.module:factory``. This runs the user's own code, as asked."""
     _, module_name, factory_name = [*source.split(":"), "", ""][:3]
     if not module_name or not factory_name or source.count(":") != 2:
         raise CheckpointError(f"{source}: expected python:package.module:factory")
     try:
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
         factory = getattr(importlib.import_module(module_name), factory_name)
     except ImportError as error:
         raise CheckpointError(f"{source}: {module_name} cannot be imported: {error}") from error
     except AttributeError as error:
         raise CheckpointError(f"{source}: {module_name} has no {factory_name!r}") from error
     try:
-        built = factory()
+        with torch.random.fork_rng(devices=[]):  # a factory with random weights gives the same ones again
+            torch.manual_seed(seed)
+            built = factory()
     except Exception as error:
         detail = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{source} failed: {type(error).__name__}: {detail}") from error

@@ -24,7 +24,7 @@ from .config import (
     validate,
 )
 from .errors import ConfigError, did_you_mean
-from .types import Frozen, TaskSpec
+from .types import DataKind, Frozen, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Evaluation:
     data: str
     config: Frozen
     overrides: tuple[str, ...]
+    """The protocol fields that differ from the task's defaults."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class RunPlan:
     out: Path
     data: Mapping[str, DataConfig]
     evaluations: tuple[Evaluation, ...]
+    notes: tuple[str, ...] = ()
+    """What a user should know before the work starts."""
 
     def cells(self) -> list[tuple[str, Evaluation, int]]:
         """(checkpoint label, evaluation, seed), in the order in which they run."""
@@ -68,16 +71,28 @@ def make_plan(config: RunConfig) -> RunPlan:
     suite = load_suite(config.suite) if config.suite else None
     fallback = load_suite(DEFAULT_SUITE)
     data: dict[str, DataConfig] = dict(suite.data) if suite else {}
-    named: dict[str, tuple[str, Suite | None]] = {}  # data set of --data -> kind, suite of its protocol
+    named: dict[str, tuple[DataKind, Suite | None]] = {}  # data set of --data -> kind, suite of its protocol
     for reference in config.data:
         kind = detect_layout(reference).kind
         name = _unique(_data_name(reference), data)
         data[name] = DataConfig(path=reference, kind=kind)
         named[name] = (kind, fallback if is_embedded(reference) else suite)
     evaluations = []
-    for task in _selected(config.tasks, suite):
+    tasks = _selected(config.tasks, suite)
+    for name in config.overrides:
+        if name not in {task.name for task in tasks}:
+            raise ConfigError(f"--set {name}.…: the run has no task {name!r}; add it to --tasks")
+    for name, (kind, _) in named.items():
+        if kind not in {task.data for task in tasks}:
+            chosen = ", ".join(f"{task.name} ({task.data})" for task in tasks)
+            raise ConfigError(f"{name} is a {kind} set, and none of the chosen tasks takes one: {chosen}")
+    notes = []
+    for task in tasks:
         for source, names in _data_of(task, suite, named, fallback):
             protocol = source.tasks[task.name].protocol if source and task.name in source.tasks else {}
+            if source is fallback and (suite or named) and not set(names) & set(named):
+                embedded = ", ".join(names)
+                notes.append(f"no {task.data} data is named: {task.name} runs on the embedded {embedded}")
             for name in names:
                 if source is fallback:
                     data.setdefault(name, fallback.data[name])
@@ -88,6 +103,7 @@ def make_plan(config: RunConfig) -> RunPlan:
         out=config.out or Path("runs") / _folder_name(config),
         data={name: entry for name, entry in data.items() if name in used},
         evaluations=tuple(evaluations),
+        notes=tuple(notes),
     )
 
 
@@ -103,15 +119,18 @@ def _selected(names: tuple[str, ...], suite: Suite | None) -> list[TaskSpec]:
 
 
 def _data_of(
-    task: TaskSpec, suite: Suite | None, named: Mapping[str, tuple[str, Suite | None]], fallback: Suite
+    task: TaskSpec, suite: Suite | None, named: Mapping[str, tuple[DataKind, Suite | None]], fallback: Suite
 ) -> list[tuple[Suite | None, tuple[str, ...]]]:
     """The data sets of a task, each with the suite whose protocol fields hold there."""
+    from .data import detect_layout
+
     found: list[tuple[Suite | None, tuple[str, ...]]] = []
     if suite:
         if task.name in suite.tasks and suite.tasks[task.name].data:
             found.append((suite, suite.tasks[task.name].data))
         else:
-            fitting = tuple(name for name, entry in suite.data.items() if entry.kind == task.data)
+            kinds = {name: entry.kind or detect_layout(entry.path).kind for name, entry in suite.data.items()}
+            fitting = tuple(name for name, kind in kinds.items() if kind == task.data)
             found += [(suite, fitting)] if fitting else []
     found += [(source, (name,)) for name, (kind, source) in named.items() if kind == task.data]
     if found:
@@ -128,7 +147,9 @@ def _evaluation(
     for field, raw in overrides.items():
         fields[field] = coerce(task.config, field, raw)
     config = validate(task.config, fields, task.name)
-    return Evaluation(task, data, config, tuple(sorted(fields)))
+    defaults = task.config()
+    changed = [name for name in task.config.model_fields if getattr(config, name) != getattr(defaults, name)]
+    return Evaluation(task, data, config, tuple(changed))
 
 
 def _check_overrides(overrides: Mapping[str, Mapping[str, Any]]) -> None:

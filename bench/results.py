@@ -86,7 +86,7 @@ class Result(Frozen):
     protocol: dict[str, Any]
     """Every protocol field as used, defaults filled in."""
     overrides: tuple[str, ...] = ()
-    """The protocol fields that were set by the suite or on the command line."""
+    """The protocol fields that differ from the task's defaults."""
     headline: str
     """Metric id that stands for the task."""
     metrics: dict[str, dict[str, Any]] = {}
@@ -169,5 +169,5 @@ def load_run(folder: str | Path) -> RunFile:
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        return ": ".join(filter(None, [".".join(str(part) for part in first["loc"]), first["msg"]]))
     return str(error).splitlines()[0]

@@ -20,7 +20,7 @@ from .data import load_data
 from .encoders import load_encoder
 from .engine import Engine, resolve_device
 from .environment import environment
-from .errors import ConfigError, DataError, LmimBenchError
+from .errors import CheckpointError, ConfigError, LmimBenchError
 from .features import FeatureStore
 from .plan import Evaluation, RunPlan, cell_id, digest
 from .progress import Reporter
@@ -122,7 +122,10 @@ class Run:
         record = cells[0].checkpoint
         encoder = load_encoder(record.reference)
         if encoder.fingerprint != record.fingerprint:
-            raise DataError(f"{record.reference} changed while the run was going on; run again")
+            raise CheckpointError(
+                f"{record.reference} gives other weights than when it was opened: a file that changed, or a "
+                "factory that is not deterministic"
+            )
         engine = Engine(encoder, self.device, config.precision, config.batch_size)
         store = FeatureStore(
             cache_folder(config.cache_dir) / "features",
@@ -155,7 +158,7 @@ class Run:
             for request in requests:
                 for split in request.splits:
                     opened[split], left_out = banks.get(split, request.view)
-                    skipped += tuple(f"{split}/{one}" for one in left_out)
+                    skipped += tuple(one for one in left_out if one not in skipped)
             seconds["features"] = time.perf_counter() - started
             context = RunContext(
                 task=task.name,
@@ -168,6 +171,8 @@ class Run:
                 out=self.plan.out,
                 reporter=self.reporter,
             )
+            if skipped:
+                context.note(f"{len(skipped)} broken image(s) left out (--skip-broken), first {skipped[0]}")
             mark = time.perf_counter()
             measurements = list(task.run(context, cell.evaluation.config))
             seconds["task"] = time.perf_counter() - mark
@@ -305,7 +310,7 @@ def _difference(old: Result, cell: Cell, run: Run) -> str:
         return f"--precision {old.environment.precision}"
     new = cell.evaluation.config.model_dump(mode="json")
     changed = [f"{k}={old.protocol.get(k)}" for k in new if old.protocol.get(k) != new[k]]
-    return f"another protocol ({', '.join(changed)})" if changed else "another protocol"
+    return f"another protocol ({', '.join(changed)}); repeat its --set or --suite"
 
 
 def collect(out: Path, command: str) -> RunFile:

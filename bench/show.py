@@ -47,7 +47,9 @@ def print_plan(opened: Any) -> None:
     print_table(columns, rows, f"plan for {opened.plan.out} on {opened.device}")
     for name, data in opened.data.items():
         counts = ", ".join(f"{split} {n}" for split, n in data.counts().items())
-        print_line(f"{name}: {data.kind}, {counts}")
+        print_line(f"{name}: {data.kind}, {counts}, {data.path or 'embedded'}")
+    for note in opened.plan.notes:
+        print_line(note)
     print_line(f"{len(pending)} of {len(opened.cells)} cells to do")
 
 
@@ -73,6 +75,8 @@ def print_line(text: str) -> None:
 
 
 def _lines(value: Any) -> list[str]:
+    if value is None or value == "":
+        return []
     if isinstance(value, dict):
         return [f"{key}: {item}" for key, item in value.items()]
     if isinstance(value, list | tuple) and not all(isinstance(item, int | float) for item in value):

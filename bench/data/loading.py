@@ -109,7 +109,7 @@ def iterate_batches(
     )
     for positions, images, broken, reasons in loader:
         if reasons and not skip_broken:
-            raise DataError(reasons[0])
+            raise DataError(f"{reasons[0]}; --skip-broken leaves such images out")
         yield Batch(positions, images, broken)
 
 

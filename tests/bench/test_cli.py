@@ -148,6 +148,10 @@ def test_a_failed_cell_makes_exit_code_one(invoke, checkpoint, images, tmp_path)
         (("--ckpt", "pixels", "--data", "no/such/folder"), "no/such/folder"),
         (("--ckpt", "timm:vit_tinny_patch16_224"), "vit_tinny_patch16_224"),
         (("--ckpt", "pixels", "--limit", "0"), "limit"),
+        (("--ckpt", "=pixels"), "label"),
+        (("--ckpt", "pixels", "--set", "vos.topk=3"), "no task 'vos'"),
+        (("--ckpt", "pixels", "--data", "scenes-video"), "none of the chosen tasks takes one"),
+        (("--ckpt", "python:nowhere:make"), "nowhere cannot be imported"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_two(invoke, tmp_path, args, message):
@@ -157,6 +161,60 @@ def test_wrong_input_is_one_line_and_exit_code_two(invoke, tmp_path, args, messa
     assert len(result.stderr.strip().splitlines()) == 1
     assert "Traceback" not in result.output
     assert not (tmp_path / "o").exists()
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(invoke, checkpoint, images, tmp_path):
+    (tmp_path / "file").touch()
+    result = invoke(
+        *(
+            "run",
+            "--ckpt",
+            checkpoint,
+            "--tasks",
+            "knn",
+            "--data",
+            images,
+            "--out",
+            tmp_path / "file" / "sub",
+        ),
+        *("--cache-dir", tmp_path / "cache", "--device", "cpu"),
+    )
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert str(tmp_path / "file") in result.stderr
+
+
+def test_a_task_without_data_of_its_own_says_that_it_runs_on_the_embedded(
+    invoke, checkpoint, images, tmp_path
+):
+    result = invoke(
+        *(
+            "run",
+            "--ckpt",
+            checkpoint,
+            "--tasks",
+            "knn,vos",
+            "--data",
+            images,
+            "--dry-run",
+            "--device",
+            "cpu",
+        ),
+        *("--out", tmp_path / "o", "--cache-dir", tmp_path / "cache"),
+    )
+    assert "no video data is named: vos runs on the embedded scenes-video" in result.output
+
+
+def test_a_suite_serves_the_tasks_that_it_does_not_list(invoke, checkpoint, images, tmp_path):
+    suite = tmp_path / "s.yaml"
+    suite.write_text("data: {mine: letters}\ntasks: {knn: {data: mine, k: [1, 5, 10, 20, 50, 100, 200]}}\n")
+    result = invoke(
+        *("run", "--ckpt", checkpoint, "--tasks", "knn,few_shot", "--suite", suite, "--dry-run"),
+        *("--out", tmp_path / "o", "--cache-dir", tmp_path / "cache", "--device", "cpu"),
+    )
+    assert "few_shot" in result.output
+    assert "scenes" not in result.output
+    assert "k=[" not in result.output  # what equals the default is not a change
 
 
 def test_debug_shows_the_traceback(checkpoint):

@@ -58,6 +58,8 @@ def test_wrong_value_says_what_was_expected_and_got():
     ("text", "label", "reference"),
     [
         ("mae=a/b.pth", "mae", "a/b.pth"),
+        ("<b>x</b>=pixels", "<b>x</b>", "pixels"),
+        ("runs/lr=1/model.pth", "model", "runs/lr=1/model.pth"),
         ("a/b.pth", "b", "a/b.pth"),
         ("timm:vit_tiny_patch16_224", "vit_tiny_patch16_224", "timm:vit_tiny_patch16_224"),
         ("x=timm:vit_tiny_patch16_224", "x", "timm:vit_tiny_patch16_224"),

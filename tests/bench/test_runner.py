@@ -194,7 +194,8 @@ def test_a_broken_image_is_named_and_can_be_left_out(checkpoint, options, images
     assert "red/03.png" in finished.results[0].error
     finished = run(checkpoint, **options, skip_broken=True)
     assert finished.results[0].status == "ok"
-    assert finished.results[0].data.skipped == ("train/train/red/03.png",)
+    assert finished.results[0].data.skipped == ("train/red/03.png",)
+    assert "1 broken image(s) left out" in finished.results[0].notes[0]
     again = run(checkpoint, **{**options, "tasks": ["few_shot"]})
     failed = next(r for r in again.results if r.task == "few_shot")
     assert failed.status == "failed"
@@ -210,6 +211,20 @@ def test_an_empty_folder_and_an_unknown_task_stop_before_any_work(checkpoint, op
     with pytest.raises(ConfigError, match="Did you mean 'temperature'"):
         run(checkpoint, **options, overrides={"knn": {"tempratur": "1"}})
     assert not options["out"].exists()
+
+
+def test_a_factory_in_the_working_folder_with_random_weights_is_the_same_twice(
+    options, tmp_path, monkeypatch
+):
+    (tmp_path / "my_net.py").write_text(
+        "import timm\n"
+        "def make():\n"
+        "    return timm.create_model('vit_tiny_patch16_224', img_size=32, num_classes=0)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    finished = run("python:my_net:make", **options)
+    assert finished.results[0].status == "ok"
 
 
 def test_items_are_kept_beside_the_scores(checkpoint, options):
