@@ -165,7 +165,7 @@ def run(
 
 
 def _run(config: Any, *, dry_run: bool = False, debug: bool = False) -> None:
-    from .plan import make_plan
+    from .plan import make_plan, run_folder
     from .progress import Reporter
 
     reporter = Reporter()
@@ -179,7 +179,7 @@ def _run(config: Any, *, dry_run: bool = False, debug: bool = False) -> None:
     from .api import run as run_api
 
     finished = run_api(config=config, reporter=reporter, command=command, debug=debug)
-    _print_summary(finished, make_plan(config).out)
+    _print_summary(finished, run_folder(config))
 
 
 def _print_summary(finished: Any, out: Path) -> None:

@@ -40,7 +40,6 @@ class RunContext:
         data: Dataset,
         banks: Mapping[str, FeatureBank],
         seed: int,
-        limited: bool,
         out: Path,
         reporter: Reporter,
     ) -> None:
@@ -49,7 +48,6 @@ class RunContext:
         self.seed = seed
         self.device = engine.device
         self.batch_size = engine.batch_size
-        self.limited = limited
         self.artefacts: list[Artefact] = []
         self.notes: list[str] = []
         self._task = task

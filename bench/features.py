@@ -4,7 +4,7 @@ A bank is a folder named by the hash of everything that decides its content (wei
 view, precision). Each column is one ``.npy`` file, streamed to a temporary name and renamed when whole,
 so a bank never holds a half-written column; columns that are missing are added by a later pass.
 
-    <cache>/features/<key>/  meta.json  ids.json  index.npy  labels.npy  cls@-1.npy  patches@-1.npy ...
+    <cache>/features/<key>/  meta.json  index.npy  cls@-1.npy  patches@-1.npy ...
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from .engine import Engine
 from .errors import DataError, TaskError
 from .results import atomic_write, write_json
-from .types import Array, Column, Dataset, FeatureBank, Features, Progress, Tap, View
+from .types import Array, Column, Dataset, FeatureBank, Features, Progress, View
 
 ProgressFactory = Callable[[int, str], AbstractContextManager[Progress]]
 
@@ -246,6 +246,3 @@ def _truncate(path: Path, rows: int) -> None:
         copy[start : start + 4096] = source[start : min(rows, start + 4096)]
     copy.flush()
     target.replace(path)
-
-
-__all__ = ["FeatureStore", "Tap", "bank_key", "folder_bytes", "merge_requests"]

@@ -100,7 +100,7 @@ def make_plan(config: RunConfig) -> RunPlan:
     used = {e.data for e in evaluations}
     return RunPlan(
         config=config,
-        out=config.out or Path("runs") / _folder_name(config),
+        out=run_folder(config),
         data={name: entry for name, entry in data.items() if name in used},
         evaluations=tuple(evaluations),
         notes=tuple(notes),
@@ -174,8 +174,9 @@ def _unique(name: str, taken: Mapping[str, Any]) -> str:
     return candidate
 
 
-def _folder_name(config: RunConfig) -> str:
-    return slug("+".join(c.label for c in config.checkpoints))
+def run_folder(config: RunConfig) -> Path:
+    """Where a run is written: as asked, else below ``runs/`` by the labels of its checkpoints."""
+    return config.out or Path("runs") / slug("+".join(c.label for c in config.checkpoints))
 
 
 def slug(text: str) -> str:

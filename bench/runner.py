@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 import traceback
@@ -30,7 +31,6 @@ from .results import (
     Result,
     RunFile,
     atomic_write,
-    load_run,
     read_result,
     write_json,
 )
@@ -167,7 +167,6 @@ class Run:
                 data=data,
                 banks=opened,
                 seed=cell.seed,
-                limited=self.plan.config.limit is not None,
                 out=self.plan.out,
                 reporter=self.reporter,
             )
@@ -319,7 +318,7 @@ def collect(out: Path, command: str) -> RunFile:
     results.sort(key=_plan_order(out))
     run = RunFile(command=command, limited=any(r.limit for r in results), results=tuple(results))
     write_json(out / "results.json", run.model_dump(mode="json"))
-    return load_run(out)
+    return run
 
 
 def _plan_order(out: Path) -> Any:
@@ -361,6 +360,4 @@ def _news(result: Result, seconds: float) -> str:
 
 def default_workers(device: str) -> int:
     """Decoding processes: none beside an encoder that keeps the CPU busy, most cores beside a GPU."""
-    import os
-
     return 0 if device == "cpu" else max(1, min(16, (os.cpu_count() or 1) - 1))

@@ -389,7 +389,6 @@ class Context(Protocol):
     seed: int
     device: str
     batch_size: int
-    limited: bool
 
     def bank(self, split: str) -> FeatureBank:
         """The features the task asked for, of one split."""

@@ -63,7 +63,6 @@ class TrainingLog:
 
     losses: tuple[float, ...]
     seconds: float
-    images: int
 
 
 def train(recipe: Recipe, data: Dataset, out: Path, device: str, reporter: Reporter) -> TrainingLog:
@@ -112,7 +111,7 @@ def train(recipe: Recipe, data: Dataset, out: Path, device: str, reporter: Repor
     seconds = time.monotonic() - started
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     save_checkpoint(out, recipe.spec(), state, {**recipe.model_dump(mode="json"), "data": data.name})
-    return TrainingLog(tuple(losses), seconds, len(losses) * recipe.batch_size)
+    return TrainingLog(tuple(losses), seconds)
 
 
 def load_pixels(split: ImageSplit, size: int) -> tuple[Array, torch.Tensor]:
