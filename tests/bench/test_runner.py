@@ -291,7 +291,15 @@ def wait_for(path: Path, process: subprocess.Popen, pattern: str) -> None:
 def test_a_stopped_run_goes_on_to_the_same_numbers(checkpoint, options, tmp_path, sign, code):
     options["tasks"] = ["knn", "linear", "few_shot"]
     whole = run(checkpoint, **{**options, "out": tmp_path / "whole", "cache_dir": tmp_path / "other-cache"})
-    process = subprocess.Popen(command(checkpoint, options), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # A suite that a shell started in the background hands its children an ignored SIGINT.
+    start = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('lmim_bench', run_name='__main__')"
+    )
+    arguments = command(checkpoint, options)[3:]
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     wait_for(options["out"] / "results", process, "*.json")
     process.send_signal(sign)
     _, errors = process.communicate(timeout=60)
