@@ -11,9 +11,17 @@ from typing import NamedTuple
 
 from ..errors import DataError, did_you_mean
 from ..types import DataKind, Dataset
-from .layouts import LAYOUTS, Detected, detect
+from .layouts import LAYOUTS, SHARD_SUFFIXES, Detected, detect
 
-__all__ = ["CatalogueRow", "Detected", "catalogue", "detect_layout", "is_embedded", "load_data"]
+__all__ = [
+    "CatalogueRow",
+    "Detected",
+    "catalogue",
+    "detect_layout",
+    "is_embedded",
+    "load_data",
+    "load_unlabelled",
+]
 
 _EMBEDDED: dict[str, tuple[str, DataKind, str]] = {
     "scenes": ("imagefolder", "classification", "12 classes of textured objects, generated"),
@@ -124,6 +132,24 @@ def load_data(
     return _load_folder(found, root, name, train, test, void, classes, cache_dir)
 
 
+def load_unlabelled(reference: str | Path, name: str | None = None, cache_dir: Path | None = None) -> Dataset:
+    """Every image below a folder as one split ``train`` without labels, whatever the layout: for pretraining.
+
+    ``load_data`` never comes here by itself; whoever needs no labels falls back to it where a folder has no
+    known layout or no test split. Images lie loose or in shards (``*.tar``, ``*.parquet``). Left out is only
+    what is set apart for a test: a split ``test`` or ``val`` beside a split ``train``.
+
+    Raises:
+        DataError: no such folder, no image below it, or loose images and shards side by side.
+    """
+    from .unlabelled import load_every_image
+
+    root = Path(reference).expanduser()
+    if not root.is_dir():
+        raise DataError(f"there is no data folder {root}")
+    return load_every_image(root, name or root.resolve().name, cache_dir)
+
+
 def _expect(kind: DataKind | None, found: Detected, reference: str) -> None:
     if kind and found.kind != kind:
         raise DataError(f"{reference} is a {found.kind} data set ({found.layout}), not one for {kind}")
@@ -165,6 +191,10 @@ def _load_folder(
         from .cifar import load_cifar
 
         return load_cifar(root, name, cache_dir)
+    if found.layout in SHARD_SUFFIXES:
+        from .shards import load_shards
+
+        return load_shards(root, name, found.layout, train, test, cache_dir)
     from .classification import load_image_folder
 
     return load_image_folder(root, name, train, test, cache_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import threading
@@ -31,9 +32,9 @@ _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.Decompressio
 _strict = threading.Lock()
 
 
-def list_images(folder: Path) -> list[str]:
+def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
     """All images below a folder as relative POSIX paths, in torchvision's ImageFolder order; hidden files
-    (``._x.jpg`` of archives packed on a Mac) are left out.
+    (``._x.jpg`` of archives packed on a Mac) are left out. Other ``suffixes`` list other files.
     """
     found = []
     for where, _, names in sorted(os.walk(folder, followlinks=True)):
@@ -41,7 +42,7 @@ def list_images(folder: Path) -> list[str]:
         found += [
             (below / name).as_posix()
             for name in sorted(names)
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+            if name.lower().endswith(suffixes) and not name.startswith(".")
         ]
     return found
 
@@ -75,10 +76,11 @@ def by_stem(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """The fully decoded image. Pillow's global leave to pad truncated files is overruled meanwhile."""
+    source = path if content is None else io.BytesIO(content)
     try:
-        with _whole_files_only(), Image.open(path) as image:
+        with _whole_files_only(), Image.open(source) as image:
             image.load()
             yield image
     except FileNotFoundError as error:
@@ -102,13 +104,15 @@ def _whole_files_only() -> Iterator[None]:
             ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, content: bytes | None = None) -> Image.Image:
     """Decode an image to RGB; its EXIF orientation is not applied, as in torchvision.
+
+    ``content`` is the encoded image where it does not lie in a file of its own; ``path`` then only names it.
 
     Raises:
         DataError: the file is missing, truncated or no image; the message names it.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         return image.convert("RGB")
 
 

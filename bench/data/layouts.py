@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")
 SPLIT_NAMES = (*TRAIN_NAMES, *TEST_NAMES)
 RESOLUTIONS = ("480p", "Full-Resolution", "1080p")
+SHARD_SUFFIXES = {"webdataset": (".tar",), "parquet": (".parquet",)}
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 CIFAR_FOLDERS = {10: "cifar-10-batches-py", 100: "cifar-100-python"}
 
 
@@ -28,6 +31,10 @@ class Layout(NamedTuple):
 LAYOUTS: dict[str, Layout] = {
     "imagefolder": Layout("classification", "train/<class>/*.jpg and test/ or val/<class>/*.jpg"),
     "cifar": Layout("classification", f"the python batches of CIFAR ({' or '.join(CIFAR_FOLDERS.values())})"),
+    "webdataset": Layout("classification", "shards train-*.tar and test- or val-*.tar, or train/*.tar ..."),
+    "parquet": Layout(
+        "classification", "shards train-*.parquet and test- or validation-*.parquet, or in data/"
+    ),
     "segmentation": Layout(
         "segmentation", "train/, val/, test/, each with images/ and masks/ of the same stems"
     ),
@@ -63,7 +70,44 @@ def cifar_folder(root: Path) -> tuple[Path, int] | None:
     return None
 
 
-def _reasons(root: Path) -> dict[str, str]:
+def shard_split(path: str, names: Sequence[str] = SPLIT_NAMES) -> str | None:
+    """The split that a shard belongs to: the folder it lies in, else its first word, else the one split that
+    is a word of its name (``imagenet1k-train-0000.tar``). None where nothing tells it.
+
+    Raises:
+        DataError: the folder says one split, the name another.
+    """
+    *folders, file = path.split("/")
+    words = [re.sub(r"\d+$", "", word) for word in re.split(r"[-_.]", file.lower())[:-1]]
+    within = next((name for name in reversed(folders) if name in names), None)
+    first = words[0] if words[0] in names else None
+    if within and first and first != within:
+        raise DataError(f"{path} lies in {within}/ but is named {first}; rename it or move it to {first}/")
+    told = {word for word in words if word in names}
+    return within or first or (told.pop() if len(told) == 1 else None)
+
+
+def find_shards(root: Path, layout: str, names: Sequence[str] = SPLIT_NAMES) -> list[str]:
+    """Shards of a layout as sorted paths below ``root``: in it, in ``data/``, or in a folder of a split."""
+    suffixes = SHARD_SUFFIXES[layout] + (COMPRESSED_TARS if layout == "webdataset" else ())
+    found = []
+    for below in ("", "data"):
+        inside = subfolders(root / below)
+        for folder in (root / below, *(root / below / name for name in names if name in inside)):
+            if not folder.is_dir():
+                continue
+            with os.scandir(folder) as entries:
+                found += [
+                    (folder / entry.name).relative_to(root).as_posix()
+                    for entry in entries
+                    if entry.name.lower().endswith(suffixes)
+                    and not entry.name.startswith(".")
+                    and entry.is_file()
+                ]
+    return sorted(found)
+
+
+def reasons(root: Path) -> dict[str, str]:
     """Every layout that the folder could be, each with what speaks for it."""
     here = set(subfolders(root))
     found: dict[str, str] = {}
@@ -90,6 +134,13 @@ def _reasons(root: Path) -> dict[str, str]:
     batches = cifar_folder(root)
     if batches:
         found["cifar"] = f"CIFAR-{batches[1]} python batches in {batches[0].name}/"
+    # The archive that loose images were unpacked from may lie beside them.
+    if found or any(has_image(root / name) for name in splits):
+        return found
+    for layout in SHARD_SUFFIXES:
+        shards = [shard for shard in find_shards(root, layout) if shard_split(shard)]
+        if shards:
+            found[layout] = shards[0] + (f" and {len(shards) - 1} more" if len(shards) > 1 else "")
     return found
 
 
@@ -101,7 +152,7 @@ def detect(root: Path) -> Detected:
     """
     if not root.is_dir():
         raise DataError(f"there is no data folder {root}")
-    found = _reasons(root)
+    found = reasons(root)
     if len(found) == 1:
         layout, reason = next(iter(found.items()))
         return Detected(layout, LAYOUTS[layout].kind, reason)
@@ -111,7 +162,7 @@ def detect(root: Path) -> Detected:
         raise DataError(
             f"{root} could be more than one layout: {seen}; name one with layout: NAME in a suite"
         )
-    raise DataError(f"{root} has no known layout: it holds {_listing(root)}. Known layouts are {known}")
+    raise DataError(f"{root} has no known layout: it holds {listing(root)}. Known layouts are {known}")
 
 
 def choose_splits(root: Path, train: str | None, test: str | None, marker: str | None) -> tuple[str, str]:
@@ -125,17 +176,26 @@ def choose_splits(root: Path, train: str | None, test: str | None, marker: str |
         folder = root / name
         return (folder / marker).is_dir() if marker else bool(subfolders(folder))
 
+    return pick_splits(root, train, test, usable, marker or "class folders")
+
+
+def pick_splits(
+    root: Path, train: str | None, test: str | None, usable: Callable[[str], bool], what: str
+) -> tuple[str, str]:
+    """The train and test split: as named, else the first usable one of the known names.
+
+    Raises:
+        DataError: a named split is not usable (``what`` it should hold), or there is no train or test split.
+    """
     for given in (train, test):
         if given and not usable(given):
-            raise DataError(
-                f"{root} has no split {given!r} with {marker or 'class folders'}; it holds {_listing(root)}"
-            )
+            raise DataError(f"{root} has no split {given!r} with {what}; it holds {listing(root)}")
     train = train or _first(TRAIN_NAMES, usable)
     test = test or _first((name for name in TEST_NAMES if name != train), usable)
     if not train or not test:
         missing, names = ("train", TRAIN_NAMES) if not train else ("test", TEST_NAMES)
         raise DataError(
-            f"{root} has no {missing} split ({', '.join(names)}); it holds {_listing(root)}. "
+            f"{root} has no {missing} split ({', '.join(names)}); it holds {listing(root)}. "
             "Both a train and a test split are needed"
         )
     return train, test
@@ -145,7 +205,8 @@ def _first(names: Iterable[str], usable: Callable[[str], bool]) -> str | None:
     return next((name for name in names if usable(name)), None)
 
 
-def _listing(root: Path) -> str:
+def listing(root: Path) -> str:
+    """What a folder holds, in a few words for an error."""
     names = sorted(p.name + ("/" if p.is_dir() else "") for p in root.iterdir() if not p.name.startswith("."))
     if not names:
         return "nothing"
