@@ -84,6 +84,7 @@ LEVELS = [
         "bench.timm_models",
         "bench.checkpoints",
         "bench.encoders",
+        "bench.export",
         "bench.data",
         "bench.engine",
     ),
