@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import click
 
 from .. import __version__
 from .errors import LmimBenchError
+from .training_commands import ablate, command_line, export, pretrain
 
 _EXIT_FAILED_CELLS = 1
 _EXIT_USER_ERROR = 2
@@ -169,7 +169,7 @@ def _run(config: Any, *, dry_run: bool = False, debug: bool = False) -> None:
     from .progress import Reporter
 
     reporter = Reporter()
-    command = shlex.join(["lmim-bench", *sys.argv[1:]])
+    command = command_line()
     if dry_run:
         from .runner import open_run
         from .show import print_plan
@@ -218,11 +218,12 @@ def _print_summary(finished: Any, out: Path) -> None:
 def demo(
     ctx: click.Context, out: Path, steps: int, limit: int | None, device: str, cache_dir: Path | None
 ) -> None:
-    """Train two tiny encoders briefly on the embedded scenes; score them beside random weights and pixels."""
+    """Train a tiny MAE and a tiny Latent MIM on the embedded scenes; compare them with random weights."""
     from .demo import demo_config
     from .progress import Reporter
 
-    _run(demo_config(out, steps, limit, device, cache_dir, Reporter()), debug=_debug(ctx))
+    config = demo_config(out, steps, limit, device, cache_dir, Reporter(), command_line())
+    _run(config, debug=_debug(ctx))
 
 
 @cli.command()
@@ -338,6 +339,10 @@ def cache(part: str | None, cache_dir: Path | None) -> None:
     click.echo(f"{root}{'' if store.usage(root) else ' (empty)'}")
     for name, (entries, size) in store.usage(root).items():
         click.echo(f"{name:<12} {entries:>6} entries {size / 1e6:>10.1f} MB")
+
+
+for command in (pretrain, ablate, export):
+    cli.add_command(command)
 
 
 def _debug(ctx: click.Context) -> bool:

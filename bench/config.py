@@ -199,6 +199,19 @@ _Loader.add_implicit_resolver(
 )
 
 
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds. Raises ConfigError naming the file where it is anything else."""
+    try:
+        payload = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the {what} {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(payload, dict):
+        raise ConfigError(f"{path} must be a mapping")
+    return payload
+
+
 def load_suite(reference: str) -> Suite:
     """Read a suite file, or a built-in suite by name. Paths in a file are relative to that file.
 
@@ -212,14 +225,7 @@ def load_suite(reference: str) -> Suite:
         if not path.is_file():
             names = [p.stem for p in built_in.glob("*.yaml")]
             raise ConfigError(f"there is no suite {reference!r}. {did_you_mean(reference, names)}")
-    try:
-        payload = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the suite {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(payload, dict):
-        raise ConfigError(f"{path} must be a mapping with `data` and `tasks`")
+    payload = read_yaml(path, "suite")
     return _suite_from(payload, path, relative_to=None if path.parent == built_in else path.parent)
 
 

@@ -1,57 +1,62 @@
-"""The demonstration: train two tiny encoders briefly on the embedded scenes, and compare them."""
+"""The demonstration: train a tiny MAE and a tiny Latent MIM on the embedded scenes, and compare them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from .cache import cache_folder
+from ..pretrain.api import open_images
+from ..pretrain.studies import Row, Scale, row_recipe
+from .ablation import Trained, train_row
 from .config import CheckpointConfig, RunConfig
-from .engine import resolve_device
 from .progress import Reporter
+
+_DATA = "scenes"
+_SIDE = 64
+_SCALE = Scale(
+    arch="vit_tiny",
+    depth=4,
+    batch_size=64,
+    learning_rate=1.5e-3,
+    epochs=20,
+    decoder_depth=2,
+    limit=None,
+    looks=4,
+)
+_ROWS = (
+    Row(label="Latent MIM", recipe="latent-mim"),
+    Row(label="MAE", recipe="mae"),
+    Row(label="random weights"),
+)
 
 
 def demo_config(
-    out: Path, steps: int, limit: int | None, device: str, cache_dir: Path | None, reporter: Reporter
+    out: Path,
+    steps: int,
+    limit: int | None,
+    device: str,
+    cache_dir: Path | None,
+    reporter: Reporter,
+    command: str,
 ) -> RunConfig:
-    """Train what is not trained yet, and return the run that scores it beside random weights and pixels.
+    """Train what is not trained yet, and return the run that compares it with random weights on all tasks.
 
     Args:
-        out: run folder; the checkpoints are kept in it.
-        steps: optimiser steps of each training.
+        out: run folder; the trainings are kept in it.
+        steps: optimiser steps of each training; the same number gives the same encoders everywhere.
         limit: at most so many images a split, for a quick look.
         device: auto, cpu, cuda or cuda:N.
         cache_dir: where the embedded data are kept.
         reporter: receives the progress.
+        command: recorded in the trainings.
+
+    Raises:
+        KeyboardInterrupt: a training was told to stop; it is saved.
     """
-    import torch
-
-    from ..pretrain.trainer import Recipe, train
-    from .checkpoints import save_checkpoint
-    from .data import load_data
-    from .vit import build_vit
-
-    where = resolve_device(device)
-    scenes = load_data("scenes", cache_dir=cache_folder(cache_dir))
+    data = open_images(_DATA, reporter, cache_dir)
     checkpoints = []
-    for label, recipe in {
-        "MAE": Recipe(objective="mae", steps=steps),
-        "supervised": Recipe(objective="supervised", steps=steps),
-    }.items():
-        path = out / "checkpoints" / f"{label}.pth"
-        if not path.is_file():
-            log = train(recipe, scenes, path, where, reporter)
-            reporter.line(
-                f"{label}: {len(log.losses)} steps in {log.seconds:.0f} s, loss "
-                f"{log.losses[0]:.3f} to {log.losses[-1]:.3f}"
-            )
-        checkpoints.append(CheckpointConfig(label=label, reference=str(path)))
-    random = out / "checkpoints" / "random.pth"
-    if not random.is_file():
-        recipe = Recipe()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            state = build_vit(recipe.spec().arch).state_dict()
-        save_checkpoint(random, recipe.spec(), state, {"objective": "none: random weights"})
-    checkpoints.append(CheckpointConfig(label="random weights", reference=str(random)))
-    checkpoints.append(CheckpointConfig(label="pixels", reference="pixels"))
+    for row in _ROWS:
+        recipe = row_recipe(row, _SCALE, _SIDE, (f"optim.steps={steps}",), device)
+        trained = Trained(row, recipe, out / "trainings" / (row.recipe or "random"))
+        train_row(trained, data, _DATA, reporter, cache_dir, command)
+        checkpoints.append(CheckpointConfig(label=row.label, reference=str(trained.folder / "encoder.pth")))
     return RunConfig(checkpoints=tuple(checkpoints), out=out, limit=limit, device=device, cache_dir=cache_dir)

@@ -7,7 +7,8 @@ traceback (unless ``--debug``). Whatever is not of this family is a bug and keep
     ├── ConfigError       a wrong option, field, suite file or name
     ├── CheckpointError   a checkpoint that cannot be read, is unsafe, or does not fill the encoder
     ├── DataError         a data set that is missing, broken or of the wrong layout
-    └── TaskError         a task that cannot be scored on this encoder and data
+    ├── TaskError         a task that cannot be scored on this encoder and data
+    └── TrainingError     a training that cannot go on
 """
 
 import difflib
@@ -32,6 +33,10 @@ class DataError(LmimBenchError):
 
 class TaskError(LmimBenchError):
     """A task that cannot be scored on this encoder and data set."""
+
+
+class TrainingError(LmimBenchError):
+    """A training that cannot go on: its loss is not finite."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -17,13 +17,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from .errors import ConfigError, DataError
 from .types import Artefact, CheckpointInfo, DataKind, EncoderSpec, Frozen, Score
 
+Model = TypeVar("Model", bound=BaseModel)
 SchemaVersion = Literal["lmim-bench/results/1"]
 SCHEMA: SchemaVersion = "lmim-bench/results/1"
 
@@ -142,11 +143,17 @@ def write_json(path: Path, payload: Any) -> None:
 
 def read_result(path: Path) -> Result:
     """Read and validate one cell's file. Raises DataError naming the file where it is not valid."""
+    return read_json(path, Result)
+
+
+def read_json(path: Path, model: type[Model]) -> Model:
+    """Read a file as a pydantic model. Raises DataError naming the file where it is not a valid one."""
     try:
-        return Result.model_validate_json(path.read_bytes())
+        return model.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise DataError(
-            f"{path} is not a result of this version ({_first_line(error)}); delete it or use another --out"
+            f"{path} is not a {model.__name__.lower()} of this version ({_first_line(error)}); delete it or "
+            "use another --out"
         ) from error
 
 

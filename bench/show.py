@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -59,6 +60,22 @@ def print_protocol(spec: TaskSpec) -> None:
     defaults = spec.config().model_dump(mode="json")
     rows = [(name, defaults[name], f.description or "") for name, f in spec.config.model_fields.items()]
     print_table(("field", "default", "meaning"), rows, f"--set {spec.name}.FIELD=VALUE")
+
+
+def print_recipe(recipe: Any, cost: str) -> None:
+    """Every field of a recipe with its value and meaning; a star marks what differs from the defaults."""
+    defaults = type(recipe)()
+    print_line(f"{recipe.name}: {recipe.about}")
+    rows = []
+    for section, model in recipe:
+        if not isinstance(model, BaseModel):
+            continue
+        for name, field in type(model).model_fields.items():
+            value = getattr(model, name)
+            changed = "*" if value != getattr(getattr(defaults, section), name) else ""
+            rows.append((f"{section}.{name}", value, changed, field.description or ""))
+    print_table(("field", "value", "", "meaning"), rows, "--set SECTION.FIELD=VALUE")
+    print_line(cost)
 
 
 def print_fields(fields: dict[str, Any]) -> None:

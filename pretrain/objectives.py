@@ -1,142 +1,84 @@
-"""What an encoder is trained for: labels, or the pixels that it does not see.
-
-An objective is a module that holds the encoder and maps a batch to its loss. The encoder is always a
-plain vision transformer under the names that the loader knows, so that what is trained here is scored
-without conversion.
-"""
+"""How predictions are compared with targets: pure functions of (B, T, D), B images with T hidden patches."""
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import nn
+
+from .patches import standardise
+from .recipe import ObjectiveConfig
 
 
-def sincos_positions(dim: int, grid: int) -> torch.Tensor:
-    """Fixed two-dimensional sine-cosine positions, (grid * grid, dim): the first half of the channels
-    encodes the column, the second the row, each as sines then cosines over geometric frequencies
-    (He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022; facebookresearch/mae).
+def reconstruction_loss(
+    predictions: torch.Tensor, targets: torch.Tensor, config: ObjectiveConfig
+) -> torch.Tensor:
+    """The loss of predictions (B, T, D) against targets (B, T, D), a scalar, in fp32.
 
-    Raises:
-        ValueError: ``dim`` is not a multiple of 4.
+    ``mse``; ``norm_l2``: targets standardised over their channels, as in the official code; ``smooth_l1``
+    with ``beta``; ``cosine``: 2 - 2 cos; ``infonce``: see ``patch_discrimination``.
     """
-    if dim % 4:
-        raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, got {dim}")
-    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    steps = torch.arange(grid, dtype=torch.float64)
-    rows, columns = torch.meshgrid(steps, steps, indexing="ij")
-    halves = []
-    for axis in (columns, rows):
-        angles = axis.reshape(-1, 1) * frequencies
-        halves += [angles.sin(), angles.cos()]
-    return torch.cat(halves, dim=1).float()
+    predictions, targets = predictions.float(), targets.float()
+    if config.loss == "mse":
+        return F.mse_loss(predictions, targets)
+    if config.loss == "norm_l2":
+        return F.mse_loss(predictions, standardise(targets))
+    if config.loss == "smooth_l1":
+        return F.smooth_l1_loss(predictions, targets, beta=config.beta)
+    if config.loss == "cosine":
+        return 2 - 2 * F.cosine_similarity(predictions, targets, dim=-1).mean()
+    return patch_discrimination(predictions, targets, config)
 
 
-def patchify(images: torch.Tensor, patch: int) -> torch.Tensor:
-    """Images (B, 3, H, W) to flattened patches (B, N, patch * patch * 3), pixels in (row, column, channel)
-    order as in MAE.
+def patch_discrimination(
+    predictions: torch.Tensor, targets: torch.Tensor, config: ObjectiveConfig
+) -> torch.Tensor:
+    """InfoNCE: each prediction has to pick its own target among others, times 2 tau
+    (yibingwei-1/LatentMIM, ``infonce_patches``).
+
+    Predictions are first standardised, each channel over the patches of the image (unbiased, + 1e-4), where
+    ``standardise`` says so; both sides are L2-normalised and the logits are cosines over ``tau``.
+
+    ``negatives``: ``image`` takes the other hidden patches of the same image, ``batch`` those of the whole
+    micro-batch of this process. With ``num_negatives`` = K, a patch is told apart from the K targets after
+    it (in a circle) alone, which is a random choice since masks list patches in random order.
     """
-    b, c, height, width = images.shape
-    cells = images.reshape(b, c, height // patch, patch, width // patch, patch)
-    return cells.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, patch * patch * c)
+    if config.standardise:
+        mean = predictions.mean(dim=1, keepdim=True)
+        deviation = predictions.std(dim=1, keepdim=True) if predictions.shape[1] > 1 else 1.0
+        predictions = (predictions - mean) / (deviation + 1e-4)
+    predictions, targets = F.normalize(predictions, dim=-1), F.normalize(targets, dim=-1)
+    if config.negatives == "batch":
+        predictions, targets = predictions.flatten(0, 1)[None], targets.flatten(0, 1)[None]
+    logits = predictions @ targets.transpose(1, 2) / config.tau  # (B, T, T)
+    n = logits.shape[-1]
+    places = torch.arange(n, device=logits.device)
+    if config.num_negatives is not None and config.num_negatives < n - 1:
+        ahead = (places - places[:, None]) % n
+        logits = logits.masked_fill(ahead > config.num_negatives, -torch.inf)
+    return 2 * config.tau * F.cross_entropy(logits.flatten(0, 1), places.repeat(len(logits)))
 
 
-class Supervised(nn.Module):
-    """Cross-entropy with label smoothing 0.1 on mean-pooled patch tokens."""
-
-    def __init__(self, encoder: VisionTransformer, classes: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(encoder.embed_dim, classes)
-
-    def forward(self, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The loss of a batch, a scalar."""
-        tokens = self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]
-        loss: torch.Tensor = F.cross_entropy(self.head(tokens.mean(1)), labels, label_smoothing=0.1)
-        return loss
-
-
-class MaskedAutoencoder(nn.Module):
-    """MAE: the encoder sees a random quarter of the patches, a small decoder paints the rest.
-
-    The loss is the mean squared error on the masked patches, each patch's pixels standardised
-    (He et al., CVPR 2022; facebookresearch/mae).
-
-    Args:
-        encoder: plain vision transformer with a class token; its position table is set to fixed
-            sine-cosine positions.
-        mask_ratio: share of the patches that is hidden.
-        decoder_dim, decoder_depth, decoder_heads: shape of the decoder.
+def mean_cosine(x: torch.Tensor) -> torch.Tensor:
+    """The mean cosine of all pairs of patches of the same image, each with itself included, over the images
+    of x (B, T, D): the squared length of the mean unit vector.
     """
-
-    decoder_positions: torch.Tensor
-
-    def __init__(
-        self,
-        encoder: VisionTransformer,
-        *,
-        mask_ratio: float = 0.75,
-        decoder_dim: int = 128,
-        decoder_depth: int = 2,
-        decoder_heads: int = 4,
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.mask_ratio = mask_ratio
-        self.patch = int(encoder.patch_embed.patch_size[0])
-        grid = int(encoder.patch_embed.grid_size[0])
-        assert encoder.pos_embed is not None
-        with torch.no_grad():
-            encoder.pos_embed.zero_()
-            encoder.pos_embed[0, encoder.num_prefix_tokens :] = sincos_positions(encoder.embed_dim, grid)
-        encoder.pos_embed.requires_grad_(False)
-        self.decoder_embed = nn.Linear(encoder.embed_dim, decoder_dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
-        nn.init.normal_(self.mask_token, std=0.02)
-        self.register_buffer("decoder_positions", sincos_positions(decoder_dim, grid)[None])
-        self.decoder = nn.Sequential(
-            *(Block(decoder_dim, decoder_heads, qkv_bias=True) for _ in range(decoder_depth)),
-            nn.LayerNorm(decoder_dim),
-        )
-        self.decoder_pred = nn.Linear(decoder_dim, self.patch**2 * 3)
-
-    def forward(self, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The loss of a batch, a scalar; the labels are not used."""
-        tokens = self.encoder.patch_embed(images)
-        b, n, _ = tokens.shape
-        visible = round(n * (1 - self.mask_ratio))
-        order = torch.rand(b, n, generator=generator).argsort(dim=1).to(images.device)
-        latents = self._encode(tokens, order[:, :visible])
-        predictions = self._decode(latents, order)
-        target = patchify(images, self.patch)
-        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-        hidden = order[:, visible:]
-        error = _take(predictions, hidden) - _take(target, hidden)
-        return error.square().mean()
-
-    def _encode(self, tokens: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        encoder = self.encoder
-        assert encoder.pos_embed is not None
-        assert encoder.cls_token is not None
-        x = _take(tokens + encoder.pos_embed[:, encoder.num_prefix_tokens :], visible)
-        x = torch.cat([encoder.cls_token.expand(len(x), -1, -1), x], dim=1)
-        latents: torch.Tensor = encoder.norm(encoder.blocks(x))
-        return latents
-
-    def _decode(self, latents: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        x = self.decoder_embed(latents)
-        b, n = order.shape
-        patches = torch.cat([x[:, 1:], self.mask_token.expand(b, n - (x.shape[1] - 1), -1)], dim=1)
-        restored = _take(patches, order.argsort(dim=1)) + self.decoder_positions
-        decoded = self.decoder(torch.cat([x[:, :1], restored], dim=1))
-        predictions: torch.Tensor = self.decoder_pred(decoded[:, 1:])
-        return predictions
+    return F.normalize(x.float(), dim=-1).mean(dim=1).square().sum(-1).mean()
 
 
-def _take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Rows of x (B, N, D) at index (B, M), as (B, M, D)."""
-    b, n, d = x.shape
-    # Selecting whole rows: the gradient of an element-wise gather is several times slower on the CPU.
-    rows = index + n * torch.arange(b, device=index.device)[:, None]
-    return x.reshape(b * n, d).index_select(0, rows.reshape(-1)).reshape(b, -1, d)
+def similarity_constraint(cosines: list[torch.Tensor], aim: float) -> torch.Tensor:
+    """The sum of (mean cosine - aim)^2 over predictions and visible latents.
+
+    The mean is over the images of all processes: the square of a mean is not the mean of squares, and the
+    curves of one and of several processes are to agree.
+    """
+    return torch.stack([(_over_processes(c) - aim) ** 2 for c in cosines]).sum()
+
+
+def _over_processes(value: torch.Tensor) -> torch.Tensor:
+    """The mean over processes, whose gradient is this process's own: DDP averages the gradients."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size() + (value - value.detach())

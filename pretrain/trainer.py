@@ -1,175 +1,382 @@
-"""One training loop for every objective: AdamW, warm-up and cosine, random resized crops and flips.
-
-The images are decoded once into memory, which suits the small sets that this loop is for.
-"""
+"""The training loop: steps, looks and saves on the way, and how it stops and goes on."""
 
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import cv2
-import numpy as np
 import torch
-from PIL.Image import Resampling
-from pydantic import Field
+from lightning.fabric import Fabric
 
+from ..bench.cache import cache_folder
 from ..bench.checkpoints import save_checkpoint
+from ..bench.environment import environment
+from ..bench.errors import ConfigError, TrainingError
 from ..bench.progress import Reporter
-from ..bench.types import Array, Dataset, EncoderSpec, Frozen, ImageSplit
-from ..bench.vit import build_vit, vit_spec
-from .objectives import MaskedAutoencoder, Supervised
+from ..bench.results import write_json
+from ..bench.types import Dataset
+from .batches import Part, Schedule, parts, plan_steps, to_images
+from .engine import (
+    attention_kernel,
+    compile_blocks,
+    make_fabric,
+    make_optimizer,
+    peak_flops,
+    resolve_precision,
+    set_rates,
+)
+from .flops import training_flops
+from .logbook import Logbook
+from .model import MaskedImageModel
+from .monitor import Health, Watcher
+from .outcome import Summary, Training
+from .pixels import open_pixels
+from .recipe import Recipe
+from .schedules import between, learning_rate, milestones, momentum, weight_decay
+from .signals import stop_signals
+from .state import read_state, restore, snapshot, states, whole_weights, write_state
+
+STATE_VERSION = 1
+_FLAG_EVERY = 10
+"""Steps between agreements of several processes on whether they were told to stop."""
 
 
-class Recipe(Frozen):
-    """What is trained, and for how long."""
+@dataclass
+class _Tally:
+    """Running sums between two lines of the log, and over the sitting."""
 
-    objective: Literal["supervised", "mae"] = Field("mae", description="what the encoder is trained for")
-    image_size: int = Field(64, description="side of the training images, pixels")
-    patch_size: int = Field(8, description="side of a patch, pixels")
-    embed_dim: int = Field(128, description="width of the encoder")
-    depth: int = Field(4, description="blocks of the encoder")
-    num_heads: int = Field(4, description="attention heads")
-    steps: int = Field(300, ge=1, description="optimiser steps; the schedule spans them")
-    batch_size: int = Field(64, ge=2, description="images a step")
-    learning_rate: float = Field(1e-3, gt=0, description="peak, for the batch as given")
-    weight_decay: float = Field(0.05, ge=0, description="of the weight matrices")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the schedule")
-    min_scale: float = Field(0.3, gt=0, le=1, description="smallest area of a random crop")
-    mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of the patches that MAE hides")
-    seed: int = Field(0, description="of the initial weights, the order and the crops")
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    steps: int = 0
+    busy: float = 0.0
+    waited: float = 0.0
+    all_steps: int = 0
+    all_busy: float = 0.0
+    all_waited: float = 0.0
 
-    def spec(self) -> EncoderSpec:
-        """The encoder that the recipe trains."""
-        return vit_spec(
-            "lmim-bench",
-            embed_dim=self.embed_dim,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            patch_size=self.patch_size,
-            image_size=self.image_size,
-            pooling="mean",
+    def add(self, terms: Mapping[str, torch.Tensor]) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+
+    def close_step(self, busy: float, waited: float) -> None:
+        self.steps += 1
+        self.busy += busy
+        self.waited += waited
+        self.all_steps += 1
+        self.all_busy += busy
+        self.all_waited += waited
+
+    def clear(self) -> None:
+        self.sums, self.steps, self.busy, self.waited = {}, 0, 0.0, 0.0
+
+
+def train(
+    training: Training, data: Dataset, out: Path, reporter: Reporter, cache_dir: Path | None = None
+) -> Summary:
+    """Train, or go on where the folder's last state is, until the schedule ends or a signal comes.
+
+    SIGTERM and Ctrl-C end the step at hand, save, and return a summary that is not ``finished``.
+
+    Args:
+        training: recipe and data, from ``start_training`` or ``read_training``.
+        data: the opened data set; only its training split is trained on.
+        out: the training's folder.
+        reporter: receives progress and news, on the first process.
+        cache_dir: where decoded images are kept.
+
+    Raises:
+        ConfigError: settings that do not go with the data or the machine, or another data set than before.
+        DataError: a broken image.
+        CheckpointError: no readable state, or one of another recipe.
+        TrainingError: the loss is not finite; the message names the last good state.
+    """
+    if data.fingerprint != training.fingerprint:
+        raise ConfigError(f"{out} was trained on another content of {training.data}; use another --out")
+    if training.recipe.engine.threads:
+        torch.set_num_threads(training.recipe.engine.threads)
+    fabric = make_fabric(training.recipe.engine)
+    fabric.launch()
+    return _Run(training, data, out, reporter, fabric, cache_dir).go()
+
+
+def initial_model(recipe: Recipe) -> MaskedImageModel:
+    """The model before its first step; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return MaskedImageModel(recipe)
+
+
+class _Run:
+    def __init__(
+        self,
+        training: Training,
+        data: Dataset,
+        out: Path,
+        reporter: Reporter,
+        fabric: Fabric,
+        cache_dir: Path | None,
+    ) -> None:
+        self.training, self.recipe, self.out, self.fabric = training, training.recipe, out, fabric
+        self.reporter = reporter
+        recipe, cuda = self.recipe, fabric.device.type == "cuda"
+        split = data.splits[data.train_split]
+        self.schedule: Schedule = plan_steps(recipe, len(split), fabric.world_size)
+        self.workers = recipe.data.workers if recipe.data.workers is not None else default_workers(cuda)
+        with fabric.rank_zero_first():
+            root = cache_folder(cache_dir) / "pixels"
+            self.pixels = open_pixels(split, data.fingerprint, recipe.data, root, self.workers, reporter)
+        self.model = initial_model(recipe)
+        self.flops = training_flops(recipe)
+        self.compiled = compile_blocks(self.model, recipe.engine, fabric.device)
+        self.wrapped = fabric.setup_module(self.model)
+        self.optimizer = make_optimizer(self.model, recipe.optim, fused=cuda)
+        self.wrapped_optimizer: Any = fabric.setup_optimizers(self.optimizer)
+        self.precision = resolve_precision(recipe.engine, fabric.device.type)
+        self.watcher = (
+            Watcher(recipe, data, str(fabric.device), self.precision) if fabric.is_global_zero else None
+        )
+        self.health: Health | None = None
+        self.knn: float | None = None
+        self.saved: Path | None = None
+        self.last_loss: float | None = None
+
+    def go(self) -> Summary:
+        """All steps that are left."""
+        begun = time.monotonic()
+        step = self._resume() if states(self.out / "states") else 0
+        total = self.schedule.total
+        if step and self.fabric.is_global_zero:
+            self.reporter.line(f"going on at step {step} of {total}")
+        log = Logbook(self.out, self.recipe.watch.tensorboard, step) if self.fabric.is_global_zero else None
+        saves = milestones(total, self.recipe.watch.checkpoints)
+        looks = milestones(total, self.recipe.watch.evaluations)
+        feed = parts(
+            self.recipe,
+            self.schedule,
+            self.pixels,
+            start=step,
+            process=self.fabric.global_rank,
+            workers=self.workers,
+            pin=self.fabric.device.type == "cuda",
+        )
+        tally = _Tally()
+        try:
+            with (
+                stop_signals() as asked,
+                attention_kernel(self.fabric.device, self.precision),
+                self.reporter.progress(total, f"training {self.recipe.name}") as bar,
+            ):
+                bar.advance(step)
+                if step == 0:
+                    self._look(0, log)
+                while step < total:
+                    self._step(step, feed, tally)
+                    step += 1
+                    bar.advance()
+                    stop = self._stop(asked, step)
+                    if step % self.recipe.watch.log_every == 0 or step in saves or step == total or stop:
+                        self._log(step, tally, log)
+                    if step in looks:
+                        self._look(step, log)
+                    if step in saves or stop:
+                        self._save(step)
+                    if stop:
+                        break
+        finally:
+            if log is not None:
+                log.close()
+        summary = self._summary(step, tally, time.monotonic() - begun)
+        if self.fabric.is_global_zero:
+            write_json(self.out / "summary.json", {**asdict(summary), **self._circumstances()})
+        return summary
+
+    def _step(self, step: int, feed: Iterator[Part], tally: _Tally) -> None:
+        """One optimiser step. The target moves first, as in the official code."""
+        begun = time.monotonic()
+        recipe, done = self.recipe, step / self.schedule.total
+        aim = between(recipe.objective.similarity_start, recipe.objective.similarity_end, done, "cosine")
+        set_rates(
+            self.optimizer,
+            learning_rate(recipe.optim, recipe.learning_rate, done),
+            weight_decay(recipe.optim, done),
+        )
+        self.model.update_target(momentum(recipe.target, done))
+        waited = 0.0
+        for number in range(self.schedule.parts):
+            mark = time.monotonic()
+            part = next(feed).to(self.fabric.device)
+            waited += time.monotonic() - mark
+            with self.fabric.no_backward_sync(self.wrapped, enabled=number < self.schedule.parts - 1):
+                losses = self.wrapped(to_images(part, recipe), part.offsets, part.masks, aim)
+                self.fabric.backward(losses.loss / self.schedule.parts)
+            tally.add({"loss": losses.loss.detach(), **losses.terms})
+        if recipe.optim.clip is not None:
+            # A norm that is not finite shows in the loss, or is skipped by the scaler of fp16.
+            self.fabric.clip_gradients(
+                self.wrapped, self.wrapped_optimizer, max_norm=recipe.optim.clip, error_if_nonfinite=False
+            )
+        self.wrapped_optimizer.step()
+        self.wrapped_optimizer.zero_grad(set_to_none=True)
+        tally.close_step(time.monotonic() - begun, waited)
+
+    def _log(self, step: int, tally: _Tally, log: Logbook | None) -> None:
+        """Read the sums, which waits for the device; a loss that is not finite ends the training here."""
+        if not tally.steps:
+            return
+        mark = time.monotonic()
+        names = list(tally.sums)
+        sums = torch.stack([tally.sums[name].float() for name in names])
+        reduced: Any = self.fabric.all_reduce(sums, reduce_op="mean")
+        means = reduced.cpu() / (tally.steps * self.schedule.parts)
+        tally.busy += time.monotonic() - mark
+        tally.all_busy += time.monotonic() - mark
+        values = dict(zip(names, means.tolist(), strict=True))
+        if not math.isfinite(values["loss"]):
+            last = f"the last good state is {self.saved}" if self.saved else "nothing was saved before"
+            raise TrainingError(
+                f"the loss is {values['loss']} between steps {step - tally.steps + 1} and {step}; {last}. Lower "
+                "optim.base_lr, set optim.clip, or train in fp32 (engine.precision=fp32)"
+            )
+        self.last_loss = values["loss"]
+        done = (step - 1) / self.schedule.total
+        speed = tally.steps * self.schedule.batch / tally.busy
+        peak = peak_flops(self.fabric.device)
+        values |= {
+            "epoch": step / self.schedule.per_epoch,
+            "learning_rate": learning_rate(self.recipe.optim, self.recipe.learning_rate, done),
+            "images_per_second": speed,
+            "waiting": tally.waited / tally.busy,
+            "flops_per_second": speed * self.flops,
+        }
+        if self.recipe.target.kind == "ema":
+            values["momentum"] = momentum(self.recipe.target, done)
+        if peak is not None:
+            values["utilisation"] = speed * self.flops / (peak * self.fabric.world_size)
+        if log is not None:
+            log.write(step, values)
+        tally.clear()
+
+    def _look(self, step: int, log: Logbook | None) -> None:
+        """k-NN and the collapse monitor, on the first process."""
+        if not self.recipe.watch.evaluations:
+            return
+        encoder, projector = (
+            whole_weights(self.model.encoder.vit),
+            whole_weights(self.model.encoder.projector),
+        )
+        if self.watcher is None or log is None:
+            return
+        before = set(self.health.warnings()) if self.health is not None and step else set()
+        self.health, self.knn = self.watcher(encoder, projector)
+        values = {f"health/{name}": value for name, value in asdict(self.health).items()}
+        news = f"step {step}: cosine of different images {self.health.projected_cosine:.3f}"
+        if self.knn is not None:
+            values["knn"] = self.knn
+            news += f", k-NN {100 * self.knn:.1f}%"
+        log.write(step, values)
+        self.reporter.line(news)
+        for warning in self.health.warnings():
+            if step and warning.split(":")[0] not in {old.split(":")[0] for old in before}:
+                self.reporter.line(f"WARNING: {warning}")
+
+    def _save(self, step: int) -> None:
+        """The state, then the encoder."""
+        content = snapshot(self.model, self.optimizer)
+        encoder = whole_weights(self.model.encoder.vit)
+        scaler = self.fabric.strategy.precision.state_dict()
+        if self.fabric.is_global_zero:
+            state = {
+                **content,
+                "scaler": scaler,
+                "step": step,
+                "version": STATE_VERSION,
+                "seed": self.recipe.seed,
+            }
+            self.saved = write_state(self.out / "states", step, state, self.recipe.watch.keep)
+            facts = self._facts(step)
+            save_checkpoint(self.out / "encoder.pth", self.recipe.spec(), encoder, facts)
+            if self.recipe.watch.keep_encoders:
+                path = self.out / "encoders" / f"step-{step:08d}.pth"
+                save_checkpoint(path, self.recipe.spec(), encoder, facts)
+        self.fabric.barrier()
+
+    def _resume(self) -> int:
+        path, state, broken = read_state(self.out / "states")
+        if self.fabric.is_global_zero:
+            for line in broken:
+                self.reporter.line(f"WARNING: {line}")
+        if state.get("version") != STATE_VERSION:
+            raise ConfigError(
+                f"{path} was written by another version of lmim-bench; start anew with another --out"
+            )
+        restore(self.model, self.optimizer, state)
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        self.saved = path
+        return int(state["step"])
+
+    def _stop(self, asked: threading.Event, step: int) -> bool:
+        """Whether this or any other process was told to stop."""
+        if self.fabric.world_size == 1:
+            return asked.is_set()
+        if step % _FLAG_EVERY:
+            return False
+        flag = torch.tensor(float(asked.is_set()), device=self.fabric.device)
+        told: Any = self.fabric.all_reduce(flag, reduce_op="sum")
+        return bool(told > 0)
+
+    def _facts(self, step: int) -> dict[str, Any]:
+        """What the checkpoint says of its training."""
+        epochs = step / self.schedule.per_epoch
+        warnings = self.health.warnings() if self.health is not None else []
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "data": self.training.data,
+            "step": step,
+            "epochs": epochs,
+            "notes": [
+                f"trained by the recipe {self.recipe.name} on {self.training.data}: {step} of "
+                f"{self.schedule.total} steps of {self.schedule.batch} images, {epochs:.3g} epochs, seed "
+                f"{self.recipe.seed}",
+                *(f"WARNING: {warning}" for warning in warnings),
+            ],
+        }
+
+    def _circumstances(self) -> dict[str, Any]:
+        found = environment(str(self.fabric.device), str(self.fabric.strategy.precision.precision))
+        return {
+            "environment": found.model_dump(mode="json"),
+            "processes": self.fabric.world_size,
+            "compiled": self.compiled,
+            "flops_per_image": self.flops,
+            "parameters": sum(p.numel() for p in self.model.encoder.vit.parameters()),
+        }
+
+    def _summary(self, step: int, tally: _Tally, seconds: float) -> Summary:
+        busy = tally.all_busy or math.inf
+        speed = tally.all_steps * self.schedule.batch / busy
+        peak = peak_flops(self.fabric.device)
+        return Summary(
+            finished=step == self.schedule.total,
+            step=step,
+            steps=self.schedule.total,
+            loss=self.last_loss,
+            images_per_second=speed,
+            waiting=tally.all_waited / busy,
+            flops_per_second=speed * self.flops,
+            utilisation=None if peak is None else speed * self.flops / (peak * self.fabric.world_size),
+            seconds=seconds,
+            health=None if self.health is None else asdict(self.health),
+            knn=self.knn,
+            warnings=tuple(self.health.warnings()) if self.health is not None else (),
         )
 
 
-@dataclass(frozen=True)
-class TrainingLog:
-    """What a training left behind: the loss of each step, and how long it took."""
+def default_workers(cuda: bool) -> int:
+    """Processes that prepare batches: none beside a CPU that trains, most cores beside a GPU."""
+    from ..bench.runner import default_workers as by_device
 
-    losses: tuple[float, ...]
-    seconds: float
-
-
-def train(recipe: Recipe, data: Dataset, out: Path, device: str, reporter: Reporter) -> TrainingLog:
-    """Train an encoder on the training split of a classification set and save it as a checkpoint.
-
-    Args:
-        recipe: what is trained, and for how long.
-        data: classification data set; MAE ignores its labels.
-        out: the checkpoint file, written at the end.
-        device: where to train.
-        reporter: receives the progress.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
-    """
-    generator = torch.Generator().manual_seed(recipe.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        encoder = build_vit(recipe.spec().arch)
-        model = (
-            Supervised(encoder, len(data.classes))
-            if recipe.objective == "supervised"
-            else MaskedAutoencoder(encoder, mask_ratio=recipe.mask_ratio)
-        ).to(device)
-    pixels, labels = load_pixels(data.splits[data.train_split], round(recipe.image_size * 1.15))
-    mean = torch.tensor(recipe.spec().mean).view(1, 3, 1, 1)
-    std = torch.tensor(recipe.spec().std).view(1, 3, 1, 1)
-    optimizer = _optimizer(model, recipe)
-    losses: list[float] = []
-    started = time.monotonic()
-    batches = islice(_batches(len(pixels), recipe.batch_size, generator), recipe.steps)
-    with reporter.progress(recipe.steps, f"training {recipe.objective} on {data.name}") as bar:
-        for index in batches:
-            _set_rate(optimizer, recipe, len(losses) / recipe.steps)
-            batch = augment(pixels[index.numpy()], recipe.image_size, recipe.min_scale, generator)
-            images = ((batch.float() / 255 - mean) / std).to(device)
-            loss = model(images, labels[index].to(device), generator)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss of step {len(losses)} is {loss.item()}")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            losses.append(float(loss.detach()))
-            bar.advance()
-    seconds = time.monotonic() - started
-    state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    save_checkpoint(out, recipe.spec(), state, {**recipe.model_dump(mode="json"), "data": data.name})
-    return TrainingLog(tuple(losses), seconds)
-
-
-def load_pixels(split: ImageSplit, size: int) -> tuple[Array, torch.Tensor]:
-    """All images of a split as uint8 (N, size, size, 3), short side resized and centre cropped, and the
-    labels (N,), zeros where there are none.
-    """
-    pixels = np.empty((len(split), size, size, 3), dtype=np.uint8)
-    for i in range(len(split)):
-        image = split.image(i)
-        scale = size / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        pixels[i] = np.asarray(image.crop((left, top, left + size, top + size)))
-    labels = np.zeros(len(split), dtype=np.int64) if split.labels is None else split.labels
-    return pixels, torch.as_tensor(labels, dtype=torch.int64)
-
-
-def augment(images: Array, size: int, min_scale: float, generator: torch.Generator) -> torch.Tensor:
-    """Random resized crops (aspect 3/4 to 4/3) and horizontal flips of uint8 images (B, S, S, 3), as
-    uint8 (B, 3, size, size).
-    """
-    side = images.shape[1]
-    out = np.empty((len(images), size, size, 3), dtype=np.uint8)
-    draws = torch.rand(len(images), 5, generator=generator)
-    for i, (area, aspect, top, left, flip) in enumerate(draws.tolist()):
-        ratio = math.exp((2 * aspect - 1) * math.log(4 / 3))
-        scale = side * side * (min_scale + area * (1 - min_scale))
-        height = min(side, max(1, round(math.sqrt(scale / ratio))))
-        width = min(side, max(1, round(math.sqrt(scale * ratio))))
-        y, x = int(top * (side - height + 1)), int(left * (side - width + 1))
-        method = cv2.INTER_AREA if min(height, width) > size else cv2.INTER_CUBIC
-        crop = cv2.resize(images[i, y : y + height, x : x + width], (size, size), interpolation=method)
-        out[i] = crop[:, ::-1] if flip < 0.5 else crop
-    return torch.from_numpy(out).permute(0, 3, 1, 2)
-
-
-def _batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    batch_size = min(batch_size, n)
-    while True:
-        order = torch.randperm(n, generator=generator)
-        for start in range(0, n - batch_size + 1, batch_size):
-            yield order[start : start + batch_size]
-
-
-def _optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, done: float) -> None:
-    """Linear warm-up, then half a cosine to zero; ``done`` is the share of the training that is over."""
-    if done < recipe.warmup:
-        factor = done / recipe.warmup
-    else:
-        factor = 0.5 * (1 + math.cos(math.pi * (done - recipe.warmup) / (1 - recipe.warmup)))
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate * max(factor, 1e-3)
+    return by_device("cuda" if cuda else "cpu")

@@ -82,5 +82,14 @@ def read(payload: Mapping[str, Any]) -> Draft:
         spec = EncoderSpec.model_validate(payload.get("spec"))
     except ValidationError as error:
         raise CheckpointError(f"the checkpoint's spec is not valid: {first_problem(error)}") from error
-    recipe = payload.get("recipe")
-    return Draft(dict(encoder), spec, (f"recipe: {json.dumps(recipe)}",) if recipe else ())
+    return Draft(dict(encoder), spec, _notes(payload.get("recipe")))
+
+
+def _notes(recipe: object) -> tuple[str, ...]:
+    """What the recipe says of itself, or the recipe as it is where it says nothing."""
+    if not recipe:
+        return ()
+    said = recipe.get("notes") if isinstance(recipe, Mapping) else None
+    if isinstance(said, list):
+        return tuple(str(note) for note in said)
+    return (f"recipe: {json.dumps(recipe)}",)

@@ -104,7 +104,7 @@ def iterate_batches(
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=decoded.collate,
-        worker_init_fn=_leave_interrupts_to_parent if workers else None,
+        worker_init_fn=leave_signals_to_parent if workers else None,
         generator=torch.Generator(),  # otherwise the iterator draws from, and so changes, the global state
     )
     for positions, images, broken, reasons in loader:
@@ -148,8 +148,10 @@ class _Decoded(TorchDataset[_Item]):
         )
 
 
-def _leave_interrupts_to_parent(_: int) -> None:
+def leave_signals_to_parent(_: int) -> None:
+    """Start-up of a decoding process: what is sent to the whole group is for the parent to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _tensor(pixels: Array) -> torch.Tensor:

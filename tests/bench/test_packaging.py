@@ -92,8 +92,10 @@ LEVELS = [
     ("tasks",),
     ("bench.plan", "bench.context", "bench.environment", "bench.cells"),
     ("reports", "pretrain", "bench.runner"),
-    ("bench.api", "bench.demo"),
-    ("bench.cli",),
+    ("bench.api",),
+    ("bench.ablation",),
+    ("bench.demo",),
+    ("bench.cli", "bench.training_commands"),
 ]
 
 

@@ -1,0 +1,192 @@
+"""Studies of pretraining: train every row alike, score all, end in one report and one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from ..pretrain.api import open_images, pretrain, resume, save_random_weights
+from ..pretrain.pixels import stored_size
+from ..pretrain.recipe import DataConfig, Recipe
+from ..pretrain.studies import SCALES, Budget, Row, Study, load_study, row_recipe, study_names
+from .api import run
+from .config import CheckpointConfig, RunConfig
+from .errors import ConfigError
+from .plan import digest
+from .progress import Reporter
+from .results import Result, RunFile, atomic_write, write_json
+from .types import Dataset
+
+TASKS = ("knn", "linear", "few_shot")
+
+
+class Trained(NamedTuple):
+    """One row of a study: its recipe, and the folder with its encoder and its ``summary.json``."""
+
+    row: Row
+    recipe: Recipe
+    folder: Path
+
+
+def run_studies(
+    names: Sequence[str],
+    reference: str,
+    budget: Budget,
+    out: Path,
+    *,
+    sets: Sequence[str] = (),
+    device: str = "auto",
+    cache_dir: Path | None = None,
+    reporter: Reporter | None = None,
+    command: str = "lmim_bench.ablate(...)",
+) -> dict[str, RunFile]:
+    """Train and score studies; ``out/<study>/report.html`` and ``table.md`` compare the rows of each.
+
+    A row that several studies share is trained once. Finished trainings are kept and interrupted ones go on.
+
+    Args:
+        names: studies, or ``all``.
+        reference: classification data, trained and scored on.
+        budget: what is spent on each row.
+        out: where everything is kept.
+        sets: changes of every recipe.
+        device: where to train and score.
+        cache_dir: decoded images and features.
+        reporter: where progress goes.
+        command: recorded in the results.
+
+    Raises:
+        LmimBenchError: a study, data set, recipe or folder that cannot be used.
+        KeyboardInterrupt: a training was told to stop; it is saved.
+    """
+    reporter = reporter or Reporter()
+    studies = [load_study(name) for name in (study_names() if "all" in names else dict.fromkeys(names))]
+    data = open_images(reference, reporter, cache_dir)
+    if data.train_split == data.test_split:
+        raise ConfigError(f"{reference} has no labelled train and test split to score the rows on")
+    side = stored_size(data.splits[data.train_split], DataConfig())
+    plans = {study.name: _plan(study, budget, side, sets, device, out) for study in studies}
+    finished = {}
+    for study in studies:
+        for trained in plans[study.name]:
+            train_row(trained, data, reference, reporter, cache_dir, command)
+        config = RunConfig(
+            checkpoints=tuple(
+                CheckpointConfig(label=t.row.label, reference=str(t.folder / "encoder.pth"))
+                for t in plans[study.name]
+            ),
+            tasks=TASKS,
+            data=(reference,),
+            out=out / study.name,
+            limit=SCALES[budget].limit,
+            device=device,
+            cache_dir=cache_dir,
+        )
+        found = run(config=config, reporter=reporter, command=command)
+        table = study_table(study, plans[study.name], found, command)
+        with atomic_write(out / study.name / "table.md") as stream:
+            stream.write(table)
+        click.echo(f"{table}\ntable    {out / study.name / 'table.md'}")
+        click.echo(f"report   {out / study.name / 'report.html'}")
+        finished[study.name] = found
+    return finished
+
+
+def _plan(
+    study: Study, budget: Budget, side: int, sets: Sequence[str], device: str, out: Path
+) -> list[Trained]:
+    plan = []
+    for row in study.rows:
+        recipe = row_recipe(row, SCALES[budget], side, sets, device)
+        decides = recipe.model_dump(mode="json", exclude={"name", "about", "engine", "watch"})
+        name = f"{row.recipe or 'random'}-{digest(decides)[:8]}"
+        plan.append(Trained(row, recipe, out / "trainings" / name))
+    return plan
+
+
+def train_row(
+    trained: Trained,
+    data: Dataset,
+    reference: str,
+    reporter: Reporter,
+    cache_dir: Path | None,
+    command: str,
+) -> None:
+    """Train a row, go on with it, or find it finished."""
+    row, recipe, folder = trained
+    summary = folder / "summary.json"
+    if summary.is_file() and json.loads(summary.read_bytes())["finished"]:
+        return
+    reporter.line(f"{row.label}:")
+    if row.recipe is None:
+        health = save_random_weights(recipe, data, folder)
+        write_json(summary, {"finished": True, "health": asdict(health)})
+    elif (folder / "recipe.json").is_file():
+        if not resume(folder, reporter=reporter, cache_dir=cache_dir).finished:
+            raise KeyboardInterrupt
+    elif not pretrain(
+        recipe, reference, folder, reporter=reporter, cache_dir=cache_dir, command=command
+    ).finished:
+        raise KeyboardInterrupt
+
+
+def study_table(study: Study, plan: Sequence[Trained], found: RunFile, command: str) -> str:
+    """The scores of a study with their intervals and the collapse monitor's measures, as Markdown with the
+    circumstances under it.
+    """
+    results = {(r.checkpoint.label, r.task): r for r in found.results}
+    heads = {task: next(r for r in found.results if r.task == task) for task in TASKS}
+    titles = [f"{heads[task].task_title}, {heads[task].headline}" for task in TASKS]
+    lines = [
+        f"**{study.name}**: {study.about}",
+        "",
+        "| " + " | ".join(["row", *titles, "cosine of different images", "effective rank"]) + " |",
+        "|---" * (len(titles) + 3) + "|",
+    ]
+    for row, _, folder in plan:
+        health = json.loads((folder / "summary.json").read_bytes())["health"]
+        scores = [_score(results[row.label, task]) for task in TASKS]
+        measures = ["-", "-"]
+        if health is not None:
+            measures = [f"{health['projected_cosine']:.2f}", f"{health['effective_rank']:.1f}"]
+        lines.append("| " + " | ".join([row.label, *scores, *measures]) + " |")
+    return "\n".join([*lines, "", *_circumstances(plan, found, command)]) + "\n"
+
+
+def _score(result: Result) -> str:
+    score = result.score(result.headline)
+    if score is None:
+        return "failed"
+    value = f"{100 * score.value:.1f}"
+    if score.low is None or score.high is None:
+        return value
+    return f"{value} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+
+
+def _circumstances(plan: Sequence[Trained], found: RunFile, command: str) -> list[str]:
+    recipe = next(t.recipe for t in plan if t.row.recipe)
+    result = found.results[0]
+    width, depth, heads = recipe.model.shape
+    environment = result.environment
+    commit = (
+        f"{(environment.git_commit or 'no commit')[:7]}{' with changes' if environment.git_dirty else ''}"
+    )
+    images = ", ".join(f"{name} {n}" for name, n in result.data.counts.items())
+    summaries: list[dict[str, Any]] = [json.loads((t.folder / "summary.json").read_bytes()) for t in plan]
+    seconds = sum(s.get("seconds", 0.0) for s in summaries)
+    trained_on = next((s["environment"]["device"] for s in summaries if "environment" in s), "-")
+    return [
+        f"Accuracy in % with 95% intervals, on {result.data.name} ({images} scored). Every row: "
+        f"{recipe.optim.epochs:g} epochs of {recipe.optim.batch_size} images a step, peak learning rate "
+        f"{recipe.learning_rate:.3g}, encoder of width {width}, depth {depth}, {heads} heads, patch "
+        f"{recipe.model.patch_size} on {recipe.data.image_size} pixels, mean of the patch tokens before the "
+        f"final norm; seed {recipe.seed}. {seconds / 60:.0f} minutes of training in all on {trained_on}.",
+        "",
+        f"`{command}`, commit {commit}, lmim-bench {environment.lmim_bench}, torch "
+        f"{environment.packages.get('torch', '?')}.",
+    ]

@@ -1,0 +1,151 @@
+"""A training from names: open the data, claim or find the folder, train. What the command line calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..bench.cache import cache_folder
+from ..bench.checkpoints import save_checkpoint
+from ..bench.data import detect_layout, load_data, load_unlabelled
+from ..bench.errors import ConfigError, DataError
+from ..bench.progress import Reporter
+from ..bench.types import Dataset
+from .monitor import Health, Watcher
+from .outcome import Summary, Training, read_training, start_training
+from .recipe import Recipe, load_recipe, make_recipe
+from .trainer import initial_model, train
+
+_MAY_CHANGE = ("engine", "watch")
+
+
+def leading_process() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def make_reporter() -> Reporter:
+    """Progress on standard error, from the leading process only."""
+    from rich.console import Console
+
+    return Reporter(None if leading_process() else Console(stderr=True, quiet=True))
+
+
+def describe_cost(recipe: Recipe) -> str:
+    """What an image costs, in a line."""
+    from .flops import training_flops
+
+    return (
+        f"{recipe.visible_patches} of {recipe.grid**2} patches visible, crops of {recipe.crop_size} pixels; "
+        f"{training_flops(recipe) / 1e9:.2f} GFLOP an image, peak learning rate {recipe.learning_rate:.3g}"
+    )
+
+
+def pretrain(
+    recipe: str | Recipe,
+    data: str,
+    out: str | Path,
+    *,
+    sets: Sequence[str] = (),
+    reporter: Reporter | None = None,
+    cache_dir: Path | None = None,
+    command: str = "lmim_bench.pretrain(...)",
+) -> Summary:
+    """Train an encoder; ``out/encoder.pth`` is what ``run`` takes.
+
+    Args:
+        recipe: a recipe, the name of a built-in one, or a YAML file.
+        data: a folder of images, shards, ``torchvision:NAME``, or an embedded set.
+        out: a new folder.
+        sets: ``section.field=value`` changes.
+        reporter: where progress goes; standard error unless given.
+        cache_dir: where decoded images and embedded data are kept.
+        command: recorded in the folder.
+
+    Raises:
+        LmimBenchError: a recipe, data set or folder that cannot be used, or a loss that is not finite.
+    """
+    reporter, out = reporter or make_reporter(), Path(out)
+    if isinstance(recipe, str):
+        recipe = load_recipe(recipe, sets)
+    elif sets:
+        raise ConfigError("sets change a recipe that is given by name; change a Recipe by model_copy")
+    opened = open_images(data, reporter, cache_dir)
+    training = Training(recipe=recipe, data=data, fingerprint=opened.fingerprint, command=command)
+    if leading_process():
+        start_training(training, out)
+    return train(training, opened, out, reporter, cache_dir)
+
+
+def resume(
+    out: str | Path,
+    *,
+    recipe: str | None = None,
+    sets: Sequence[str] = (),
+    reporter: Reporter | None = None,
+    cache_dir: Path | None = None,
+) -> Summary:
+    """Go on with the training of a folder, exactly where its last state is.
+
+    Args:
+        out: the folder.
+        recipe: checked against the folder's own where given.
+        sets: changes of ``engine`` and ``watch``; whatever else decides the training stays as it was.
+        reporter: where progress goes; standard error unless given.
+        cache_dir: where decoded images and embedded data are kept.
+
+    Raises:
+        LmimBenchError: no training there, another recipe, or as ``pretrain`` does.
+    """
+    reporter, out = reporter or make_reporter(), Path(out)
+    training = read_training(out)
+    if recipe is not None and Path(recipe).stem != training.recipe.name:
+        raise ConfigError(
+            f"{out} is a training of {training.recipe.name}, not of {recipe}; leave --recipe out"
+        )
+    for text in sets:
+        if text.partition(".")[0] not in _MAY_CHANGE:
+            raise ConfigError(
+                f"--set {text} would make it another training; a resumed one takes changes of "
+                f"{' and '.join(_MAY_CHANGE)} only"
+            )
+    if sets:
+        training = training.model_copy(
+            update={"recipe": make_recipe(training.recipe.model_dump(mode="json"), sets)}
+        )
+    opened = open_images(training.data, reporter, cache_dir)
+    return train(training, opened, out, reporter, cache_dir)
+
+
+def save_random_weights(recipe: Recipe, data: Dataset, out: Path) -> Health:
+    """The encoder that a recipe starts from, as ``out/encoder.pth``, and the collapse monitor's measures."""
+    encoder = initial_model(recipe).encoder
+    weights, projector = encoder.vit.state_dict(), encoder.projector.state_dict()
+    health, _ = Watcher(recipe, data, "cpu", "fp32")(weights, projector)
+    facts = {"recipe": recipe.model_dump(mode="json"), "step": 0}
+    notes = [f"random weights, seed {recipe.seed}: not a trained model"]
+    save_checkpoint(out / "encoder.pth", recipe.spec(), weights, {**facts, "notes": notes})
+    return health
+
+
+def open_images(reference: str, reporter: Reporter, cache_dir: Path | None = None) -> Dataset:
+    """The images to train on. Where they have no labelled train and test split, all of them without labels,
+    and a line says so.
+
+    Raises:
+        DataError: no images, or a data set of masks or videos.
+    """
+    try:
+        kind = detect_layout(reference).kind
+        if kind == "classification":
+            return load_data(reference, cache_dir=cache_folder(cache_dir))
+    except DataError as error:
+        reason = str(error)
+        opened = load_unlabelled(reference, cache_dir=cache_folder(cache_dir))
+        reporter.line(
+            f"{len(opened.splits[opened.train_split])} images without labels, so no k-NN on the way "
+            f"({reason})"
+        )
+        return opened
+    raise DataError(f"{reference} is a {kind} data set; name the folder that holds its images alone")

@@ -1,0 +1,49 @@
+"""What a training writes about itself: a metrics file, one JSON object a line, and TensorBoard's files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..bench.results import atomic_write
+
+
+class Logbook:
+    """Appends to ``metrics.jsonl``; what lies behind the step where a training goes on is cut off first."""
+
+    def __init__(self, folder: Path, tensorboard: bool, start: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(folder) if line["step"] <= start]
+        with atomic_write(self.path) as stream:
+            stream.writelines(json.dumps(line) + "\n" for line in kept)
+        self._stream = self.path.open("a", encoding="utf-8")
+        self._writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers as of the end of a step (counted from 1)."""
+        self._stream.write(json.dumps({"step": step, **values}) + "\n")
+        self._stream.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Finish both."""
+        self._stream.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of a training's metrics file; a last line that was cut off is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

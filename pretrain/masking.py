@@ -1,0 +1,131 @@
+"""Which patches the online encoder sees, and which it has to predict.
+
+Everything is drawn for the whole batch of a step from one generator and then cut to this process's part, so
+that the number of processes and of accumulated parts never changes what is drawn for an image.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from .recipe import MaskingConfig, Recipe
+
+_TRIES = 20
+
+
+class Masks(NamedTuple):
+    """Positions in the grid, counted row by row.
+
+    Attributes:
+        visible: (B, V) patches that the online encoder sees.
+        hidden: (B, M, T) patches to predict, in M groups that are predicted apart from each other; in random
+            order, but for the blocks of I-JEPA.
+    """
+
+    visible: torch.Tensor
+    hidden: torch.Tensor
+
+
+def draw_masks(recipe: Recipe, batch: int, part: slice, generator: torch.Generator) -> Masks:
+    """Masks for the images of ``part`` out of a step of ``batch`` images."""
+    masking, grid = recipe.masking, recipe.grid
+    if masking.kind == "multiblock":
+        return multiblock_masks(masking, grid, batch, part, generator)
+    noise = torch.rand(batch, grid * grid, generator=generator)
+    if masking.kind == "block":
+        covered = block_cover(grid, batch, recipe.visible_patches, generator)
+        noise = covered + noise
+    return random_masks(noise[part], recipe.visible_patches)
+
+
+def random_masks(noise: torch.Tensor, visible: int) -> Masks:
+    """The ``visible`` patches of lowest noise are seen, the others hidden; noise is (B, N)."""
+    order = noise.argsort(dim=1)
+    return Masks(order[:, :visible], order[:, None, visible:])
+
+
+def block_cover(grid: int, batch: int, visible: int, generator: torch.Generator) -> torch.Tensor:
+    """A rank (B, N) that is higher where earlier rectangles fall: the highest are hidden first.
+
+    Rectangles as in BEiT (Bao et al., ICLR 2022; microsoft/unilm, beit/masking_generator.py): at least 16
+    of 196 patches, aspect 0.3 to 1/0.3 log-uniform. Deviation: exactly the wanted number is hidden, the last
+    rectangle being thinned at random, where BEiT stops below the number.
+    """
+    total = grid * grid
+    wanted = total - visible
+    rectangles = 4 * math.ceil(wanted / max(1.0, total * 16 / 196))
+    draws = torch.rand(4, batch, rectangles, generator=generator)
+    low = max(1.0, total * 16 / 196)
+    area = low + draws[0] * max(0.0, wanted - low)
+    aspect = torch.exp((2 * draws[1] - 1) * math.log(1 / 0.3))
+    height = (area * aspect).sqrt().round().clamp(1, grid)
+    width = (area / aspect).sqrt().round().clamp(1, grid)
+    top = (draws[2] * (grid - height + 1)).floor()
+    left = (draws[3] * (grid - width + 1)).floor()
+    inside = _rectangle(grid, top, left, height, width)  # (B, R, N)
+    rank = (rectangles - torch.arange(rectangles, dtype=torch.float32))[:, None]
+    return (inside * rank).amax(dim=1)
+
+
+def multiblock_masks(
+    masking: MaskingConfig, grid: int, batch: int, part: slice, generator: torch.Generator
+) -> Masks:
+    """I-JEPA's masks: target blocks of one size a step, and a context block without what they cover
+    (Assran et al., CVPR 2023; facebookresearch/ijepa, src/masks/multiblock.py).
+
+    Where the context keeps too few patches after 20 tries, the last target block may overlap it, then the
+    last two, and so on. All images keep as many context patches as the poorest of the batch. Deviation: the
+    surplus is dropped at random (theirs drops the lowest rows).
+    """
+    height, width = _block_size(masking.block_scale, masking.block_aspect, grid, generator)
+    context = _block_size(masking.context_scale, (1.0, 1.0), grid, generator)
+    draws = torch.rand(2, batch, masking.blocks, generator=generator)
+    places = torch.rand(2, batch, _TRIES, generator=generator)
+    order = torch.rand(batch, grid * grid, generator=generator)
+    targets = _placed(grid, draws, height, width)  # (B, M, N)
+    contexts = _placed(grid, places, *context)  # (B, tries, N)
+    chosen = torch.zeros(batch, grid * grid, dtype=torch.bool)
+    open_ = torch.ones(batch, dtype=torch.bool)
+    for kept in range(masking.blocks, -1, -1):
+        free = contexts & ~targets[:, :kept].any(dim=1)[:, None]
+        enough = free.sum(-1) > min(masking.min_context, context[0] * context[1] - 1)
+        found = open_ & enough.any(dim=1)
+        first = enough.int().argmax(dim=1)
+        chosen[found] = free[found, first[found]]
+        open_ &= ~found
+    seen = int(chosen.sum(-1).min())
+    hidden = targets[part].nonzero()[:, 2].reshape(-1, masking.blocks, height * width)
+    return Masks((chosen[part] + order[part]).argsort(dim=1, descending=True)[:, :seen], hidden)
+
+
+def _block_size(
+    scale: tuple[float, float], aspect: tuple[float, float], grid: int, generator: torch.Generator
+) -> tuple[int, int]:
+    """Height and width of a block; smaller than the grid, so that it can lie in more than one place."""
+    share, ratio = torch.rand(2, generator=generator).tolist()
+    area = int(grid * grid * (scale[0] + share * (scale[1] - scale[0])))
+    ratio = aspect[0] + ratio * (aspect[1] - aspect[0])
+    most = max(1, grid - 1)
+    return (
+        min(most, max(1, round(math.sqrt(area * ratio)))),
+        min(most, max(1, round(math.sqrt(area / ratio)))),
+    )
+
+
+def _placed(grid: int, draws: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Blocks (B, M, N) of one size at random places; ``draws`` is (2, B, M) in [0, 1)."""
+    top, left = (draws[0] * (grid - height)).floor(), (draws[1] * (grid - width)).floor()
+    return _rectangle(grid, top, left, torch.full_like(top, height), torch.full_like(left, width))
+
+
+def _rectangle(
+    grid: int, top: torch.Tensor, left: torch.Tensor, height: torch.Tensor, width: torch.Tensor
+) -> torch.Tensor:
+    """Membership (..., N) of the patches in rectangles given by corners and sizes (...)."""
+    steps = torch.arange(grid)
+    rows = (steps >= top[..., None]) & (steps < (top + height)[..., None])
+    columns = (steps >= left[..., None]) & (steps < (left + width)[..., None])
+    return (rows[..., :, None] & columns[..., None, :]).flatten(-2)

@@ -1,0 +1,123 @@
+"""One masked image model for all methods: encoder, target, decoder and objective put together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .decoders import Decoder
+from .encoder import PatchEncoder
+from .masking import Masks
+from .objectives import mean_cosine, reconstruction_loss, similarity_constraint
+from .patches import cut_patches, standardise, take
+from .recipe import Recipe
+
+
+class Losses(NamedTuple):
+    """What a step came to, scalars: the loss, and what it is made of (detached)."""
+
+    loss: torch.Tensor
+    terms: dict[str, torch.Tensor]
+
+
+class MaskedImageModel(nn.Module):
+    """MAE, Latent MIM in all its variants, I-JEPA and data2vec, as the recipe says.
+
+    ``encoder`` is trained and scored. ``target_encoder`` is there for an EMA or frozen target only; nothing
+    in it ever has a gradient.
+    """
+
+    random_projection: torch.Tensor
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.encoder = PatchEncoder(recipe)
+        width = int(self.encoder.vit.embed_dim)
+        pixels = 3 * recipe.model.patch_size**2
+        self.target_encoder: PatchEncoder | None = None
+        if recipe.target.kind in ("ema", "frozen"):
+            self.target_encoder = PatchEncoder(recipe)
+            if recipe.target.kind == "ema":
+                self.target_encoder.load_state_dict(self.encoder.state_dict())
+            self.target_encoder.requires_grad_(False)
+        if recipe.target.kind == "projection":
+            self.register_buffer("random_projection", torch.randn(pixels, width) / pixels**0.5)
+        out = pixels if recipe.target.kind == "pixels" else width
+        self.decoder = Decoder(recipe, width, out, self.encoder.prefix)
+
+    def forward(
+        self, images: torch.Tensor, offsets: torch.Tensor | None, masks: Masks, similarity_aim: float
+    ) -> Losses:
+        """The loss of normalised crops (B, 3, S, S).
+
+        Args:
+            images: cells of patches, S = grid * (patch + gap).
+            offsets: (B, N, 2) place of each patch in its cell; None where there is no gap.
+            masks: what is seen and what is predicted.
+            similarity_aim: mean cosine that the similarity constraint aims at now.
+        """
+        config = self.recipe
+        patches = cut_patches(images, config.model.patch_size, offsets)
+        latents = self.encoder(take(patches, masks.visible), masks.visible)
+        groups, per_group = masks.hidden.shape[1:]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and config.target.kind == "shared"):
+            targets = self.targets(patches, masks)
+        hidden = masks.hidden.flatten(0, 1)  # (B*M, T)
+        predictions = self.decoder(
+            latents.repeat_interleave(groups, 0), masks.visible.repeat_interleave(groups, 0), hidden
+        )
+        loss = reconstruction_loss(
+            predictions, targets.reshape(-1, per_group, targets.shape[-1]), config.objective
+        )
+        terms = {"reconstruction": loss.detach()}
+        cosines = {
+            "cosine_predictions": mean_cosine(predictions),
+            "cosine_visible": mean_cosine(latents[:, self.encoder.prefix :]),
+            "cosine_targets": mean_cosine(targets),
+        }
+        if config.objective.similarity_weight:
+            constrained = [cosines["cosine_predictions"], cosines["cosine_visible"]]
+            loss = loss + config.objective.similarity_weight * similarity_constraint(
+                constrained, similarity_aim
+            )
+        return Losses(loss, {**terms, **{name: value.detach() for name, value in cosines.items()}})
+
+    def targets(self, patches: torch.Tensor, masks: Masks) -> torch.Tensor:
+        """What is to be predicted, (B, M*T, out), from all patches (B, N, p*p*3) of the images."""
+        config = self.recipe.target
+        hidden = masks.hidden.flatten(1)  # (B, M*T)
+        if config.kind in ("pixels", "projection"):
+            pixels = take(patches, hidden)
+            pixels = standardise(pixels.float()) if config.norm_pixels else pixels
+            return pixels if config.kind == "pixels" else pixels @ self.random_projection.to(pixels.dtype)
+        encoder = self.target_encoder or self.encoder
+        seen, shown = patches, torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
+        if config.sees == "masked":
+            seen, shown = take(patches, hidden), hidden
+        if config.top_blocks > 1:
+            latents = encoder.top_blocks(seen, shown, config.top_blocks)
+        else:
+            latents = encoder(seen, shown)
+        latents = latents[:, encoder.prefix :]
+        if config.sees == "all":
+            latents = take(latents, hidden)
+        return F.layer_norm(latents.float(), latents.shape[-1:]) if config.normalise else latents
+
+    @torch.no_grad()
+    def update_target(self, momentum: float) -> None:
+        """Move the EMA target towards the online encoder: momentum * target + (1 - momentum) * online."""
+        if self.recipe.target.kind != "ema" or self.target_encoder is None:
+            return
+        pairs = list(zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True))
+        torch._foreach_lerp_([_local(t) for t, _ in pairs], [_local(o) for _, o in pairs], 1 - momentum)
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    """The part of a sharded parameter that this process holds, or the parameter itself."""
+    to_local = getattr(parameter, "to_local", None)
+    local: torch.Tensor = to_local() if to_local is not None else parameter
+    return local.detach()

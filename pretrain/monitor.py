@@ -1,0 +1,186 @@
+"""Is it learning, or has it collapsed? Measures of representations, and a k-NN on held-out images.
+
+The measures are pure functions of features. Verdicts come from measures over *different* images: telling the
+patches of one image apart can be solved by a code of their position, which no measure inside an image sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..bench.backbones import ViTEncoder
+from ..bench.config import Precision
+from ..bench.data.loading import iterate_batches, normalise
+from ..bench.engine import Engine
+from ..bench.types import Array, CheckpointInfo, Dataset, EncoderSpec, Features, ImageSplit, Tap, View
+from ..bench.vit import build_vit
+from ..tasks._math import knn
+from .encoder import build_projector
+from .recipe import Recipe
+
+COLLAPSED_COSINE = 0.99
+POSITION_CODE = 0.9
+MONITORED = 256
+"""Held-out images that the measures are taken on."""
+
+
+def pooled_cosine(patches: torch.Tensor) -> float:
+    """Mean cosine between the mean-pooled latents (N, P, D) of *different* images: 1.00 when collapsed
+    (the collapse measure of the Latent MIM paper, Table 1: 1.00 for the naive model, 0.50 with momentum).
+    """
+    pooled = F.normalize(patches.double().mean(dim=1), dim=-1)
+    n = len(pooled)
+    return float((pooled.sum(0).square().sum() - n) / (n * (n - 1)))
+
+
+def effective_rank(rows: torch.Tensor) -> float:
+    """RankMe: the exponential of the entropy of the normalised singular values of rows (N, D)
+    (Garrido et al., ICML 2023). Rows are not centred.
+    """
+    values = torch.linalg.svdvals(rows.double())
+    shares = values / values.sum().clamp_min(1e-30) + 1e-7
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def position_share(patches: torch.Tensor) -> float:
+    """Share of the variance of patch latents (N, P, D) that their position alone explains: the variance of
+    the mean over images at each position, over the variance of all patches. 0 where nothing varies.
+    """
+    x = patches.double()
+    total = (x - x.mean(dim=(0, 1))).square().mean()
+    by_position = x.mean(dim=0)
+    explained = (by_position - by_position.mean(dim=0)).square().mean()
+    return float(explained / total) if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Health:
+    """Measures of an encoder on held-out images, before (``encoder``) and behind the projector."""
+
+    pooled_cosine: float
+    projected_cosine: float
+    effective_rank: float
+    position_share: float
+
+    def warnings(self) -> list[str]:
+        """What is wrong with the representations, in sentences; [] where nothing is."""
+        found = []
+        if self.projected_cosine > COLLAPSED_COSINE:
+            found.append(
+                "the representations have collapsed: latents of different images have a cosine of "
+                f"{self.projected_cosine:.3f} on average (effective rank {self.effective_rank:.1f})"
+            )
+        if self.position_share > POSITION_CODE:
+            found.append(
+                f"the latents are mostly a code of position: it explains {100 * self.position_share:.0f}% of "
+                "the variance of patches"
+            )
+        return found
+
+
+class Watcher:
+    """Measures an encoder from time to time on the same held-out images.
+
+    Args:
+        recipe: k-NN and views.
+        data: the training's data set; without labels there is no k-NN, without a test split the measures
+            are taken on images of the training split.
+        device: where to encode.
+        precision: arithmetic of the encoder, the training's own.
+    """
+
+    def __init__(self, recipe: Recipe, data: Dataset, device: str, precision: Precision) -> None:
+        self.recipe, self.device, self.precision, self.data = recipe, device, precision, data
+        self.spec: EncoderSpec = recipe.spec()
+        self._view = View.crop(self.spec)
+        watch = recipe.watch
+        test = data.splits.get(data.test_split)
+        train = data.splits[data.train_split]
+        labelled = test is not None and test.labels is not None and train.labels is not None
+        limited = {}
+        if labelled:
+            limited["train"] = data.limited(watch.knn_train, recipe.seed).splits[data.train_split]
+            limited["test"] = data.limited(watch.knn_test, recipe.seed).splits[data.test_split]
+        else:
+            seen = test if test is not None else train
+            limited["test"] = seen.subset(np.arange(min(MONITORED, len(seen))))
+        self._splits: dict[str, ImageSplit] = limited
+        self._images: dict[str, torch.Tensor] = {}
+
+    def __call__(
+        self, encoder: dict[str, torch.Tensor], projector: dict[str, torch.Tensor]
+    ) -> tuple[Health, float | None]:
+        """Health and k-NN accuracy (a fraction, or None) of an encoder's and a projector's weights."""
+        vit = build_vit(self.spec.arch)
+        vit.load_state_dict(encoder)
+        mlp = build_projector(self.recipe.projector, self.spec.embed_dim)
+        mlp.load_state_dict(projector)
+        engine = Engine(ViTEncoder(vit, self.spec, _INFO), self.device, self.precision, None)
+        health = self._health(engine, mlp.to(self.device).eval())
+        return health, self._knn(engine) if "train" in self._splits else None
+
+    @torch.inference_mode()
+    def _health(self, engine: Engine, projector: nn.Module) -> Health:
+        images = self._pixels("test")
+        # Spread over the split, which lists one class after the other.
+        chosen = torch.linspace(0, len(images) - 1, min(MONITORED, len(images))).long()
+        patches = torch.cat([f.patches.flatten(1, 2) for f in self._encode(engine, images[chosen], Tap(-1))])
+        return Health(
+            pooled_cosine=pooled_cosine(patches),
+            projected_cosine=pooled_cosine(projector(patches)),
+            effective_rank=effective_rank(patches.mean(dim=1)),
+            position_share=position_share(patches),
+        )
+
+    def _knn(self, engine: Engine) -> float:
+        """Weighted k-NN from the training to the held-out images, as the task ``knn`` votes."""
+        tap = Tap(-1, norm=self.spec.final_norm)
+        rows = {}
+        for name in ("train", "test"):
+            found = self._encode(engine, self._pixels(name), tap)
+            rows[name] = F.normalize(torch.cat([_pooled(f, self.spec) for f in found]), dim=-1)
+        k = min(self.recipe.watch.knn_k, len(rows["train"]))
+        similarity, position = (rows["test"] @ rows["train"].T).topk(k, dim=1)
+        labels = self._labels("train")[position.cpu().numpy()]
+        weights = knn.exponential_weights(similarity.cpu().numpy(), 0.07)
+        totals = knn.class_totals(weights, labels, len(self.data.classes))
+        return float((knn.winner(totals, labels) == self._labels("test")).mean())
+
+    def _labels(self, name: str) -> Array:
+        labels = self._splits[name].labels
+        assert labels is not None
+        return labels
+
+    def _pixels(self, name: str) -> torch.Tensor:
+        """The images of a part through the evaluation's view, uint8 (N, 3, S, S), decoded once."""
+        if name not in self._images:
+            batches = iterate_batches(self._splits[name], self._view, 256)
+            self._images[name] = torch.cat([batch.images for batch in batches])
+        return self._images[name]
+
+    def _encode(self, engine: Engine, images: torch.Tensor, tap: Tap) -> list[Features]:
+        batch = engine.batch_for(*images.shape[-2:])
+        return [
+            engine.encode(normalise(part, self._view), (tap,))[tap] for part in torch.split(images, batch)
+        ]
+
+
+_INFO = CheckpointInfo(
+    source="in training",
+    sha256=None,
+    format="lmim-bench",
+    container="",
+    parameters=0,
+    loaded_tensors=0,
+    encoder_tensors=0,
+)
+
+
+def _pooled(features: Features, spec: EncoderSpec) -> torch.Tensor:
+    parts = {"cls": (features.cls,), "mean": (features.mean,), "cls+mean": (features.cls, features.mean)}
+    return torch.cat([part for part in parts[spec.pooling] if part is not None], dim=1)

@@ -1,0 +1,86 @@
+"""What a training is, and what it leaves behind.
+
+runs/lmim/
+  recipe.json       the recipe as resolved, the data set, the command
+  encoder.pth       the encoder as of the last save: what ``run --ckpt`` takes
+  encoders/         an encoder a save (``watch.keep_encoders``)
+  states/           the last states of the training, to go on from
+  metrics.jsonl     losses, rates, similarities, speed; k-NN and the collapse monitor
+  tensorboard/      the same for TensorBoard
+  summary.json      what it came to
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from ..bench.errors import ConfigError
+from ..bench.results import read_json, write_json
+from ..bench.types import Frozen
+from .recipe import Recipe
+
+
+class Training(Frozen):
+    """``recipe.json``: what a training folder is the training of."""
+
+    recipe: Recipe
+    data: str = Field(description="the reference of the data set")
+    fingerprint: str = Field(description="identity of its content")
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a training came to; ``summary.json`` holds the same.
+
+    Attributes:
+        finished: False where it was told to stop.
+        step, steps: optimiser steps done and planned.
+        loss: mean loss since the line of the log before the last, or None where nothing was left to do.
+        images_per_second: over this sitting, evaluations and saves left out.
+        waiting: share of that time in which the device waited for data.
+        flops_per_second: of matrix products, all processes.
+        utilisation: the same as a share of the devices' peak (bf16, dense), where that is known.
+        seconds: wall time of this sitting.
+        health: the collapse monitor's last measures.
+        knn: last online k-NN accuracy, a fraction, or None without labels.
+        warnings: what the collapse monitor says.
+    """
+
+    finished: bool
+    step: int
+    steps: int
+    loss: float | None
+    images_per_second: float
+    waiting: float
+    flops_per_second: float
+    utilisation: float | None
+    seconds: float
+    health: dict[str, float] | None
+    knn: float | None
+    warnings: tuple[str, ...]
+
+
+def start_training(training: Training, out: Path) -> None:
+    """Claim a folder for a training.
+
+    Raises:
+        ConfigError: the folder already holds one.
+    """
+    if (out / "recipe.json").is_file():
+        raise ConfigError(
+            f"{out} already holds a training; --resume {out} goes on with it, or give another --out"
+        )
+    write_json(out / "recipe.json", training.model_dump(mode="json"))
+
+
+def read_training(out: Path) -> Training:
+    """The training of a folder. Raises ConfigError where there is none."""
+    if not (out / "recipe.json").is_file():
+        raise ConfigError(
+            f"{out} holds no training (no recipe.json); start one with --recipe and --out {out}"
+        )
+    return read_json(out / "recipe.json", Training)

@@ -1,0 +1,202 @@
+"""The images of a training, decoded: kept on disk as one array, or decoded again in every epoch.
+
+Images are stored squashed to one square size together with their original height and width. Crops are drawn
+in the geometry of the original and mapped to the square, so that what a crop shows, its area and its aspect
+ratio are those of a crop of the original; only the resampling passes through the stored size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL.Image import Resampling
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from ..bench.cache import clear_stale
+from ..bench.data.loading import leave_signals_to_parent
+from ..bench.errors import DataError
+from ..bench.progress import Reporter
+from ..bench.results import write_json
+from ..bench.types import Array, ImageSplit
+from .recipe import DataConfig
+
+_PROBED = 100
+
+
+class Stored(NamedTuple):
+    """Images as they are kept: pixels uint8 (B, 3, S, S), and their original sizes (B, 2), height first."""
+
+    pixels: torch.Tensor
+    sizes: torch.Tensor
+
+
+class Pixels(Protocol):
+    """Decoded images by position; must survive pickling to a worker."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: Array) -> Stored:
+        """The images at these positions. Raises DataError naming a file that is broken."""
+
+
+class DecodedPixels:
+    """Images that are decoded whenever they are asked for."""
+
+    def __init__(self, split: ImageSplit, size: int) -> None:
+        self.split, self.size = split, size
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def read(self, index: Array) -> Stored:
+        """Decode and squash."""
+        decoded = [squash(self.split, int(i), self.size) for i in index]
+        pixels = np.stack([pixels for pixels, _ in decoded])
+        return Stored(torch.from_numpy(pixels), torch.tensor([size for _, size in decoded]))
+
+
+class CachedPixels:
+    """Images that were decoded once into a memory-mapped file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open()
+
+    def _open(self) -> None:
+        self._pixels = np.load(self.folder / "pixels.npy", mmap_mode="r")
+        self._sizes = np.load(self.folder / "sizes.npy")
+
+    def __getstate__(self) -> Path:
+        return self.folder  # a worker maps the file itself
+
+    def __setstate__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def read(self, index: Array) -> Stored:
+        """Copy out of the map."""
+        return Stored(torch.from_numpy(self._pixels[index]), torch.from_numpy(self._sizes[index]))
+
+
+def squash(split: ImageSplit, i: int, size: int) -> tuple[Array, tuple[int, int]]:
+    """One image, uint8 (3, size, size), and its original height and width."""
+    image = split.image(i)
+    original = image.height, image.width
+    if image.size != (size, size):
+        image = image.resize((size, size), Resampling.BICUBIC)
+    return np.asarray(image).transpose(2, 0, 1), original
+
+
+def stored_size(split: ImageSplit, config: DataConfig) -> int:
+    """The side at which images are kept: as given, else 8/7 of the training size (256 for 224) but never
+    more than the longest side among the first hundred images.
+    """
+    if config.store_size is not None:
+        return config.store_size
+    longest = max(max(split.image(i).size) for i in range(min(_PROBED, len(split))))
+    return min(longest, round(config.image_size * 8 / 7))
+
+
+def open_pixels(
+    split: ImageSplit, fingerprint: str, config: DataConfig, root: Path, workers: int, reporter: Reporter
+) -> Pixels:
+    """The images of a split for training, decoded into ``root`` first where the configuration says so.
+
+    Args:
+        split: the images.
+        fingerprint: identity of the data set's content.
+        config: stored size, and whether decoded images are kept.
+        root: the cache's folder for pixels.
+        workers: processes that decode.
+        reporter: receives the progress.
+
+    Raises:
+        DataError: a broken image, or no room on the disk.
+    """
+    if not len(split):
+        raise DataError("the training split holds no image")
+    size = stored_size(split, config)
+    needed = len(split) * 3 * size * size
+    if config.cache == "never" or (config.cache == "auto" and needed > config.cache_limit_gb * 1e9):
+        return DecodedPixels(split, size)
+    identity = json.dumps([fingerprint, size, len(split), split.ids[0], split.ids[-1]])
+    folder = root / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    if not (folder / "complete.json").is_file():
+        _fill(folder, DecodedPixels(split, size), needed, workers, reporter)
+    return CachedPixels(folder)
+
+
+def _fill(folder: Path, source: DecodedPixels, needed: int, workers: int, reporter: Reporter) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    clear_stale(folder.parent)
+    free = shutil.disk_usage(folder.parent).free
+    if needed > 0.95 * free:
+        raise DataError(
+            f"decoded images need {needed / 1e9:.1f} GB below {folder.parent} and {free / 1e9:.1f} GB are "
+            "free; --set data.cache=never decodes in every epoch, data.store_size=N keeps smaller images"
+        )
+    staging = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    try:
+        staging.mkdir()
+        shape = (len(source), 3, source.size, source.size)
+        pixels = np.lib.format.open_memmap(staging / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+        sizes = np.empty((len(source), 2), dtype=np.int64)
+        loader = DataLoader(
+            _Blocks(source),
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=leave_signals_to_parent if workers else None,
+            generator=torch.Generator(),
+        )
+        with reporter.progress(len(source), "decoding images, once") as bar:
+            done = 0
+            for block in loader:
+                if isinstance(block, str):
+                    raise DataError(block)
+                count = len(block.pixels)
+                pixels[done : done + count] = block.pixels.numpy()
+                sizes[done : done + count] = block.sizes.numpy()
+                done += count
+                bar.advance(count)
+        pixels.flush()
+        np.save(staging / "sizes.npy", sizes)
+        write_json(staging / "complete.json", {"images": len(source), "size": source.size})
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.replace(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+class _Blocks(TorchDataset["Stored | str"]):
+    """Runs of images; a broken one comes back as its message, which keeps it one line across processes."""
+
+    size = 64
+
+    def __init__(self, source: DecodedPixels) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.size)
+
+    def __getitem__(self, i: int) -> Stored | str:
+        stop = min(len(self.source), (i + 1) * self.size)
+        return guarded_read(self.source, np.arange(i * self.size, stop))
+
+
+def guarded_read(pixels: Pixels, index: Array) -> Stored | str:
+    """``read``, with the message of a DataError in place of the error."""
+    try:
+        return pixels.read(index)
+    except DataError as error:
+        return str(error)
