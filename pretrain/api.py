@@ -15,7 +15,8 @@ from ..bench.types import Dataset
 from .monitor import Health, Watcher
 from .outcome import Summary, Training, read_training, start_training
 from .recipe import Recipe, load_recipe, make_recipe
-from .trainer import initial_model, train
+from .step import initial_model
+from .trainer import train
 
 _MAY_CHANGE = ("engine", "watch")
 

@@ -11,8 +11,8 @@ def sincos_positions(dim: int, grid: int, style: Positions = "sincos") -> torch.
     """Fixed two-dimensional sine-cosine positions, (grid * grid, dim), counted row by row.
 
     The first half of the channels encodes the column, the second the row, each as sines then cosines over
-    geometric frequencies. ``sincos`` counts 0, 1, ..., grid - 1 (facebookresearch/mae); ``latent_mim`` spreads
-    the same number of positions evenly over 0 to grid, ends included (yibingwei-1/LatentMIM).
+    geometric frequencies. ``sincos`` counts 0, 1, ..., grid - 1 (facebookresearch/mae); ``latent_mim``
+    spreads the same number of positions evenly over 0 to grid, ends included (yibingwei-1/LatentMIM).
 
     Raises:
         ValueError: ``dim`` is not a multiple of 4.

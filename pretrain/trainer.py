@@ -21,25 +21,16 @@ from ..bench.progress import Reporter
 from ..bench.results import write_json
 from ..bench.types import Dataset
 from .batches import Part, Schedule, parts, plan_steps, to_images
-from .engine import (
-    attention_kernel,
-    compile_blocks,
-    make_fabric,
-    make_optimizer,
-    peak_flops,
-    resolve_precision,
-    set_rates,
-)
+from .engine import make_fabric, peak_flops
 from .flops import training_flops
 from .logbook import Logbook
-from .model import MaskedImageModel
 from .monitor import Health, Watcher
 from .outcome import Summary, Training
 from .pixels import open_pixels
-from .recipe import Recipe
-from .schedules import between, learning_rate, milestones, momentum, weight_decay
+from .schedules import learning_rate, milestones, momentum
 from .signals import stop_signals
 from .state import read_state, restore, snapshot, states, whole_weights, write_state
+from .step import Fed, Stepper
 
 STATE_VERSION = 1
 _FLAG_EVERY = 10
@@ -103,13 +94,6 @@ def train(
     return _Run(training, data, out, reporter, fabric, cache_dir).go()
 
 
-def initial_model(recipe: Recipe) -> MaskedImageModel:
-    """The model before its first step; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return MaskedImageModel(recipe)
-
-
 class _Run:
     def __init__(
         self,
@@ -126,18 +110,16 @@ class _Run:
         split = data.splits[data.train_split]
         self.schedule: Schedule = plan_steps(recipe, len(split), fabric.world_size)
         self.workers = recipe.data.workers if recipe.data.workers is not None else default_workers(cuda)
-        with fabric.rank_zero_first():
+        with fabric.rank_zero_first(local=True):
             root = cache_folder(cache_dir) / "pixels"
             self.pixels = open_pixels(split, data.fingerprint, recipe.data, root, self.workers, reporter)
-        self.model = initial_model(recipe)
         self.flops = training_flops(recipe)
-        self.compiled = compile_blocks(self.model, recipe.engine, fabric.device)
-        self.wrapped = fabric.setup_module(self.model)
-        self.optimizer = make_optimizer(self.model, recipe.optim, fused=cuda)
-        self.wrapped_optimizer: Any = fabric.setup_optimizers(self.optimizer)
-        self.precision = resolve_precision(recipe.engine, fabric.device.type)
+        self.stepper = Stepper(recipe, fabric)
+        self.model = self.stepper.model
         self.watcher = (
-            Watcher(recipe, data, str(fabric.device), self.precision) if fabric.is_global_zero else None
+            Watcher(recipe, data, str(fabric.device), self.stepper.precision)
+            if fabric.is_global_zero
+            else None
         )
         self.health: Health | None = None
         self.knn: float | None = None
@@ -167,7 +149,6 @@ class _Run:
         try:
             with (
                 stop_signals() as asked,
-                attention_kernel(self.fabric.device, self.precision),
                 self.reporter.progress(total, f"training {self.recipe.name}") as bar,
             ):
                 bar.advance(step)
@@ -195,32 +176,19 @@ class _Run:
         return summary
 
     def _step(self, step: int, feed: Iterator[Part], tally: _Tally) -> None:
-        """One optimiser step. The target moves first, as in the official code."""
+        """One optimiser step, timed."""
         begun = time.monotonic()
-        recipe, done = self.recipe, step / self.schedule.total
-        aim = between(recipe.objective.similarity_start, recipe.objective.similarity_end, done, "cosine")
-        set_rates(
-            self.optimizer,
-            learning_rate(recipe.optim, recipe.learning_rate, done),
-            weight_decay(recipe.optim, done),
-        )
-        self.model.update_target(momentum(recipe.target, done))
         waited = 0.0
-        for number in range(self.schedule.parts):
-            mark = time.monotonic()
-            part = next(feed).to(self.fabric.device)
-            waited += time.monotonic() - mark
-            with self.fabric.no_backward_sync(self.wrapped, enabled=number < self.schedule.parts - 1):
-                losses = self.wrapped(to_images(part, recipe), part.offsets, part.masks, aim)
-                self.fabric.backward(losses.loss / self.schedule.parts)
-            tally.add({"loss": losses.loss.detach(), **losses.terms})
-        if recipe.optim.clip is not None:
-            # A norm that is not finite shows in the loss, or is skipped by the scaler of fp16.
-            self.fabric.clip_gradients(
-                self.wrapped, self.wrapped_optimizer, max_norm=recipe.optim.clip, error_if_nonfinite=False
-            )
-        self.wrapped_optimizer.step()
-        self.wrapped_optimizer.zero_grad(set_to_none=True)
+
+        def fed() -> Iterator[Fed]:
+            nonlocal waited
+            for _ in range(self.schedule.parts):
+                mark = time.monotonic()
+                part = next(feed).to(self.fabric.device)
+                waited += time.monotonic() - mark
+                yield Fed(to_images(part, self.recipe), part.offsets, part.masks)
+
+        tally.add(self.stepper(step / self.schedule.total, fed(), self.schedule.parts))
         tally.close_step(time.monotonic() - begun, waited)
 
     def _log(self, step: int, tally: _Tally, log: Logbook | None) -> None:
@@ -238,8 +206,8 @@ class _Run:
         if not math.isfinite(values["loss"]):
             last = f"the last good state is {self.saved}" if self.saved else "nothing was saved before"
             raise TrainingError(
-                f"the loss is {values['loss']} between steps {step - tally.steps + 1} and {step}; {last}. Lower "
-                "optim.base_lr, set optim.clip, or train in fp32 (engine.precision=fp32)"
+                f"the loss is {values['loss']} between steps {step - tally.steps + 1} and {step}; {last}. "
+                "Lower optim.base_lr, set optim.clip, or train in fp32 (engine.precision=fp32)"
             )
         self.last_loss = values["loss"]
         done = (step - 1) / self.schedule.total
@@ -285,7 +253,7 @@ class _Run:
 
     def _save(self, step: int) -> None:
         """The state, then the encoder."""
-        content = snapshot(self.model, self.optimizer)
+        content = snapshot(self.model, self.stepper.optimizer)
         encoder = whole_weights(self.model.encoder.vit)
         scaler = self.fabric.strategy.precision.state_dict()
         if self.fabric.is_global_zero:
@@ -313,7 +281,7 @@ class _Run:
             raise ConfigError(
                 f"{path} was written by another version of lmim-bench; start anew with another --out"
             )
-        restore(self.model, self.optimizer, state)
+        restore(self.model, self.stepper.optimizer, state)
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.saved = path
         return int(state["step"])
@@ -350,7 +318,7 @@ class _Run:
         return {
             "environment": found.model_dump(mode="json"),
             "processes": self.fabric.world_size,
-            "compiled": self.compiled,
+            "compiled": self.stepper.compiled,
             "flops_per_image": self.flops,
             "parameters": sum(p.numel() for p in self.model.encoder.vit.parameters()),
         }

@@ -1,125 +1,192 @@
 import math
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lmim_bench.bench.data import load_data
-from lmim_bench.bench.encoders import load_encoder
-from lmim_bench.bench.progress import Reporter
-from lmim_bench.bench.vit import build_vit, vit_spec
-from lmim_bench.pretrain.objectives import MaskedAutoencoder, patchify, sincos_positions
-from lmim_bench.pretrain.trainer import Recipe, augment, train
+from lmim_bench.pretrain import objectives
+from lmim_bench.pretrain.objectives import mean_cosine, reconstruction_loss, similarity_constraint
+from lmim_bench.pretrain.recipe import ObjectiveConfig
 
-SPEC = vit_spec("lmim-bench", embed_dim=24, depth=2, num_heads=2, patch_size=8, image_size=32)
+CASES = settings(deadline=None, derandomize=True, max_examples=25)
 
 
-def test_sincos_positions_equal_the_formula():
-    dim, grid = 16, 3
-    table = sincos_positions(dim, grid)
-    for row in range(grid):
-        for column in range(grid):
-            for i in range(dim // 4):
-                frequency = 1 / 10000 ** (i / (dim / 4))
-                expected = [
-                    math.sin(column * frequency),
-                    math.cos(column * frequency),
-                    math.sin(row * frequency),
-                    math.cos(row * frequency),
-                ]
-                found = table[row * grid + column, [i, 4 + i, 8 + i, 12 + i]]
-                assert found.tolist() == pytest.approx(expected, abs=1e-6)
+def arrays(seed=0, shape=(2, 4, 5)):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator), 1.5 * torch.randn(*shape, generator=generator) + 0.3
 
 
-def test_sincos_positions_refuse_a_width_that_does_not_split():
-    with pytest.raises(ValueError, match="multiple of 4"):
-        sincos_positions(6, 2)
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
 
-def test_patchify_lists_pixels_of_each_patch_in_row_column_channel_order():
-    images = torch.arange(2 * 3 * 4 * 6, dtype=torch.float32).reshape(2, 3, 4, 6)
-    patches = patchify(images, 2)
-    assert patches.shape == (2, 6, 12)
-    assert torch.equal(patches[1, 4], images[1, :, 2:4, 2:4].permute(1, 2, 0).reshape(-1))
+def patches_of(x):
+    return [patch for image in x.tolist() for patch in image]
 
 
-def test_mae_loss_equals_the_formula_image_by_image():
-    torch.manual_seed(0)
-    model = MaskedAutoencoder(build_vit(SPEC.arch), decoder_dim=16, decoder_depth=1, decoder_heads=2).eval()
-    images = torch.randn(3, 3, 32, 32)
-    loss = model(images, torch.zeros(3, dtype=torch.long), torch.Generator().manual_seed(5))
-    noise = torch.rand(3, 16, generator=torch.Generator().manual_seed(5))
+def by_channel(predictions, targets, loss):
+    """The mean of a function of the difference, over all numbers."""
+    pairs = zip(patches_of(predictions), patches_of(targets), strict=True)
+    values = [loss(p - t) for mine, other in pairs for p, t in zip(mine, other, strict=True)]
+    return sum(values) / len(values)
+
+
+@CASES
+@given(st.integers(0, 999), st.integers(1, 3), st.integers(1, 4), st.integers(1, 5))
+def test_mse_equals_a_loop(seed, b, t, d):
+    predictions, targets = arrays(seed, (b, t, d))
+    found = reconstruction_loss(predictions, targets, ObjectiveConfig(loss="mse"))
+    assert found.item() == pytest.approx(by_channel(predictions, targets, lambda x: x * x), rel=1e-5)
+
+
+@CASES
+@given(st.integers(0, 999), st.sampled_from([0.1, 1.0, 2.0]))
+def test_smooth_l1_equals_a_loop(seed, beta):
+    predictions, targets = arrays(seed)
+    found = reconstruction_loss(predictions, targets, ObjectiveConfig(loss="smooth_l1", beta=beta))
+
+    def huber(x):
+        return 0.5 * x * x / beta if abs(x) < beta else abs(x) - 0.5 * beta
+
+    assert found.item() == pytest.approx(by_channel(predictions, targets, huber), rel=1e-5)
+
+
+@CASES
+@given(st.integers(0, 999))
+def test_norm_l2_standardises_the_target_over_its_channels(seed):
+    predictions, targets = arrays(seed)
+    found = reconstruction_loss(predictions, targets, ObjectiveConfig(loss="norm_l2"))
+    standard = torch.empty_like(targets)
+    for b in range(2):
+        for t in range(4):
+            row = targets[b, t].tolist()
+            mean = sum(row) / 5
+            variance = sum((x - mean) ** 2 for x in row) / 4
+            standard[b, t] = torch.tensor([(x - mean) / math.sqrt(variance + 1e-6) for x in row])
+    assert found.item() == pytest.approx(by_channel(predictions, standard, lambda x: x * x), rel=1e-4)
+
+
+@CASES
+@given(st.integers(0, 999))
+def test_cosine_equals_a_loop(seed):
+    predictions, targets = arrays(seed)
+    found = reconstruction_loss(predictions, targets, ObjectiveConfig(loss="cosine"))
+    pairs = list(zip(patches_of(predictions), patches_of(targets), strict=True))
+    expected = sum(2 - 2 * cosine(p, t) for p, t in pairs) / len(pairs)
+    assert found.item() == pytest.approx(expected, abs=1e-5)
+
+
+def info_nce(predictions, targets, tau, standardise, negatives, number):
+    """Patch by patch: - log of the share of the own target among it and its negatives, times 2 tau."""
+    images = []
+    for image in predictions.double().tolist():
+        count = len(image)
+        if standardise:
+            columns = []
+            for channel in zip(*image, strict=True):
+                mean = sum(channel) / count
+                spread = 1.0
+                if count > 1:
+                    spread = math.sqrt(sum((x - mean) ** 2 for x in channel) / (count - 1))
+                columns.append([(x - mean) / (spread + 1e-4) for x in channel])
+            image = [list(row) for row in zip(*columns, strict=True)]
+        images.append(image)
+    answers = [list(image) for image in targets.double().tolist()]
+    if negatives == "batch":
+        images, answers = ([[row for image in x for row in image]] for x in (images, answers))
     losses = []
-    encoder = model.encoder
-    for image, order in zip(images, noise.argsort(dim=1), strict=True):
-        visible, hidden = order[:4].tolist(), order[4:].tolist()
-        tokens = encoder.patch_embed(image[None])[0] + encoder.pos_embed[0, 1:]
-        x = torch.cat([encoder.cls_token[0], tokens[visible]])[None]
-        latents = model.decoder_embed(encoder.norm(encoder.blocks(x)))[0]
-        full = model.mask_token[0].expand(16, -1).clone()
-        full[visible] = latents[1:]
-        decoded = model.decoder(torch.cat([latents[:1], full + model.decoder_positions[0]])[None])
-        predicted = model.decoder_pred(decoded)[0, 1:]
-        for patch in hidden:
-            row, column = divmod(patch, 4)
-            pixels = image[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8].permute(1, 2, 0).reshape(-1)
-            target = (pixels - pixels.mean()) / (pixels.var() + 1e-6).sqrt()
-            losses.append(((predicted[patch] - target) ** 2).mean())
-    assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
+    for image, others in zip(images, answers, strict=True):
+        count = len(image)
+        for i, prediction in enumerate(image):
+            rivals = [(i + ahead) % count for ahead in range(1, min(number or count, count - 1) + 1)]
+            own = math.exp(cosine(prediction, others[i]) / tau)
+            rest = sum(math.exp(cosine(prediction, others[j]) / tau) for j in rivals)
+            losses.append(-math.log(own / (own + rest)))
+    return 2 * tau * sum(losses) / len(losses)
 
 
-def test_mae_learns_through_visible_tokens_only():
-    torch.manual_seed(0)
-    model = MaskedAutoencoder(build_vit(SPEC.arch), decoder_dim=16, decoder_depth=1, decoder_heads=2)
-    images = torch.randn(1, 3, 32, 32, requires_grad=True)
-    latents = model._encode(model.encoder.patch_embed(images), torch.tensor([[0, 5]]))
-    latents.sum().backward()
-    touched = patchify(images.grad, 8).abs().sum(-1)[0].nonzero().flatten().tolist()
-    assert touched == [0, 5]
+@CASES
+@given(
+    seed=st.integers(0, 999),
+    batch=st.integers(1, 3),
+    patches=st.integers(2, 5),
+    tau=st.sampled_from([0.07, 0.2, 1.0]),
+    standardise=st.booleans(),
+    negatives=st.sampled_from(["image", "batch"]),
+    number=st.sampled_from([None, 1, 2, 3, 100]),
+)
+def test_patch_discrimination_equals_a_loop(seed, batch, patches, tau, standardise, negatives, number):
+    predictions, targets = arrays(seed, (batch, patches, 6))
+    config = ObjectiveConfig(tau=tau, standardise=standardise, negatives=negatives, num_negatives=number)
+    found = reconstruction_loss(predictions, targets, config)
+    expected = info_nce(predictions, targets, tau, standardise, negatives, number)
+    assert found.item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
-def test_positions_are_fixed_and_zero_for_the_class_token():
-    model = MaskedAutoencoder(build_vit(SPEC.arch))
-    assert not model.encoder.pos_embed.requires_grad
-    assert model.encoder.pos_embed[0, 0].abs().sum() == 0
+def test_one_patch_has_nothing_to_be_told_apart_from():
+    predictions, targets = arrays(shape=(2, 1, 5))
+    predictions.requires_grad_()
+    loss = reconstruction_loss(predictions, targets, ObjectiveConfig())
+    loss.backward()
+    assert loss.item() == 0
+    assert predictions.grad.abs().max() == 0
 
 
-@pytest.fixture
-def colours(tmp_path):
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for i, name in enumerate(("red", "blue")):
-            folder = tmp_path / "colours" / split / name
-            folder.mkdir(parents=True)
-            for j in range(16):
-                pixels = rng.integers(0, 100, (40, 48, 3))
-                pixels[..., 2 * i] += 120
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{j}.png")
-    return load_data(str(tmp_path / "colours"), cache_dir=tmp_path / "cache")
+def test_equal_predictions_have_a_finite_gradient():
+    predictions, targets = arrays()
+    predictions = predictions[:, :1].expand(-1, 4, -1).clone().requires_grad_()
+    reconstruction_loss(predictions, targets, ObjectiveConfig()).backward()
+    assert predictions.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("objective", ["mae", "supervised"])
-def test_training_lowers_the_loss_and_leaves_a_checkpoint_that_loads(tmp_path, colours, objective):
-    recipe = Recipe(
-        objective=objective, image_size=32, embed_dim=24, depth=2, num_heads=2, steps=40, batch_size=16
-    )
-    log = train(recipe, colours, tmp_path / "out.pth", "cpu", Reporter())
-    assert len(log.losses) == 40
-    assert np.mean(log.losses[-8:]) < 0.95 * np.mean(log.losses[:4])
-    encoder = load_encoder(str(tmp_path / "out.pth"))
-    assert encoder.spec == recipe.spec()
-    assert not encoder.info.random_weights
-    again = train(recipe, colours, tmp_path / "again.pth", "cpu", Reporter())
-    assert again.losses == log.losses
-    assert load_encoder(str(tmp_path / "again.pth")).fingerprint == encoder.fingerprint
+@pytest.mark.parametrize("loss", ["mse", "norm_l2", "smooth_l1", "cosine", "infonce"])
+def test_losses_are_taken_in_single_precision(loss):
+    predictions, targets = arrays()
+    config = ObjectiveConfig(loss=loss, standardise=False)
+    found = reconstruction_loss(predictions.bfloat16(), targets.bfloat16(), config)
+    assert found.dtype == torch.float32
+    exact = reconstruction_loss(predictions.bfloat16().float(), targets.bfloat16().float(), config)
+    assert torch.equal(found, exact)
 
 
-def test_crops_keep_their_size_and_flips_are_even():
-    images = np.zeros((200, 20, 20, 3), dtype=np.uint8)
-    images[:, :, 10:] = 255
-    out = augment(images, 16, 1.0, torch.Generator().manual_seed(0))
-    assert out.shape == (200, 3, 16, 16)
-    assert out.dtype == torch.uint8
-    flipped = (out[:, 0, 8, 0] > 128).float().mean()
-    assert 0.35 < flipped < 0.65
+@CASES
+@given(st.integers(0, 999), st.integers(1, 3), st.integers(1, 5))
+def test_mean_cosine_is_over_all_pairs_each_with_itself(seed, batch, patches):
+    x, _ = arrays(seed, (batch, patches, 4))
+    per_image = []
+    for image in x.double().tolist():
+        values = [cosine(a, b) for a in image for b in image]
+        per_image.append(sum(values) / patches**2)
+    assert mean_cosine(x).item() == pytest.approx(sum(per_image) / batch, abs=1e-5)
+
+
+def test_mean_cosine_of_equal_and_of_orthogonal_patches():
+    assert mean_cosine(torch.ones(2, 3, 4)).item() == pytest.approx(1)
+    assert mean_cosine(torch.eye(4)[None]).item() == pytest.approx(1 / 4)
+
+
+def test_similarity_constraint_equals_the_formula():
+    found = similarity_constraint([torch.tensor(0.9), torch.tensor(0.1)], 0.75)
+    assert found.item() == pytest.approx((0.9 - 0.75) ** 2 + (0.1 - 0.75) ** 2)
+
+
+def test_similarity_constraint_over_processes_is_that_of_the_mean(monkeypatch):
+    """Two processes: the value is common, and the mean of their gradients is the gradient of the whole."""
+    first, second = torch.tensor(0.9, requires_grad=True), torch.tensor(0.2, requires_grad=True)
+    monkeypatch.setattr(objectives.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(objectives.dist, "get_world_size", lambda: 2)
+    losses = []
+    for own, other in ((first, second), (second, first)):
+        value = other.detach().clone()
+        monkeypatch.setattr(objectives.dist, "all_reduce", lambda total, value=value: total.add_(value))
+        losses.append(similarity_constraint([own], 0.75))
+    whole_first, whole_second = (x.detach().clone().requires_grad_() for x in (first, second))
+    whole = ((whole_first + whole_second) / 2 - 0.75) ** 2
+    whole.backward()
+    for loss in losses:
+        assert loss.item() == pytest.approx(whole.item())
+        loss.backward()
+    assert first.grad.item() / 2 == pytest.approx(whole_first.grad.item())
+    assert second.grad.item() / 2 == pytest.approx(whole_second.grad.item())

@@ -1,0 +1,82 @@
+"""One optimiser step: what the trainer repeats, and what a benchmark times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric import Fabric
+
+from .engine import attention_kernel, compile_blocks, make_optimizer, resolve_precision, set_rates
+from .masking import Masks
+from .model import MaskedImageModel
+from .recipe import Recipe
+from .schedules import between, learning_rate, momentum, weight_decay
+
+
+class Fed(NamedTuple):
+    """What the model is fed for one accumulated part; see ``MaskedImageModel.forward``."""
+
+    images: torch.Tensor
+    offsets: torch.Tensor | None
+    masks: Masks
+
+
+def initial_model(recipe: Recipe) -> MaskedImageModel:
+    """The model before its first step; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return MaskedImageModel(recipe)
+
+
+class Stepper:
+    """A model with its optimiser, set up on a device, among its processes, at its precision.
+
+    Attributes:
+        model: the plain model; what is saved and looked at.
+        optimizer: the plain optimiser.
+        compiled: whether the blocks are compiled.
+    """
+
+    def __init__(self, recipe: Recipe, fabric: Fabric) -> None:
+        self.recipe, self.fabric = recipe, fabric
+        self.precision = resolve_precision(recipe.engine, fabric.device.type)
+        self.model = initial_model(recipe)
+        self.compiled = compile_blocks(self.model, recipe.engine, fabric.device)
+        self._module = fabric.setup_module(self.model)
+        self.optimizer = make_optimizer(self.model, recipe.optim, fused=fabric.device.type == "cuda")
+        self._optimizer: Any = fabric.setup_optimizers(self.optimizer)
+
+    def __call__(self, done: float, feed: Iterable[Fed], parts: int) -> dict[str, torch.Tensor]:
+        """Take a step. The target moves first, as in the official code.
+
+        Args:
+            done: share of the training that is done, which sets all schedules.
+            feed: the accumulated parts, on the device.
+            parts: how many there are.
+
+        Returns:
+            The sums over the parts of the loss and of what it is made of, on the device.
+        """
+        recipe = self.recipe
+        aim = between(recipe.objective.similarity_start, recipe.objective.similarity_end, done, "cosine")
+        rate = learning_rate(recipe.optim, recipe.learning_rate, done)
+        set_rates(self.optimizer, rate, weight_decay(recipe.optim, done))
+        self.model.update_target(momentum(recipe.target, done))
+        sums: dict[str, torch.Tensor] = {}
+        with attention_kernel(self.fabric.device, self.precision):
+            for number, part in enumerate(feed):
+                with self.fabric.no_backward_sync(self._module, enabled=number < parts - 1):
+                    losses = self._module(*part, aim)
+                    self.fabric.backward(losses.loss / parts)
+                for name, value in {"loss": losses.loss.detach(), **losses.terms}.items():
+                    sums[name] = sums[name] + value if name in sums else value
+        if recipe.optim.clip is not None:
+            # A norm that is not finite shows in the loss, or is skipped by the scaler of fp16.
+            self.fabric.clip_gradients(
+                self._module, self._optimizer, max_norm=recipe.optim.clip, error_if_nonfinite=False
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return sums

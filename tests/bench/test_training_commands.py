@@ -1,0 +1,167 @@
+"""``pretrain``, ``ablate`` and ``export`` as a user types them."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from lmim_bench.bench.cli import cli
+from lmim_bench.bench.encoders import load_encoder
+from lmim_bench.pretrain.studies import SCALES, load_study, row_recipe, study_names
+
+TINY = {
+    "model.embed_dim": 24,
+    "model.depth": 2,
+    "model.num_heads": 2,
+    "model.patch_size": 8,
+    "data.image_size": 32,
+    "decoder.width": 16,
+    "decoder.depth": 1,
+    "decoder.num_heads": 2,
+    "projector.hidden_dim": 32,
+    "optim.batch_size": 16,
+    "optim.steps": 4,
+    "watch.tensorboard": "false",
+}
+
+
+@pytest.fixture
+def invoke():
+    def call(*args):
+        return CliRunner().invoke(cli, [str(a) for a in args])
+
+    return call
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for i, name in enumerate(("a", "b", "c")):
+            folder = tmp_path / "letters" / split / name
+            folder.mkdir(parents=True)
+            for j in range(24):
+                pixels = rng.integers(0, 120, (40, 40, 3))
+                pixels[..., i] += 100
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{j}.png")
+    return tmp_path / "letters"
+
+
+def tiny(**changes):
+    values = {**TINY, **{name.replace("__", "."): value for name, value in changes.items()}}
+    return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+
+
+def test_pretrain_lists_its_recipes_and_shows_one(invoke):
+    listed = invoke("pretrain", "--list").output
+    for name in ("mae", "latent-mim", "latent-mim-naive", "latent-mim-lite", "i-jepa", "data2vec"):
+        assert any(line.split()[:1] == [name] for line in listed.splitlines())
+    shown = invoke("pretrain", "--recipe", "latent-mim", "--set", "model.depth=6", "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert "objective.tau" in shown.output
+    assert "20 of 196 patches visible, crops of 280 pixels" in shown.output
+    assert "peak learning rate 0.0024" in shown.output
+
+
+def test_pretrain_trains_resumes_and_what_it_writes_is_scored(invoke, images, tmp_path):
+    out, cache = tmp_path / "run", tmp_path / "cache"
+    common = ("--cache-dir", cache)
+    done = invoke(
+        *("pretrain", "--recipe", "mae", "--data", images, "--out", out, "--device", "cpu", *common, *tiny())
+    )
+    assert done.exit_code == 0, done.output
+    assert f"lmim-bench run --ckpt {out / 'encoder.pth'} --tasks all" in done.stdout
+    again = invoke("pretrain", "--recipe", "mae", "--data", images, "--out", out, *common, *tiny())
+    assert again.exit_code == 2
+    assert f"--resume {out}" in again.stderr
+    resumed = invoke("pretrain", "--recipe", "mae", "--resume", out, *common)
+    assert resumed.exit_code == 0, resumed.output
+    scored = invoke(
+        *("run", "--ckpt", out / "encoder.pth", "--tasks", "knn", "--data", images),
+        *("--out", tmp_path / "scores", "--device", "cpu", *common),
+    )
+    assert scored.exit_code == 0, scored.output
+    assert "trained by the recipe mae" in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "give --recipe NAME"),
+        (("--recipe", "mea"), "Did you mean 'mae'?"),
+        (("--recipe", "mae"), "give --data"),
+        (("--recipe", "mae", "--data", "nowhere"), "nowhere"),
+        (("--recipe", "mae", "--set", "model.dept=3"), "Did you mean 'depth'?"),
+        (("--resume", "nowhere"), "holds no training"),
+        (("--resume", "nowhere", "--out", "x"), "leave out --data and --out"),
+    ],
+)
+def test_pretrain_refuses_in_one_line(invoke, args, message):
+    result = invoke("pretrain", *args)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_ablate_lists_every_study_and_all_rows_make_recipes(invoke):
+    listed = invoke("ablate", "--list").output
+    for name in study_names():
+        assert f"{name}: " in listed
+        labels = [row.label for row in load_study(name).rows]
+        assert len(set(labels)) == len(labels)
+        for scale in SCALES.values():
+            recipes = [row_recipe(row, scale, side, (), "cpu") for row in load_study(name).rows for side in (32, 500)]
+            assert len({r.model.shape for r in recipes}) == 1
+            assert len({(r.optim.epochs, r.optim.batch_size, r.optim.base_lr) for r in recipes}) == 1
+
+
+@pytest.mark.slow
+def test_ablate_trains_scores_and_compares_and_keeps_what_is_done(invoke, images, tmp_path):
+    out = tmp_path / "studies"
+    args = ("ablate", "--study", "decoder", "--data", images, "--budget", "tiny", "--out", out, "--device", "cpu")
+    args += ("--cache-dir", tmp_path / "cache", *tiny(watch__evaluations=1))
+    done = invoke(*args)
+    assert done.exit_code == 0, done.output
+    table = (out / "decoder" / "table.md").read_text(encoding="utf-8")
+    for row in load_study("decoder").rows:
+        assert f"| {row.label} |" in table
+    assert "peak learning rate" in table
+    assert (out / "decoder" / "report.html").is_file()
+    before = {p: p.stat().st_mtime_ns for p in out.glob("trainings/*/encoder.pth")}
+    assert len(before) == len(load_study("decoder").rows) - 1  # MAE's depth is one block already at this size
+    assert invoke(*args).exit_code == 0
+    assert {p: p.stat().st_mtime_ns for p in out.glob("trainings/*/encoder.pth")} == before
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "give --study"),
+        (("--study", "colapse", "--data", "scenes"), "Did you mean 'collapse'?"),
+    ],
+)
+def test_ablate_refuses_in_one_line(invoke, args, message):
+    result = invoke("ablate", *args)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_export_writes_what_loads_again(invoke, images, tmp_path):
+    done = invoke(
+        *("pretrain", "--recipe", "mae", "--data", images, "--out", tmp_path / "run", "--device", "cpu"),
+        *("--cache-dir", tmp_path / "cache", *tiny()),
+    )
+    assert done.exit_code == 0, done.output
+    source = tmp_path / "run" / "encoder.pth"
+    exported = invoke("export", source, "--format", "mae", "--out", tmp_path / "mae.pth")
+    assert exported.exit_code == 0, exported.output
+    assert "load     " in exported.stdout
+    ours, theirs = load_encoder(str(source)), load_encoder(f"{tmp_path / 'mae.pth'}#heads=2")
+    assert theirs.spec.family == "mae"
+    for name, tensor in ours.model.state_dict().items():
+        assert bool((theirs.model.state_dict()[name] == tensor).all()), name
+    refused = invoke("export", source, "--format", "mae", "--out", tmp_path / "mae.pth")
+    assert refused.exit_code == 2
+    assert json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["finished"]
