@@ -128,6 +128,10 @@ def row_recipe(row: Row, scale: Scale, side: int, sets: Sequence[str], device: s
         f"decoder.num_heads={max(1, width * 2 // 3 // 32)}",
         f"decoder.depth={min(base.decoder.depth, scale.decoder_depth)}",
         f"projector.hidden_dim={width * 16 // 3}",
+        # Published momenta are for many more steps than any budget here has: one schedule for all rows.
+        "target.momentum=0.99",
+        "target.momentum_end=1.0",
+        "target.momentum_curve=cosine",
         f"target.top_blocks={min(base.target.top_blocks, max(1, scale.depth // 2))}",
         f"watch.evaluations={scale.looks}",
         f"watch.checkpoints={scale.looks}",
