@@ -64,9 +64,9 @@ SCALES: dict[Budget, Scale] = {
     "small": Scale(
         arch="vit_tiny",
         depth=6,
-        batch_size=256,
+        batch_size=128,
         learning_rate=1.5e-3,
-        epochs=4,
+        epochs=5,
         decoder_depth=3,
         limit=10000,
         looks=4,
