@@ -66,9 +66,9 @@ SCALES: dict[Budget, Scale] = {
         depth=6,
         batch_size=128,
         learning_rate=1.5e-3,
-        epochs=5,
+        epochs=4,
         decoder_depth=3,
-        limit=10000,
+        limit=5000,
         looks=4,
     ),
     "full": Scale(

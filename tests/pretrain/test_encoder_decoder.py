@@ -16,7 +16,7 @@ SIDE = 16  # of the tiny recipes' images, on a 4 x 4 grid
 def encoder_of(tiny, shaken):
     def make(*sets, name="mae"):
         torch.manual_seed(0)
-        return shaken(PatchEncoder(tiny(name, *sets))).double()
+        return shaken(PatchEncoder(tiny(name, *sets)))
 
     return make
 
@@ -26,13 +26,13 @@ def decoder_of(tiny, shaken):
     def make(kind, *sets, prefix=1, cues=True):
         torch.manual_seed(0)
         recipe = tiny("latent-mim", f"decoder.kind={kind}", f"decoder.cues={cues}", *sets)
-        return shaken(Decoder(recipe, 16, 10, prefix)).double()
+        return shaken(Decoder(recipe, 16, 10, prefix))
 
     return make
 
 
-def doubles(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def floats(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def layer_norm(row, eps):
@@ -46,27 +46,27 @@ def test_all_patches_in_order_are_what_timm_computes(encoder_of, class_token, re
     encoder = encoder_of(
         f"model.class_token={class_token}", f"model.registers={registers}", f"model.positions={positions}"
     )
-    images = doubles(2, 3, SIDE, SIDE)
+    images = floats(2, 3, SIDE, SIDE)
     index = torch.arange(16).expand(2, -1)
     found = encoder(cut_patches(images, 4), index)
     assert encoder.prefix == class_token + registers
     assert found.shape == (2, encoder.prefix + 16, 16)
-    torch.testing.assert_close(found, encoder.vit.forward_features(images), atol=1e-10, rtol=0)
+    torch.testing.assert_close(found, encoder.vit.forward_features(images), atol=1e-5, rtol=0)
 
 
 def test_the_order_of_the_visible_patches_does_not_matter(encoder_of):
     encoder = encoder_of()
-    patches, index = doubles(1, 3, 48), torch.tensor([[2, 7, 11]])
+    patches, index = floats(1, 3, 48), torch.tensor([[2, 7, 11]])
     order = torch.tensor([2, 0, 1])
     found = encoder(patches, index)
     permuted = encoder(patches[:, order], index[:, order])
-    torch.testing.assert_close(permuted[:, 1:], found[:, 1:][:, order], atol=1e-12, rtol=0)
-    torch.testing.assert_close(permuted[:, 0], found[:, 0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(permuted[:, 1:], found[:, 1:][:, order], atol=1e-5, rtol=0)
+    torch.testing.assert_close(permuted[:, 0], found[:, 0], atol=1e-5, rtol=0)
 
 
 def test_patches_that_are_not_shown_have_no_influence(encoder_of):
     encoder = encoder_of("projector.depth=2")
-    images = doubles(2, 3, SIDE, SIDE).requires_grad_()
+    images = floats(2, 3, SIDE, SIDE).requires_grad_()
     index = torch.tensor([[0, 5], [15, 3]])
     (encoder(take(cut_patches(images, 4), index), index) ** 3).sum().backward()
     touched = cut_patches(images.grad, 4).abs().sum(-1)
@@ -76,7 +76,7 @@ def test_patches_that_are_not_shown_have_no_influence(encoder_of):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_top_blocks_equal_the_mean_of_normalised_outputs(encoder_of, count):
     encoder = encoder_of("model.depth=3")
-    patches, index = doubles(2, 5, 48), torch.tensor([[0, 1, 2, 3, 4], [9, 8, 7, 6, 5]])
+    patches, index = floats(2, 5, 48), torch.tensor([[0, 1, 2, 3, 4], [9, 8, 7, 6, 5]])
     x = encoder.embed(patches, index)
     outputs = []
     for block in encoder.vit.blocks:
@@ -86,17 +86,17 @@ def test_top_blocks_equal_the_mean_of_normalised_outputs(encoder_of, count):
     for b in range(2):
         for token in range(6):
             total = sum(layer_norm(out[b, token], 1e-5) for out in outputs[-count:])
-            torch.testing.assert_close(found[b, token].double(), total / count, atol=1e-5, rtol=0)
+            torch.testing.assert_close(found[b, token], total / count, atol=1e-5, rtol=0)
 
 
 def test_recomputed_activations_change_neither_latents_nor_gradients(encoder_of):
     plain, saving = encoder_of(), encoder_of("engine.activation_checkpointing=true")
-    patches, index = doubles(1, 4, 48), torch.tensor([[0, 3, 5, 9]])
+    patches, index = floats(1, 4, 48), torch.tensor([[0, 3, 5, 9]])
     for encoder in (plain, saving):
         encoder(patches, index).pow(3).sum().backward()
     for (name, one), other in zip(plain.named_parameters(), saving.parameters(), strict=True):
         if one.requires_grad:
-            torch.testing.assert_close(one.grad, other.grad, atol=1e-9, rtol=1e-9, msg=name)
+            torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_the_projector_is_linear_norm_gelu_without_biases(shaken):
@@ -106,20 +106,20 @@ def test_the_projector_is_linear_norm_gelu_without_biases(shaken):
     maps = [layer for layer in projector if isinstance(layer, nn.Linear)]
     assert [(m.in_features, m.out_features) for m in maps] == [(6, 10), (10, 10), (10, 6)]
     assert all(m.bias is None for m in maps)
-    shaken(projector).double()
+    shaken(projector)
     norms = [layer for layer in projector if isinstance(layer, nn.LayerNorm)]
-    x = doubles(6)
+    x = floats(6)
     row = x
     for i, (linear, norm) in enumerate(zip(maps, norms, strict=True)):
         row = torch.stack([(weights * row).sum() for weights in linear.weight])
         row = layer_norm(row, 1e-5) * norm.weight + norm.bias
         if i < 2:
             row = row * 0.5 * (1 + torch.erf(row / math.sqrt(2)))
-    torch.testing.assert_close(projector(x), row, atol=1e-12, rtol=0)
+    torch.testing.assert_close(projector(x), row, atol=1e-5, rtol=0)
 
 
 def test_a_projector_of_no_depth_is_the_identity():
-    x = doubles(2, 3, 4)
+    x = floats(2, 3, 4)
     assert torch.equal(build_projector(ProjectorConfig(depth=0), 4)(x), x)
     one = build_projector(ProjectorConfig(depth=1, hidden_dim=99), 4)
     assert [type(layer) for layer in one] == [nn.Linear, nn.LayerNorm]
@@ -161,13 +161,13 @@ def test_trunc_normal_divides_the_output_of_block_i_by_the_root_of_2i(tiny):
 
 
 def test_visual_cues_equal_a_loop():
-    asked, known, latents = doubles(2, 3, 8), doubles(2, 5, 8, seed=1), doubles(2, 5, 6, seed=2)
+    asked, known, latents = floats(2, 3, 8), floats(2, 5, 8, seed=1), floats(2, 5, 6, seed=2)
     found = visual_cues(asked, known, latents)
     for b in range(2):
         for t in range(3):
             scores = [math.exp(float(asked[b, t] @ known[b, v]) / math.sqrt(8)) for v in range(5)]
             expected = sum(s / sum(scores) * latents[b, v] for v, s in enumerate(scores))
-            torch.testing.assert_close(found[b, t], expected, atol=1e-12, rtol=0)
+            torch.testing.assert_close(found[b, t], expected, atol=1e-5, rtol=0)
 
 
 VISIBLE, HIDDEN = torch.tensor([[3, 10, 6], [0, 1, 15]]), torch.tensor([[5, 2, 9, 14], [7, 8, 4, 12]])
@@ -176,10 +176,10 @@ VISIBLE, HIDDEN = torch.tensor([[3, 10, 6], [0, 1, 15]]), torch.tensor([[5, 2, 9
 @pytest.mark.parametrize("prefix", [0, 1, 3])
 def test_the_self_decoder_is_mae_with_mask_tokens_in_their_places(decoder_of, prefix):
     decoder = decoder_of("self", "model.positions=sincos", prefix=prefix, cues=False)
-    latents = doubles(2, prefix + 3, 16)
+    latents = floats(2, prefix + 3, 16)
     found = decoder(latents, VISIBLE, HIDDEN)
     assert found.shape == (2, 4, 10)
-    positions = sincos_positions(16, 4).double()
+    positions = sincos_positions(16, 4)
     for b in range(2):
         x = decoder.embed(latents[b])
         full = decoder.mask_token[0].expand(16, -1).clone()
@@ -190,7 +190,7 @@ def test_the_self_decoder_is_mae_with_mask_tokens_in_their_places(decoder_of, pr
             x = block(x)
         decoded = decoder.head(decoder.norm(x))[0, prefix:]
         for t, patch in enumerate(HIDDEN[b].tolist()):
-            torch.testing.assert_close(found[b, t], decoded[used.index(patch)], atol=1e-10, rtol=0)
+            torch.testing.assert_close(found[b, t], decoded[used.index(patch)], atol=1e-5, rtol=0)
 
 
 def attention(queries, keys, values, heads):
@@ -211,9 +211,9 @@ def attention(queries, keys, values, heads):
 @pytest.mark.parametrize("cues", [True, False])
 def test_the_cross_decoder_equals_attention_by_hand(decoder_of, kind, cues):
     decoder = decoder_of(kind, cues=cues)
-    latents = doubles(2, 4, 16)
+    latents = floats(2, 4, 16)
     found = decoder(latents, VISIBLE, HIDDEN)
-    positions = sincos_positions(16, 4, "latent_mim").double()
+    positions = sincos_positions(16, 4, "latent_mim")
     for b in range(2):
         x = decoder.embed(latents[b])
         queries = decoder.mask_token[0].expand(4, -1) + positions[HIDDEN[b]]
@@ -234,25 +234,25 @@ def test_the_cross_decoder_equals_attention_by_hand(decoder_of, kind, cues):
             queries = queries + other.proj(seen)
             queries = queries + block.mlp(block.norm3(queries))
         expected = decoder.head(decoder.norm(queries))[1:]
-        torch.testing.assert_close(found[b], expected, atol=1e-10, rtol=0)
+        torch.testing.assert_close(found[b], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["self", "cross", "cross_self"])
 def test_permuting_the_hidden_patches_permutes_the_predictions(decoder_of, kind):
     decoder = decoder_of(kind)
-    latents, order = doubles(2, 4, 16), torch.tensor([2, 0, 3, 1])
+    latents, order = floats(2, 4, 16), torch.tensor([2, 0, 3, 1])
     found = decoder(latents, VISIBLE, HIDDEN)
     permuted = decoder(latents, VISIBLE, HIDDEN[:, order])
-    torch.testing.assert_close(permuted, found[:, order], atol=1e-12, rtol=0)
+    torch.testing.assert_close(permuted, found[:, order], atol=1e-5, rtol=0)
     assert (found[:, 0] - found[:, 1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("kind", "talks"), [("self", True), ("cross", False), ("cross_self", True)])
 def test_only_self_attention_lets_predictions_see_each_other(decoder_of, kind, talks):
     decoder = decoder_of(kind)
-    latents = doubles(2, 4, 16)
+    latents = floats(2, 4, 16)
     together, alone = decoder(latents, VISIBLE, HIDDEN), decoder(latents, VISIBLE, HIDDEN[:, :1])
-    assert ((together[:, :1] - alone).abs().max() > 1e-6) == talks
+    assert ((together[:, :1] - alone).abs().max() > 1e-4) == talks
 
 
 @pytest.mark.parametrize(("kind", "there"), [("self", False), ("cross", True), ("cross_self", True)])

@@ -196,7 +196,7 @@ def test_multiblock_relaxes_the_last_targets_first():
 
 
 def test_multiblock_looks_for_a_free_place_before_it_relaxes():
-    """A context of 3 x 3 is wanted whole: 20 tries find a place for it where a good share of places is free."""
+    """A context of 3 x 3 is wanted whole: 20 tries find a place where many are free."""
     places = [(top, left) for top in range(7) for left in range(7)]
     blocks_of = {(t, x): {(t + i) * 10 + x + j for i in range(3) for j in range(3)} for t, x in places}
     roomy = 0
