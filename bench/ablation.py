@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import click
 
 from ..pretrain.api import open_images, pretrain, resume, save_random_weights
-from ..pretrain.pixels import stored_size
-from ..pretrain.recipe import DataConfig, Recipe
+from ..pretrain.pixels import longest_side
+from ..pretrain.recipe import Recipe
 from ..pretrain.studies import SCALES, Budget, Row, Study, load_study, row_recipe, study_names
 from .api import run
 from .config import CheckpointConfig, RunConfig
@@ -69,7 +69,7 @@ def run_studies(
     data = open_images(reference, reporter, cache_dir)
     if data.train_split == data.test_split:
         raise ConfigError(f"{reference} has no labelled train and test split to score the rows on")
-    side = stored_size(data.splits[data.train_split], DataConfig())
+    side = longest_side(data.splits[data.train_split])
     plans = {study.name: _plan(study, budget, side, sets, device, out) for study in studies}
     finished = {}
     for study in studies:

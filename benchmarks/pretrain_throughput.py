@@ -74,7 +74,7 @@ def compare(recipe: Recipe, official: Official | None, steps: int, repeats: int)
         ClickException: the two do not compute the same.
     """
     agreement = agree(official, recipe) if official else None
-    device = torch.device(resolve_device(recipe.engine.device))
+    device = torch.device(recipe.engine.device)
     precision = resolve_precision(recipe.engine, device.type)
     images = torch.randn(recipe.optim.batch_size, 3, recipe.crop_size, recipe.crop_size, device=device)
     builders: dict[str, Callable[[], Side]] = {"ours": lambda: Ours(recipe, images)}
@@ -134,7 +134,7 @@ def run_loop(recipe: Recipe, data: str, steps: int, repeats: int) -> Loop:
         out = Path(folder) / "run"
         summary = pretrain(make_recipe(recipe.model_dump(mode="json"), sets), data, out)
         lines = read_metrics(out)[1:]
-    release(torch.device(resolve_device(recipe.engine.device)))
+    release(torch.device(recipe.engine.device))
     speeds = Spread.of([line["images_per_second"] for line in lines])
     return Loop(recipe.name, speeds, max(line["waiting"] for line in lines), summary.images_per_second)
 
@@ -161,8 +161,9 @@ def loop_table(loops: Sequence[Loop]) -> str:
     return "\n".join(lines)
 
 
-def circumstances(recipe: Recipe, kind: str, steps: int, repeats: int) -> dict[str, Any]:
-    device, precision = resolve_device(recipe.engine.device), resolve_precision(recipe.engine, kind)
+def circumstances(recipe: Recipe, steps: int, repeats: int) -> dict[str, Any]:
+    device = recipe.engine.device
+    precision = resolve_precision(recipe.engine, torch.device(device).type)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": environment(device, precision).model_dump(mode="json"),
@@ -180,7 +181,7 @@ def describe(facts: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {found['packages'][name]}" for name in ("torch", "timm", "numpy"))
     return (
         f"{facts['date']}, lmim-bench {found['lmim_bench']} at commit {commit}, Python {found['python']}, "
-        f"{packages}\n{found['device']}, {facts['threads']} CPU threads, {found['precision']}, batch "
+        f"{packages}\n{found['device']}, {found['precision']}, batch "
         f"{facts['batch']}, {facts['repeats']} blocks of {facts['steps']} steps; timm's fused attention "
         f"{'on' if facts['timm_fused_attention'] else 'off'}"
     )
@@ -207,6 +208,7 @@ def find_official(name: str, peers: Path | None) -> Official | None:
     help="Folder of the official checkouts, mae and LatentMIM.",
 )
 @click.option("--recipe", type=click.Choice([*OFFICIAL, "all"]), default="all", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of a block; 20 on a GPU, 2 without.")
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Blocks of each side."
@@ -217,7 +219,7 @@ def find_official(name: str, peers: Path | None) -> Official | None:
     multiple=True,
     metavar="SECTION.FIELD=VALUE",
     help="Changes of the recipes, of both sides where both have it: optim.batch_size=128, "
-    "engine.precision=fp32, engine.compile=off, engine.device=cpu.",
+    "engine.precision=fp32, engine.compile=off.",
 )
 @click.option("--data", help="Images, to measure the whole loop of the trainer as well: what pretrain takes.")
 @click.option(
@@ -234,6 +236,7 @@ def main(**options: Any) -> None:
 def measure(
     peers: Path | None,
     recipe: str,
+    device: str,
     steps: int | None,
     repeats: int,
     sets: Sequence[str],
@@ -242,10 +245,11 @@ def measure(
 ) -> None:
     torch.backends.cudnn.benchmark = True  # as both official mains set it
     names = list(OFFICIAL) if recipe == "all" else [recipe]
-    kind = torch.device(resolve_device(load_recipe(names[0], sets).engine.device)).type
+    device = resolve_device(device)
+    kind = "cuda" if device.startswith("cuda") else "cpu"
     steps = steps or STEPS[kind]
-    recipes = {name: load_recipe(name, [*SIZES[kind], *sets]) for name in names}
-    facts = circumstances(recipes[names[0]], kind, steps, repeats)
+    recipes = {name: load_recipe(name, [*SIZES[kind], *sets, f"engine.device={device}"]) for name in names}
+    facts = circumstances(recipes[names[0]], steps, repeats)
     click.echo(describe(facts))
     if peers:
         click.echo("patched for the official code: " + "; ".join(PATCHES))

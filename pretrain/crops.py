@@ -106,7 +106,12 @@ def resize_weights(start: torch.Tensor, length: torch.Tensor, side: int, size: i
     wanted = torch.arange(size, device=start.device)[:, None] + 0.5
     centres = torch.arange(side, device=start.device) + 0.5
     inside = (centres > start) & (centres < start + length)
+    # A stretch thinner than a pixel, of a very long image, may hold no centre: the nearest is all of it.
+    nearest = (centres - start - length / 2).abs().argmin(dim=-1, keepdim=True) == torch.arange(
+        side, device=start.device
+    )
     weights = _bicubic((centres - start - wanted * scale) / widened) * inside
+    weights = torch.where(inside.any(dim=-1, keepdim=True), weights, nearest.to(weights.dtype))
     return weights / weights.sum(-1, keepdim=True)
 
 

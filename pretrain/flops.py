@@ -14,7 +14,8 @@ _BATCH = 4
 
 def training_flops(recipe: Recipe) -> float:
     """FLOPs of matrix products an image in one training step: forward and backward of the online side,
-    forward of the target, as the model does them (no credit for recomputed activations).
+    forward of the target, as the model does them (no credit for recomputed activations). Where the number of
+    visible patches is drawn (I-JEPA), it is that of one draw for a few images.
     """
     plain = recipe.model_copy(
         update={"engine": recipe.engine.model_copy(update={"activation_checkpointing": False})}

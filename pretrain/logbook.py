@@ -15,7 +15,7 @@ class Logbook:
 
     def __init__(self, folder: Path, tensorboard: bool, start: int) -> None:
         self.path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(folder) if line["step"] <= start]
+        kept = [line for line in read_metrics(folder) if start and line["step"] <= start]
         with atomic_write(self.path) as stream:
             stream.writelines(json.dumps(line) + "\n" for line in kept)
         self._stream = self.path.open("a", encoding="utf-8")

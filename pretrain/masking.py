@@ -34,11 +34,14 @@ def draw_masks(recipe: Recipe, batch: int, part: slice, generator: torch.Generat
     masking, grid = recipe.masking, recipe.grid
     if masking.kind == "multiblock":
         return multiblock_masks(masking, grid, batch, part, generator)
-    noise = torch.rand(batch, grid * grid, generator=generator)
-    if masking.kind == "block":
-        covered = block_cover(grid, batch, recipe.visible_patches, generator)
-        noise = covered + noise
-    return random_masks(noise[part], recipe.visible_patches)
+    noise = torch.rand(batch, grid * grid, generator=generator)[part]
+    if masking.kind == "random":
+        return random_masks(noise, recipe.visible_patches)
+    covered = block_cover(grid, batch, recipe.visible_patches, generator)
+    masks = random_masks(covered[part] + noise, recipe.visible_patches)
+    # So far the hidden patches stand rectangle by rectangle.
+    order = torch.rand(batch, masks.hidden.shape[-1], generator=generator)[part].argsort(dim=1)
+    return Masks(masks.visible, masks.hidden.gather(2, order[:, None]))
 
 
 def random_masks(noise: torch.Tensor, visible: int) -> Masks:
@@ -51,8 +54,9 @@ def block_cover(grid: int, batch: int, visible: int, generator: torch.Generator)
     """A rank (B, N) that is higher where earlier rectangles fall: the highest are hidden first.
 
     Rectangles as in BEiT (Bao et al., ICLR 2022; microsoft/unilm, beit/masking_generator.py): at least 16
-    of 196 patches, aspect 0.3 to 1/0.3 log-uniform. Deviation: exactly the wanted number is hidden, the last
-    rectangle being thinned at random, where BEiT stops below the number.
+    of 196 patches, aspect 0.3 to 1/0.3 log-uniform. Deviations: exactly the wanted number is hidden, the last
+    rectangle being thinned at random, where BEiT stops below the number; a rectangle that is longer than the
+    grid is cut (theirs: drawn again), and the largest area does not shrink with what is left to hide.
     """
     total = grid * grid
     wanted = total - visible
@@ -77,8 +81,9 @@ def multiblock_masks(
     (Assran et al., CVPR 2023; facebookresearch/ijepa, src/masks/multiblock.py).
 
     Where the context keeps too few patches after 20 tries, the last target block may overlap it, then the
-    last two, and so on. All images keep as many context patches as the poorest of the batch. Deviation: the
-    surplus is dropped at random (theirs drops the lowest rows).
+    last two, and so on. All images keep as many context patches as the poorest of the batch. Deviations: the
+    surplus is dropped at random (theirs drops the lowest rows); scale and aspect of a block are drawn apart
+    (theirs come from one random number).
     """
     height, width = _block_size(masking.block_scale, masking.block_aspect, grid, generator)
     context = _block_size(masking.context_scale, (1.0, 1.0), grid, generator)

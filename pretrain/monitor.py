@@ -17,6 +17,7 @@ from ..bench.backbones import ViTEncoder
 from ..bench.config import Precision
 from ..bench.data.loading import iterate_batches, normalise
 from ..bench.engine import Engine
+from ..bench.errors import ConfigError
 from ..bench.types import Array, CheckpointInfo, Dataset, EncoderSpec, Features, ImageSplit, Tap, View
 from ..bench.vit import build_vit
 from ..tasks._math import knn
@@ -35,6 +36,8 @@ def pooled_cosine(patches: torch.Tensor) -> float:
     """
     pooled = F.normalize(patches.double().mean(dim=1), dim=-1)
     n = len(pooled)
+    if not pooled.any():
+        return 1.0  # latents that are all zero have no direction, and are as collapsed as can be
     return float((pooled.sum(0).square().sum() - n) / (n * (n - 1)))
 
 
@@ -109,6 +112,10 @@ class Watcher:
         else:
             seen = test if test is not None else train
             limited["test"] = seen.subset(np.arange(min(MONITORED, len(seen))))
+        if len(limited["test"]) < 2:
+            raise ConfigError(
+                f"{data.name} holds one image to look at; --set watch.evaluations=0 leaves the monitor out"
+            )
         self._splits: dict[str, ImageSplit] = limited
         self._images: dict[str, torch.Tensor] = {}
 

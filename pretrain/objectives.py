@@ -41,7 +41,8 @@ def patch_discrimination(
 
     ``negatives``: ``image`` takes the other hidden patches of the same image, ``batch`` those of the whole
     micro-batch of this process. With ``num_negatives`` = K, a patch is told apart from the K targets after
-    it (in a circle) alone, which is a random choice since masks list patches in random order.
+    it (in a circle) alone: of its image, which masks list in random order (but for I-JEPA's blocks), or of
+    the batch, where the next K images come first, each with one patch.
     """
     if config.standardise:
         mean = predictions.mean(dim=1, keepdim=True)
@@ -49,7 +50,7 @@ def patch_discrimination(
         predictions = (predictions - mean) / (deviation + 1e-4)
     predictions, targets = F.normalize(predictions, dim=-1), F.normalize(targets, dim=-1)
     if config.negatives == "batch":
-        predictions, targets = predictions.flatten(0, 1)[None], targets.flatten(0, 1)[None]
+        predictions, targets = (x.transpose(0, 1).flatten(0, 1)[None] for x in (predictions, targets))
     logits = predictions @ targets.transpose(1, 2) / config.tau  # (B, T, T)
     n = logits.shape[-1]
     places = torch.arange(n, device=logits.device)

@@ -26,7 +26,7 @@ from ..bench.errors import DataError
 from ..bench.progress import Reporter
 from ..bench.results import write_json
 from ..bench.types import Array, ImageSplit
-from .recipe import DataConfig
+from .recipe import Recipe
 
 _PROBED = 100
 
@@ -98,25 +98,27 @@ def squash(split: ImageSplit, i: int, size: int) -> tuple[Array, tuple[int, int]
     return np.asarray(image).transpose(2, 0, 1), original
 
 
-def stored_size(split: ImageSplit, config: DataConfig) -> int:
-    """The side at which images are kept: as given, else 8/7 of the training size (256 for 224) but never
-    more than the longest side among the first hundred images.
+def longest_side(split: ImageSplit) -> int:
+    """The longest side among the first hundred images, pixels."""
+    return max(max(split.image(i).size) for i in range(min(_PROBED, len(split))))
+
+
+def stored_size(split: ImageSplit, recipe: Recipe) -> int:
+    """The side at which images are kept: as given, else 8/7 of the crop (256 for 224), but never more than
+    the images' own longest side.
     """
-    if config.store_size is not None:
-        return config.store_size
-    longest = max(max(split.image(i).size) for i in range(min(_PROBED, len(split))))
-    return min(longest, round(config.image_size * 8 / 7))
+    return recipe.data.store_size or min(longest_side(split), round(recipe.crop_size * 8 / 7))
 
 
 def open_pixels(
-    split: ImageSplit, fingerprint: str, config: DataConfig, root: Path, workers: int, reporter: Reporter
+    split: ImageSplit, fingerprint: str, recipe: Recipe, root: Path, workers: int, reporter: Reporter
 ) -> Pixels:
     """The images of a split for training, decoded into ``root`` first where the configuration says so.
 
     Args:
         split: the images.
         fingerprint: identity of the data set's content.
-        config: stored size, and whether decoded images are kept.
+        recipe: stored size, and whether decoded images are kept.
         root: the cache's folder for pixels.
         workers: processes that decode.
         reporter: receives the progress.
@@ -126,7 +128,7 @@ def open_pixels(
     """
     if not len(split):
         raise DataError("the training split holds no image")
-    size = stored_size(split, config)
+    size, config = stored_size(split, recipe), recipe.data
     needed = len(split) * 3 * size * size
     if config.cache == "never" or (config.cache == "auto" and needed > config.cache_limit_gb * 1e9):
         return DecodedPixels(split, size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,8 @@ Positions = Literal["sincos", "latent_mim", "learned"]
 TargetKind = Literal["pixels", "shared", "stop_gradient", "ema", "frozen", "projection"]
 Loss = Literal["mse", "norm_l2", "smooth_l1", "cosine", "infonce"]
 Curve = Literal["cosine", "linear", "constant"]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 # name: width, depth, heads (Dosovitskiy et al., ICLR 2021; Touvron et al., ICML 2021)
 ARCHITECTURES: dict[Arch, tuple[int, int, int]] = {
@@ -101,9 +103,13 @@ class MaskingConfig(Frozen):
         "stochastic", description="offset of a patch inside its cell: random in 0..gap-1, or 0"
     )
     blocks: int = Field(4, ge=1, description="target blocks (multiblock)")
-    block_scale: tuple[float, float] = Field((0.15, 0.2), description="share of the grid of a target block")
-    block_aspect: tuple[float, float] = Field((0.75, 1.5), description="height to width of a target block")
-    context_scale: tuple[float, float] = Field((0.85, 1.0), description="share of the grid of the context")
+    block_scale: tuple[Share, Share] = Field((0.15, 0.2), description="share of the grid of a target block")
+    block_aspect: tuple[Positive, Positive] = Field(
+        (0.75, 1.5), description="height to width of a target block"
+    )
+    context_scale: tuple[Positive, Positive] = Field(
+        (0.85, 1.0), description="share of the grid of the context"
+    )
     min_context: int = Field(10, ge=1, description="context patches that are kept at least (multiblock)")
 
 
@@ -148,7 +154,7 @@ class OptimConfig(Frozen):
         ("cls_token", "reg_token", "mask_token", "pos_embed"),
         description="parts of parameter names without decay; vectors and biases never have any",
     )
-    betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW")
+    betas: tuple[Share, Share] = Field((0.9, 0.95), description="of AdamW")
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     epochs: float = Field(800, gt=0, description="passes over the data; the schedule spans them")
     steps: int | None = Field(None, ge=1, description="optimiser steps, in place of epochs")
@@ -159,12 +165,16 @@ class DataConfig(Frozen):
 
     image_size: int = Field(224, gt=0, description="side of the images that the grid of patches covers")
     min_scale: float = Field(0.2, gt=0, le=1, description="smallest area of a random crop")
-    aspect: tuple[float, float] = Field((0.75, 1.3333333333333333), description="aspect ratio of a crop")
+    aspect: tuple[Positive, Positive] = Field(
+        (0.75, 1.3333333333333333), description="smallest and largest width to height of a crop"
+    )
     flip: bool = Field(True, description="horizontal flips of half of the images")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="of the colours")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="of the colours")
+    std: tuple[Positive, Positive, Positive] = Field((0.229, 0.224, 0.225), description="of the colours")
     store_size: int | None = Field(
-        None, gt=0, description="side of the stored images; 8/7 of the crop unless given, or the images' own"
+        None,
+        gt=0,
+        description="side of the stored images; 8/7 of the crop unless given, at most the images' own",
     )
     cache: Literal["auto", "always", "never"] = Field(
         "auto", description="keep decoded images on disk: where they fit, always, or decode in every epoch"
@@ -297,6 +307,10 @@ class Recipe(Frozen):
                 f"masking.visible {self.masking.visible} leaves {self.visible_patches} of {total} patches "
                 "visible; at least one must be seen and one hidden"
             )
+        if self.masking.kind == "multiblock" and self.grid < 4:
+            raise ValueError(
+                f"masking.kind multiblock needs a grid of at least 4 x 4 patches, got {self.grid}"
+            )
         if self.masking.kind == "multiblock" and self.latent and self.target.sees != "all":
             raise ValueError("masking.kind multiblock needs target.sees=all: its blocks may overlap")
         if not self.model.class_token and "cls" in self.model.pooling:
@@ -305,11 +319,7 @@ class Recipe(Frozen):
             raise ValueError(f"target.top_blocks {self.target.top_blocks} is more than the encoder's blocks")
         if self.latent and self.target.top_blocks > 1 and self.projector.depth:
             raise ValueError("target.top_blocks averages blocks of the encoder; set projector.depth=0")
-        if (
-            self.objective.loss == "infonce"
-            and self.target.kind == "pixels"
-            and self.objective.similarity_weight
-        ):
+        if self.target.kind == "pixels" and self.objective.similarity_weight:
             raise ValueError("objective.similarity_weight is for latent targets, and target.kind is pixels")
         return self
 
@@ -344,15 +354,17 @@ def make_recipe(payload: Mapping[str, Any], sets: Sequence[str] = (), where: str
     for text in sets:
         path, equals, raw = text.partition("=")
         section, dot, field = path.strip().replace("-", "_").partition(".")
-        if not equals or not (dot or section == "seed"):
+        if not equals or bool(dot) == (section == "seed"):
             raise ConfigError(f"--set takes SECTION.FIELD=VALUE (model.depth=6), got {text!r}")
         if section == "seed":
             fields["seed"] = raw
             continue
         if section not in SECTIONS:
             raise ConfigError(f"a recipe has no section {section!r}. {did_you_mean(section, SECTIONS)}")
-        model = type(getattr(_DEFAULT, section))
-        fields[section] = {**fields.get(section, {}), field: coerce(model, field, raw)}
+        given = fields.get(section, {})
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{where}: the section {section} must be a mapping of fields, got {given!r}")
+        fields[section] = {**given, field: coerce(type(getattr(_DEFAULT, section)), field, raw)}
     return validate(Recipe, fields, where)
 
 

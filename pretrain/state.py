@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -22,6 +23,15 @@ from ..bench.errors import CheckpointError
 from ..bench.results import atomic_write
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_UNREADABLE = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 _NAME = re.compile(r"step-(\d+)\.pth")
 
 
@@ -56,11 +66,15 @@ def restore(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) ->
 
 
 def write_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
-    """Write ``step-N.pth`` and delete all but the last ``keep``; returns its path."""
+    """Write ``step-N.pth`` and delete all but the last ``keep``; returns its path. Later ones, which could
+    not be read or the training would not be here, make way first.
+    """
     path = folder / f"step-{step:08d}.pth"
     with atomic_write(path, "wb") as stream:
         torch.save(dict(state), stream)
-    for old, _ in states(folder)[keep:]:
+    written = states(folder)
+    current = [old for old, number in written if number <= step]
+    for old in [old for old, _ in written if old not in current[:keep]]:
         old.unlink()
     return path
 
@@ -81,7 +95,7 @@ def read_state(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     for path, _ in states(folder):
         try:
             return path, torch.load(path, map_location="cpu", weights_only=True, mmap=True), broken
-        except (RuntimeError, OSError, zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
+        except _UNREADABLE as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             broken.append(f"{path} cannot be read ({reason[0]}); going back to the one before")
     if broken:

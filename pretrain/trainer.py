@@ -112,13 +112,13 @@ class _Run:
         self.workers = recipe.data.workers if recipe.data.workers is not None else default_workers(cuda)
         with fabric.rank_zero_first(local=True):
             root = cache_folder(cache_dir) / "pixels"
-            self.pixels = open_pixels(split, data.fingerprint, recipe.data, root, self.workers, reporter)
+            self.pixels = open_pixels(split, data.fingerprint, recipe, root, self.workers, reporter)
         self.flops = training_flops(recipe)
         self.stepper = Stepper(recipe, fabric)
         self.model = self.stepper.model
         self.watcher = (
             Watcher(recipe, data, str(fabric.device), self.stepper.precision)
-            if fabric.is_global_zero
+            if fabric.is_global_zero and recipe.watch.evaluations
             else None
         )
         self.health: Health | None = None

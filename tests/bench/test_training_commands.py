@@ -112,7 +112,8 @@ def test_ablate_lists_every_study_and_all_rows_make_recipes(invoke):
         labels = [row.label for row in load_study(name).rows]
         assert len(set(labels)) == len(labels)
         for scale in SCALES.values():
-            recipes = [row_recipe(row, scale, side, (), "cpu") for row in load_study(name).rows for side in (32, 500)]
+            rows = load_study(name).rows
+            recipes = [row_recipe(row, scale, side, (), "cpu") for row in rows for side in (32, 500)]
             assert len({r.model.shape for r in recipes}) == 1
             assert len({(r.optim.epochs, r.optim.batch_size, r.optim.base_lr) for r in recipes}) == 1
 
@@ -120,8 +121,8 @@ def test_ablate_lists_every_study_and_all_rows_make_recipes(invoke):
 @pytest.mark.slow
 def test_ablate_trains_scores_and_compares_and_keeps_what_is_done(invoke, images, tmp_path):
     out = tmp_path / "studies"
-    args = ("ablate", "--study", "decoder", "--data", images, "--budget", "tiny", "--out", out, "--device", "cpu")
-    args += ("--cache-dir", tmp_path / "cache", *tiny(watch__evaluations=1))
+    args = ("ablate", "--study", "decoder", "--data", images, "--budget", "tiny", "--out", out)
+    args += ("--device", "cpu", "--cache-dir", tmp_path / "cache", *tiny(watch__evaluations=1))
     done = invoke(*args)
     assert done.exit_code == 0, done.output
     table = (out / "decoder" / "table.md").read_text(encoding="utf-8")

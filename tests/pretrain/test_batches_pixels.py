@@ -14,10 +14,15 @@ from lmim_bench.pretrain.batches import draw_part, epoch_order, generator, parts
 from lmim_bench.pretrain.crops import CROP_NOISE, crop_and_resize, draw_crops
 from lmim_bench.pretrain.masking import draw_masks
 from lmim_bench.pretrain.pixels import CachedPixels, DecodedPixels, Stored, open_pixels, stored_size
-from lmim_bench.pretrain.recipe import DataConfig
+from lmim_bench.pretrain.recipe import Recipe
 
 CASES = settings(deadline=None, derandomize=True, max_examples=15)
 IMAGES = 13
+
+
+def stored(gap=0, **fields):
+    """A recipe of these fields of ``data``."""
+    return Recipe.model_validate({"data": fields, "masking": {"visible": 0.5, "gap": gap}})
 
 
 class NumberedPixels:
@@ -228,10 +233,10 @@ SIZES = [(20 + i % 7, 15 + i % 5) for i in range(70)]
 def test_cached_pixels_equal_decoded_ones_and_survive_pickling(tmp_path, workers):
     split = Photos(SIZES)
     state = torch.get_rng_state()
-    config = DataConfig(store_size=12, cache="always")
+    config = stored(store_size=12, cache="always")
     cached = open_pixels(split, "abc", config, tmp_path, workers, Reporter())
     assert torch.equal(torch.get_rng_state(), state)
-    decoded = open_pixels(split, "abc", DataConfig(store_size=12, cache="never"), tmp_path, 0, Reporter())
+    decoded = open_pixels(split, "abc", stored(store_size=12, cache="never"), tmp_path, 0, Reporter())
     assert isinstance(cached, CachedPixels)
     assert isinstance(decoded, DecodedPixels)
     assert len(cached) == len(decoded) == 70
@@ -251,7 +256,7 @@ def test_the_cache_is_filled_once_and_by_content_and_size(tmp_path, monkeypatch)
     split = Photos(SIZES[:5])
 
     def opened(fingerprint, size):
-        config = DataConfig(store_size=size)
+        config = stored(store_size=size)
         return open_pixels(split, fingerprint, config, tmp_path, 0, Reporter()).folder
 
     first = opened("abc", 8)
@@ -264,15 +269,15 @@ def test_the_cache_is_filled_once_and_by_content_and_size(tmp_path, monkeypatch)
 def test_a_broken_image_leaves_nothing_half_written(tmp_path):
     split = Photos(SIZES, broken=(66,))
     with pytest.raises(DataError, match=r"photos/066\.png"):
-        open_pixels(split, "abc", DataConfig(store_size=8), tmp_path / "pixels", 0, Reporter())
+        open_pixels(split, "abc", stored(store_size=8), tmp_path / "pixels", 0, Reporter())
     assert list((tmp_path / "pixels").iterdir()) == []
 
 
 def test_the_cache_is_for_what_fits(tmp_path, monkeypatch):
     split = Photos(SIZES[:5])
-    little = DataConfig(store_size=8, cache_limit_gb=1e-7)
+    little = stored(store_size=8, cache_limit_gb=1e-7)
     assert isinstance(open_pixels(split, "abc", little, tmp_path, 0, Reporter()), DecodedPixels)
-    always = DataConfig(store_size=8, cache_limit_gb=1e-7, cache="always")
+    always = stored(store_size=8, cache_limit_gb=1e-7, cache="always")
     assert isinstance(open_pixels(split, "abc", always, tmp_path, 0, Reporter()), CachedPixels)
     usage = type("usage", (), {"free": 100})
     monkeypatch.setattr(pixels_module.shutil, "disk_usage", lambda _: usage)
@@ -288,10 +293,11 @@ def test_the_cache_is_for_what_fits(tmp_path, monkeypatch):
         ([(300, 200)], {"store_size": 77}, 77),
         ([(300, 200)], {"image_size": 224}, 256),
         ([(300, 200)], {"image_size": 32}, 37),
+        ([(400, 300)], {"image_size": 224, "gap": 4}, 320),
         ([(32, 32)] * 3, {"image_size": 224}, 32),
         ([(30, 20), (20, 240)], {"image_size": 224}, 240),
         ([(10, 10)] * 100 + [(500, 500)], {"image_size": 224}, 10),
     ],
 )
 def test_the_stored_size_follows_the_training_size_and_the_images(sizes, fields, side):
-    assert stored_size(Photos(sizes), DataConfig(**fields)) == side
+    assert stored_size(Photos(sizes), stored(**fields)) == side

@@ -95,7 +95,7 @@ def info_nce(predictions, targets, tau, standardise, negatives, number):
         images.append(image)
     answers = [list(image) for image in targets.double().tolist()]
     if negatives == "batch":
-        images, answers = ([[row for image in x for row in image]] for x in (images, answers))
+        images, answers = ([[image[t] for t in range(len(x[0])) for image in x]] for x in (images, answers))
     losses = []
     for image, others in zip(images, answers, strict=True):
         count = len(image)
