@@ -205,7 +205,7 @@ def _print_summary(finished: Any, out: Path) -> None:
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
-    default=300,
+    default=240,
     show_default=True,
     help="Optimiser steps of each training.",
 )

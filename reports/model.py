@@ -135,6 +135,16 @@ class Report:
         return tuple(entry for column in self.columns for entry in column.entries)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader should know of a checkpoint before its numbers: it collapsed, its heads are a guess."""
+        return tuple(
+            f"{c.label}: {note.removeprefix('WARNING: ')}"
+            for c in self.checkpoints
+            for note in c.record.info.notes
+            if note.startswith("WARNING: ")
+        )
+
+    @property
     def limits(self) -> tuple[int, ...]:
         """The limits (images a split) that cells ran under."""
         return tuple(sorted({e.result.limit for e in self.entries if e.result.limit is not None}))

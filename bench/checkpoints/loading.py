@@ -212,7 +212,8 @@ def _assemble(
     container: Container, root: str, draft: Draft, dropped: Mapping[str, str], notes: Sequence[str]
 ) -> Encoder:
     spec = draft.spec
-    layout = native.FORMAT if native.is_native(container.payload) else spec.family
+    ours = native.is_native(container.payload)
+    layout = native.FORMAT if ours else spec.family
     model, fill_notes = fill(draft.model or build_model(spec), draft.tensors, spec.family)
     info = CheckpointInfo(
         source=str(container.path),
@@ -224,5 +225,6 @@ def _assemble(
         encoder_tensors=len(model.state_dict()),
         dropped=dict(dropped),
         notes=(*notes, *draft.notes, *fill_notes, *container.notes),
+        random_weights=ours and native.is_untrained(container.payload),
     )
     return timm_encoder(model, spec, info)

@@ -85,6 +85,12 @@ def read(payload: Mapping[str, Any]) -> Draft:
     return Draft(dict(encoder), spec, _notes(payload.get("recipe")))
 
 
+def is_untrained(payload: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint of this project holds the weights that a training starts from."""
+    recipe = payload.get("recipe")
+    return isinstance(recipe, Mapping) and recipe.get("step") == 0
+
+
 def _notes(recipe: object) -> tuple[str, ...]:
     """What the recipe says of itself, or the recipe as it is where it says nothing."""
     if not recipe:

@@ -402,6 +402,18 @@ def test_own_format_says_all_by_itself(suffix: str, tmp_path: Path) -> None:
         load_encoder(f"{path}#heads=2")
 
 
+@pytest.mark.parametrize("step", [0, 7])
+def test_own_format_says_what_its_training_says_of_it(step: int, tmp_path: Path) -> None:
+    spec = vit_spec(
+        "lmim-bench", embed_dim=DIM, depth=DEPTH, num_heads=HEADS, patch_size=PATCH, image_size=SIDE
+    )
+    said = ["trained somehow", "WARNING: it has collapsed"]
+    save_checkpoint(tmp_path / "x.pth", spec, origin().state_dict(), {"step": step, "notes": said})
+    encoder = load_encoder(str(tmp_path / "x.pth"))
+    assert encoder.info.notes == tuple(said)
+    assert encoder.info.random_weights == (step == 0)
+
+
 def test_own_format_around_a_timm_model(tmp_path: Path) -> None:
     fresh: Any = load_encoder("timm:test_resnet", seed=2)
     save_checkpoint(tmp_path / "x.pth", fresh.spec, fresh.model.state_dict())

@@ -266,3 +266,11 @@ def test_a_task_tells_what_it_measures_without_letting_markup_in(tmp_path, resul
     assert "Finds neighbours. What exactly is measured" in page.text
     assert f"deviation {EVIL}" in page.text
     assert not page.all("img")
+
+
+def test_a_warning_about_a_checkpoint_stands_above_the_summary(result, write_run, tmp_path):
+    hostile = "WARNING: <b>it has collapsed</b>"
+    write_run(tmp_path, [result("naive", info={"notes": (hostile, "a note")}), result("fine")])
+    page = build_report(tmp_path).read_text(encoding="utf-8")
+    warning = page.index("naive: &lt;b&gt;it has collapsed")
+    assert page.index("Before you read the numbers") < warning < page.index('id="summary"')

@@ -60,3 +60,10 @@ def test_seeds_and_partial_failures_are_told(result):
     text = printed(RunFile(command="run", limited=False, results=results), width=200)
     assert "50.0 [49.0, 51.0] (2 seeds) (1 FAILED)" in text
     assert "FAILED a on knn/toy (seed 2): gone" in text
+
+
+def test_a_warning_about_a_checkpoint_comes_with_the_numbers(result):
+    told = result("naive", info={"notes": ("WARNING: it has collapsed", "a note")})
+    lines = str(summary_table(RunFile(command="run", limited=False, results=(told,)))).splitlines()
+    assert "WARNING naive: it has collapsed" in lines
+    assert not any("a note" in line for line in lines)
