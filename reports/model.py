@@ -136,7 +136,7 @@ class Report:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a reader should know of a checkpoint before its numbers: it collapsed, its heads are a guess."""
+        """What a reader should know of a checkpoint first: that it collapsed, that its heads are a guess."""
         return tuple(
             f"{c.label}: {note.removeprefix('WARNING: ')}"
             for c in self.checkpoints

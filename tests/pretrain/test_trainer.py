@@ -150,7 +150,7 @@ def test_a_signal_saves_and_the_resumed_losses_equal_an_unbroken_training(colour
         colours,
         "--cache-dir",
         cache,
-        *sets("optim.steps=400", "masking.gap=2"),
+        *sets("optim.steps=120", "masking.gap=2"),
     ]
     whole = subprocess.run(
         command(*common, "--out", tmp_path / "whole"),
@@ -174,11 +174,11 @@ def test_a_signal_saves_and_the_resumed_losses_equal_an_unbroken_training(colour
     said, problems = broken.communicate(timeout=120)
     assert broken.returncode == 0, problems
     match = re.search(
-        r"stopped at step (\d+) of 400 and saved; go on with: lmim-bench pretrain --resume", said
+        r"stopped at step (\d+) of 120 and saved; go on with: lmim-bench pretrain --resume", said
     )
     assert match, said
     stopped = int(match.group(1))
-    assert 5 <= stopped < 400
+    assert 5 <= stopped < 120
     going_on = subprocess.run(
         command("--recipe", "latent-mim", "--resume", tmp_path / "broken", "--cache-dir", cache),
         env=environment(),
@@ -187,7 +187,7 @@ def test_a_signal_saves_and_the_resumed_losses_equal_an_unbroken_training(colour
         check=False,
     )
     assert going_on.returncode == 0, going_on.stderr
-    assert f"going on at step {stopped} of 400" in going_on.stderr
+    assert f"going on at step {stopped} of 120" in going_on.stderr
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     fingerprints = [load_encoder(str(tmp_path / n / "encoder.pth")).fingerprint for n in ("broken", "whole")]
     assert fingerprints[0] == fingerprints[1]
