@@ -192,7 +192,7 @@ def _load_folder(
 
         return load_cifar(root, name, cache_dir)
     if found.layout in SHARD_SUFFIXES:
-        from .shards import load_shards
+        from .shard_sets import load_shards
 
         return load_shards(root, name, found.layout, train, test, cache_dir)
     from .classification import load_image_folder

@@ -17,7 +17,7 @@ from .layouts import (
     reasons,
     shard_split,
 )
-from .shards import fingerprint, opener
+from .shard_sets import fingerprint, opener
 from .splits import FileSplit
 
 

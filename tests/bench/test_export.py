@@ -16,11 +16,12 @@ from timm.data.config import resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 
-from lmim_bench.bench import export
 from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.errors import CheckpointError, ConfigError
-from lmim_bench.bench.export import export_encoder, timm_name
+from lmim_bench.bench.export import export_encoder
+from lmim_bench.bench.exporting.to_mae import mae_line
+from lmim_bench.bench.exporting.to_timm import timm_name
 from lmim_bench.bench.types import Features, Pooling, Tap
 from lmim_bench.bench.vit import VitArch, build_vit, vit_spec
 
@@ -269,11 +270,11 @@ def test_mae_has_the_official_layout_and_features(
 def test_the_line_that_loads_a_mae_export(tmp_path: Path) -> None:
     shape: dict[str, Any] = {"embed_dim": 768, "depth": 12, "num_heads": 12}
     arch = VitArch(**shape, patch_size=16, image_size=224)
-    line = export._mae_line(arch, Path("x.pth"))
+    line = mae_line(arch, Path("x.pth"))
     assert "model = models_vit.vit_base_patch16(num_classes=0, global_pool=False); " in line
     assert line.endswith("load_state_dict(torch.load('x.pth', map_location='cpu')['model'])")
     arch = VitArch(**shape, patch_size=8, image_size=64, fc_norm=True)
-    line = export._mae_line(arch, Path("x.safetensors"))
+    line = mae_line(arch, Path("x.safetensors"))
     assert "models_vit.VisionTransformer(patch_size=8, embed_dim=768, depth=12, num_heads=12" in line
     assert "img_size=64, num_classes=0, global_pool=True); " in line
     assert line.endswith("load_state_dict(safetensors.torch.load_file('x.safetensors'))")

@@ -35,7 +35,8 @@ def test_the_wheel_holds_every_module_and_template_and_one_top_level_name(tmp_pa
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    extra = [p for pattern in ("reports/templates/*", "bench/suites/*.yaml") for p in REPO.glob(pattern)]
+    patterns = ("reports/templates/*", "bench/suites/*.yaml", "pretrain/recipes/*.yaml", "pretrain/*.yaml")
+    extra = [p for pattern in patterns for p in REPO.glob(pattern)]
     for path in [*sources(), *extra, REPO / "py.typed"]:
         assert f"lmim_bench/{path.relative_to(REPO).as_posix()}" in names
     (top_level,) = (n for n in names if n.endswith("top_level.txt"))
@@ -84,6 +85,7 @@ LEVELS = [
         "bench.timm_models",
         "bench.checkpoints",
         "bench.encoders",
+        "bench.exporting",
         "bench.export",
         "bench.data",
         "bench.engine",
