@@ -6,6 +6,11 @@ import torch
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine, resolve_device
 from lmim_bench.bench.types import Tap
+from lmim_bench.pretrain.crops import CROP_NOISE, Crops, crop_and_resize, draw_crops
+from lmim_bench.pretrain.engine import make_fabric
+from lmim_bench.pretrain.masking import Masks, draw_masks
+from lmim_bench.pretrain.recipe import load_recipe
+from lmim_bench.pretrain.step import Fed, Stepper
 from lmim_bench.tasks._math.propagation import propagate
 
 pytestmark = [
@@ -34,3 +39,50 @@ def test_propagation_agrees_with_the_cpu():
     on_cpu = propagate(keys[0], keys, labels, **options)
     on_gpu = propagate(keys[0].cuda(), keys.cuda(), labels.cuda(), **options)
     assert torch.allclose(on_gpu.cpu(), on_cpu, atol=1e-4)
+
+
+def first_losses(device, precision, compiled, steps=4):
+    """Losses of the first steps of Latent MIM on a fixed batch; on a GPU no step may wait for it."""
+    recipe = load_recipe(
+        "latent-mim",
+        [
+            *("model.embed_dim=64", "model.depth=2", "model.num_heads=2", "model.patch_size=8"),
+            *("data.image_size=64", "masking.gap=2", "decoder.width=32", "decoder.depth=1"),
+            *("decoder.num_heads=2", "projector.hidden_dim=64", "optim.batch_size=16", "optim.clip=1.0"),
+            *(f"engine.device={device}", f"engine.precision={precision}", f"engine.compile={compiled}"),
+        ],
+    )
+    stepper = Stepper(recipe, make_fabric(recipe.engine))
+    draws = torch.Generator().manual_seed(0)
+    images = torch.rand(16, 3, recipe.crop_size, recipe.crop_size, generator=draws)
+    masks = draw_masks(recipe, 16, slice(0, 16), draws)
+    offsets = torch.zeros(16, recipe.grid**2, 2, dtype=torch.int64)
+    fed = Fed(images.to(device), offsets.to(device), Masks(*(m.to(device) for m in masks)))
+    losses = [stepper(0.1, [fed], 1)["loss"]]  # compiles, and makes the optimiser's state
+    if device != "cpu":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses += [stepper(0.1, [fed], 1)["loss"] for _ in range(steps - 1)]
+    finally:
+        if device != "cpu":
+            torch.cuda.set_sync_debug_mode("default")
+    return [loss.item() for loss in losses]
+
+
+@pytest.mark.parametrize(
+    ("precision", "compiled", "tolerance"),
+    [("fp32", "off", 1e-3), ("bf16", "off", 0.03), ("bf16", "on", 0.03)],
+)
+def test_a_training_on_the_gpu_follows_the_cpu_and_never_waits_in_a_step(precision, compiled, tolerance):
+    on_cpu = first_losses("cpu", "fp32", "off")
+    assert first_losses("cuda:0", precision, compiled) == pytest.approx(on_cpu, rel=tolerance)
+
+
+def test_crops_on_the_gpu_equal_those_on_the_cpu():
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, 3, 40, 40), dtype=torch.uint8, generator=draws)
+    crops = draw_crops(
+        torch.tensor([[30, 50]] * 8), 0.2, (0.75, 1.33), True, torch.rand(8, CROP_NOISE, generator=draws)
+    )
+    on_gpu = crop_and_resize(images.cuda(), Crops(*(c.cuda() for c in crops)), 32)
+    assert torch.allclose(on_gpu.cpu(), crop_and_resize(images, crops, 32), atol=1e-4)
