@@ -282,7 +282,8 @@ class _Run:
                 f"{path} was written by another version of lmim-bench; start anew with another --out"
             )
         restore(self.model, self.stepper.optimizer, state)
-        self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty unless both sittings are in fp16
+            self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.saved = path
         return int(state["step"])
 
