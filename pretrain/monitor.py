@@ -18,7 +18,17 @@ from ..bench.config import Precision
 from ..bench.data.loading import iterate_batches, normalise
 from ..bench.engine import Engine
 from ..bench.errors import ConfigError
-from ..bench.types import Array, CheckpointInfo, Dataset, EncoderSpec, Features, ImageSplit, Tap, View
+from ..bench.types import (
+    Array,
+    CheckpointInfo,
+    Dataset,
+    EncoderSpec,
+    Features,
+    ImageSplit,
+    Tap,
+    View,
+    pooled_columns,
+)
 from ..bench.vit import build_vit
 from ..tasks._math import knn
 from .encoder import build_projector
@@ -189,5 +199,5 @@ _INFO = CheckpointInfo(
 
 
 def _pooled(features: Features, spec: EncoderSpec) -> torch.Tensor:
-    parts = {"cls": (features.cls,), "mean": (features.mean,), "cls+mean": (features.cls, features.mean)}
-    return torch.cat([part for part in parts[spec.pooling] if part is not None], dim=1)
+    kinds = [column.kind for column in pooled_columns(spec.pooling, Tap())]
+    return torch.cat([getattr(features, kind) for kind in kinds], dim=1)

@@ -19,6 +19,7 @@ from ..bench.environment import environment
 from ..bench.errors import ConfigError, TrainingError
 from ..bench.progress import Reporter
 from ..bench.results import write_json
+from ..bench.runner import default_workers
 from ..bench.types import Dataset
 from .batches import Part, Schedule, parts, plan_steps, to_images
 from .engine import make_fabric, peak_flops
@@ -106,10 +107,12 @@ class _Run:
     ) -> None:
         self.training, self.recipe, self.out, self.fabric = training, training.recipe, out, fabric
         self.reporter = reporter
-        recipe, cuda = self.recipe, fabric.device.type == "cuda"
+        recipe = self.recipe
         split = data.splits[data.train_split]
         self.schedule: Schedule = plan_steps(recipe, len(split), fabric.world_size)
-        self.workers = recipe.data.workers if recipe.data.workers is not None else default_workers(cuda)
+        self.workers = (
+            recipe.data.workers if recipe.data.workers is not None else default_workers(fabric.device.type)
+        )
         with fabric.rank_zero_first(local=True):
             root = cache_folder(cache_dir) / "pixels"
             self.pixels = open_pixels(split, data.fingerprint, recipe, root, self.workers, reporter)
@@ -342,10 +345,3 @@ class _Run:
             knn=self.knn,
             warnings=tuple(self.health.warnings()) if self.health is not None else (),
         )
-
-
-def default_workers(cuda: bool) -> int:
-    """Processes that prepare batches: none beside a CPU that trains, most cores beside a GPU."""
-    from ..bench.runner import default_workers as by_device
-
-    return by_device("cuda" if cuda else "cpu")
