@@ -1,4 +1,4 @@
-"""The encoder around a plain vision transformer, and what every encoder checks and hashes."""
+"""Encoders around columns of transformer blocks, and what every encoder checks and hashes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from .types import CheckpointInfo, EncoderSpec, Features, PosInterpolation, Tap
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .networks import Network
+
 _MAX_TABLES = 32
 Grid = tuple[int, int]
 
@@ -31,7 +33,8 @@ def resample_positions(table: torch.Tensor, old: Grid, new: Grid, method: PosInt
         old: the grid of the table, rows first.
         new: the wanted grid, rows first.
         method: ``timm`` and ``antialias`` are bicubic to the new size with antialias, as timm (at run time)
-            and DINOv2 with registers do. ``dino`` is bicubic without antialias by the scale factor
+            and DINOv2 with registers do; ``bicubic`` is the same without antialias (MAE, DeiT, the ViT of
+            transformers). ``dino`` is bicubic without antialias by the scale factor
             (new + 0.1) / old, which is also the scale of the sampling positions (DINO,
             ``interpolate_pos_encoding``): it differs from a resize to the new size.
 
@@ -46,7 +49,7 @@ def resample_positions(table: torch.Tensor, old: Grid, new: Grid, method: PosInt
         scale = tuple((n + 0.1) / o for n, o in zip(new, old, strict=True))
         image = F.interpolate(image, scale_factor=scale, mode="bicubic", recompute_scale_factor=False)
     else:
-        image = F.interpolate(image, size=new, mode="bicubic", antialias=True)
+        image = F.interpolate(image, size=new, mode="bicubic", antialias=method != "bicubic")
     if image.shape[-2:] != new:
         raise TaskError(
             f"position embeddings cannot be resampled from {old} to {new} by the rule {method!r}; "
@@ -118,7 +121,8 @@ class BaseEncoder(ABC):
         """Encode (B, 3, H, W); see ``Encoder``. Raises TaskError for a size or layer that does not fit."""
         check_taps(taps, self.spec)
         grid = check_images(images, self.spec)
-        return self._encode(images.to(self._device), taps, grid, pos_interpolation or "timm")
+        method = pos_interpolation or self.spec.pos_interpolation
+        return self._encode(images.to(self._device), taps, grid, method)
 
     @abstractmethod
     def _encode(
@@ -127,16 +131,93 @@ class BaseEncoder(ABC):
         """Features of checked images on the encoder's device."""
 
 
-class ViTEncoder(BaseEncoder):
+class ColumnEncoder(BaseEncoder):
+    """Blocks of one width one after another, read at any of them in one pass that ends after the deepest.
+
+    A subclass says how images become tokens (prefix tokens first, then the patches row by row), what a
+    block does, and what the final norm and the global token are.
+    """
+
+    n_prefix = 0
+    """Number of tokens before those of the patches."""
+
+    @abstractmethod
+    def _embed(self, images: torch.Tensor, grid: Grid, method: PosInterpolation) -> tuple[torch.Tensor, Any]:
+        """Tokens (B, prefix + h*w, D) before the first block, and what every block is given beside them."""
+
+    @abstractmethod
+    def _block(self, index: int, tokens: torch.Tensor, context: Any) -> torch.Tensor:
+        """The tokens after a block."""
+
+    def _norm(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The final norm of all tokens."""
+        normed: torch.Tensor = self.model.norm(tokens)
+        return normed
+
+    def _cls(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        """The global token (B, D), or None."""
+        return tokens[:, 0] if self.spec.has_cls else None
+
+    def _mean_norm(self, mean: torch.Tensor) -> torch.Tensor:
+        """The family's own norm of the mean of the patches, where it has one."""
+        return mean
+
+    def _encode(
+        self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid, method: PosInterpolation
+    ) -> dict[Tap, Features]:
+        tokens, context = self._embed(images, grid, method)
+        found: dict[Tap, Features] = {}
+        depth = self.spec.depth
+        last = max((depth + tap.layer for tap in taps), default=-1)
+        for i in range(last + 1):
+            tokens = self._block(i, tokens, context)
+            for tap in taps:
+                if tap.layer == i - depth and tap not in found:
+                    found[tap] = self._read(tokens, tap, grid)
+        return found
+
+    def _read(self, tokens: torch.Tensor, tap: Tap, grid: Grid) -> Features:
+        if tap.norm:
+            tokens = self._norm(tokens)
+        body = tokens[:, self.n_prefix :]
+        mean = body.mean(dim=1)
+        return Features(
+            cls=self._cls(tokens),
+            patches=body.reshape(len(body), *grid, -1),
+            mean=self._mean_norm(mean) if tap.norm else mean,
+        )
+
+
+class NetworkEncoder(ColumnEncoder):
+    """An ``Encoder`` around a network of this project (``bench.networks``), which declares its own parts."""
+
+    def __init__(self, model: Network, spec: EncoderSpec, info: CheckpointInfo) -> None:
+        super().__init__(model, spec, info)
+        self.n_prefix = model.n_prefix
+
+    def _embed(self, images: torch.Tensor, grid: Grid, method: PosInterpolation) -> tuple[torch.Tensor, Any]:
+        embedded: tuple[torch.Tensor, Any] = self.model.embed(images, grid, method)
+        return embedded
+
+    def _block(self, index: int, tokens: torch.Tensor, context: Any) -> torch.Tensor:
+        after: torch.Tensor = self.model.block(index, tokens, context)
+        return after
+
+    def _cls(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        token: torch.Tensor | None = self.model.global_token(tokens)
+        return token
+
+
+class ViTEncoder(ColumnEncoder):
     """An ``Encoder`` around a timm ``VisionTransformer``.
 
     It assembles the tokens by itself (patches, position table resampled to the grid at hand, class and
-    register tokens), so any H and W that the patch size divides will do, and it reads all the asked taps
-    in one pass that stops after the deepest of them.
+    register tokens), so any H and W that the patch size divides will do.
     """
 
     def __init__(self, model: VisionTransformer, spec: EncoderSpec, info: CheckpointInfo) -> None:
         super().__init__(model, spec, info)
+        self.n_prefix = model.num_prefix_tokens
         self._tables: dict[tuple[Grid, PosInterpolation], torch.Tensor] = {}
 
     @staticmethod
@@ -155,20 +236,21 @@ class ViTEncoder(BaseEncoder):
         self._tables.clear()
         return super().to(device)
 
-    def _encode(
-        self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid, method: PosInterpolation
-    ) -> dict[Tap, Features]:
-        model = self.model
-        tokens = model.norm_pre(self._tokens(images, grid, method))
-        found: dict[Tap, Features] = {}
-        depth = len(model.blocks)
-        last = max((depth + tap.layer for tap in taps), default=-1)
-        for i in range(last + 1):
-            tokens = model.blocks[i](tokens)
-            for tap in taps:
-                if tap.layer == i - depth and tap not in found:
-                    found[tap] = self._read(tokens, tap, grid)
-        return found
+    def _embed(self, images: torch.Tensor, grid: Grid, method: PosInterpolation) -> tuple[torch.Tensor, Any]:
+        return self.model.norm_pre(self._tokens(images, grid, method)), None
+
+    def _block(self, index: int, tokens: torch.Tensor, context: Any) -> torch.Tensor:
+        after: torch.Tensor = self.model.blocks[index](tokens)
+        return after
+
+    def _cls(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        # An attention pooling stands where others have a class token.
+        pool = self.model.attn_pool
+        return super()._cls(tokens) if pool is None else pool(tokens)
+
+    def _mean_norm(self, mean: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = self.model.fc_norm(mean)
+        return normed
 
     def _tokens(self, images: torch.Tensor, grid: Grid, method: PosInterpolation) -> torch.Tensor:
         model = self.model
@@ -197,15 +279,3 @@ class ViTEncoder(BaseEncoder):
                 self._tables.clear()
             self._tables[key] = torch.cat([prefix.float(), body], dim=1)
         return self._tables[key]
-
-    def _read(self, tokens: torch.Tensor, tap: Tap, grid: Grid) -> Features:
-        model = self.model
-        if tap.norm:
-            tokens = model.norm(tokens)
-        body = tokens[:, model.num_prefix_tokens :]
-        mean = body.mean(dim=1)
-        return Features(
-            cls=tokens[:, 0] if model.has_class_token else None,
-            patches=body.reshape(len(body), *grid, -1),
-            mean=model.fc_norm(mean) if tap.norm else mean,
-        )

@@ -2,6 +2,8 @@
 
 path/to/model.pth                      a file; its layout is recognised (docs/checkpoints.md)
 path/to/dino.pth#student,heads=6       with choices that the file leaves open
+path/to/folder, hf:path/to/folder      a folder: Hugging Face's, or torch's distributed checkpoint
+random:REFERENCE                       the same encoder with seeded random weights in place of its own
 timm:vit_small_patch16_224             a timm architecture with seeded random weights
 timm:vit_small_patch16_224:pretrained  the same with timm's pretrained weights
 python:package.module:factory          whatever the factory returns
@@ -22,6 +24,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from .backbones import ViTEncoder
+from .building import build_model, make_encoder
 from .checkpoints.loading import load_file
 from .errors import CheckpointError, ConfigError, did_you_mean
 from .modules import ModuleEncoder, PixelEncoder, module_info
@@ -31,7 +34,18 @@ from .vit import build_vit, first_problem, vit_spec
 
 __all__ = ["ViTEncoder", "build_vit", "inspect_checkpoint", "load_encoder", "vit_spec"]
 
-SPEC_OPTIONS = ("image_size", "mean", "std", "interpolation", "crop_pct", "pooling", "final_norm")
+_RANDOM = "random:"
+_HF = "hf:"
+SPEC_OPTIONS = (
+    "image_size",
+    "mean",
+    "std",
+    "interpolation",
+    "crop_pct",
+    "pooling",
+    "final_norm",
+    "pos_interpolation",
+)
 FILE_OPTIONS = ("pick", "heads", "arch", "family")
 
 
@@ -41,14 +55,18 @@ def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, 
     Args:
         reference: see the module's docstring.
         overrides: the same choices as after ``#``, which they overrule: fields of the spec that belong to
-            the evaluation (``image_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``pooling``,
-            ``final_norm``), and for a file ``pick``, ``heads``, ``arch`` and ``family``.
-        seed: of the random weights of ``timm:NAME``; the global random state is not touched.
+            the evaluation (``SPEC_OPTIONS``), and for a file ``pick``, ``heads``, ``arch``, ``family``.
+        seed: of the random weights of ``timm:NAME`` and ``random:REFERENCE``; the global random state is
+            not touched.
 
     Raises:
         CheckpointError: the reference cannot be loaded completely and safely.
         ConfigError: an option is not known or not valid.
     """
+    if reference.startswith(_RANDOM):
+        return _randomised(
+            load_encoder(reference.removeprefix(_RANDOM), overrides=overrides, seed=seed), seed
+        )
     source, options = split_reference(reference)
     options |= dict(overrides or {})
     is_file = not source.startswith(("timm:", "python:")) and not _is_pixels(source)
@@ -64,7 +82,9 @@ def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, 
     elif _is_pixels(source):
         encoder = _load_pixels(source)
     else:
-        encoder = load_file(source, **{name: options[name] for name in FILE_OPTIONS if name in options})
+        encoder = load_file(
+            _hugging_face(source), **{name: options[name] for name in FILE_OPTIONS if name in options}
+        )
     return _respec(encoder, changes)
 
 
@@ -85,6 +105,40 @@ def split_reference(reference: str) -> tuple[str, dict[str, Any]]:
             raise ConfigError(f"{reference}: {name!r} is given twice")
         options[name] = [v.strip() for v in value.split(":")] if name in ("mean", "std") else value
     return source, options
+
+
+def _hugging_face(source: str) -> str:
+    """The path of ``hf:FOLDER``; ConfigError where it is no folder of Hugging Face."""
+    if not source.startswith(_HF):
+        return source
+    folder = source.removeprefix(_HF)
+    if not (Path(folder) / "config.json").is_file():
+        raise CheckpointError(
+            f"{source}: {folder} is no folder with a config.json; download one first, such as by "
+            f"`huggingface-cli download {folder or 'ORG/MODEL'} --local-dir DIR`"
+        )
+    return folder
+
+
+def _randomised(encoder: Encoder, seed: int) -> Encoder:
+    """The control of an encoder: built the same, with the weights that its constructor draws."""
+    builder, info = encoder.spec.arch.get("builder"), encoder.info
+    if builder in ("python", "module", "pixels"):
+        raise CheckpointError(
+            f"{info.source}: only an architecture that this project builds can have random weights"
+        )
+    fresh = CheckpointInfo(
+        source=f"{_RANDOM}{info.source}",
+        sha256=None,
+        format=f"random weights for {info.format}",
+        container="",
+        parameters=info.parameters,
+        loaded_tensors=0,
+        encoder_tensors=info.encoder_tensors,
+        notes=(f"random weights, seed {seed}: not a trained model",),
+        random_weights=True,
+    )
+    return make_encoder(build_model(encoder.spec, seed), encoder.spec, fresh)
 
 
 def _is_pixels(source: str) -> bool:
@@ -217,6 +271,7 @@ def inspect_checkpoint(reference: str) -> dict[str, Any]:
             "std": list(spec.std),
             "interpolation": spec.interpolation,
             "crop_pct": spec.crop_pct,
+            "pos_interpolation": spec.pos_interpolation,
         },
         "pooling": spec.pooling,
         "final_norm": spec.final_norm,

@@ -195,9 +195,10 @@ class TimmEncoder(BaseEncoder):
     ) -> dict[Tap, Features]:
         native = all(n * self.spec.patch_size == self.spec.image_size for n in grid)
         name = type(self.model).__name__
-        if method == "dino" and not native and getattr(self.model, "pos_embed", None) is not None:
+        timms = method in ("timm", "antialias")
+        if not timms and not native and getattr(self.model, "pos_embed", None) is not None:
             raise TaskError(
-                f"{name} resamples its position embeddings by timm's rule; 'dino' is not available"
+                f"{name} resamples its position embeddings by timm's rule; {method!r} is not available"
             )
         try:
             return self._read(images, taps, grid)

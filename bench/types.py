@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Pooling = Literal["cls", "mean", "cls+mean"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
-PosInterpolation = Literal["timm", "dino", "antialias"]
+PosInterpolation = Literal["timm", "bicubic", "dino", "antialias"]
 DataKind = Literal["classification", "segmentation", "video"]
 Array = NDArray[Any]
 
@@ -54,6 +54,9 @@ class EncoderSpec(Frozen):
     pooling: Pooling = "cls"
     final_norm: bool = True
     has_cls: bool = True
+    """There is a global token: a class token, or what the family's own pooling makes of the tokens."""
+    pos_interpolation: PosInterpolation = "timm"
+    """How position embeddings are resampled to another grid, as the family's own code does."""
 
 
 class CheckpointInfo(Frozen):
@@ -120,8 +123,8 @@ class Encoder(Protocol):
         """Encode images (B, 3, H, W), H and W multiples of the patch size, in one forward pass.
 
         ``pos_interpolation`` names how position embeddings are resampled to another grid than the
-        checkpoint's own: ``timm`` (bicubic with antialias; None means this), ``antialias`` is the same
-        by another library path, ``dino`` is bicubic by scale factor with the 0.1 offset, no antialias.
+        checkpoint's own: ``timm`` and ``antialias`` are bicubic with antialias, ``bicubic`` is without,
+        ``dino`` is bicubic by scale factor with the 0.1 offset, no antialias. None means the spec's.
         """
 
 

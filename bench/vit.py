@@ -9,10 +9,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError, model_validator
+from timm.layers.activations import GELUTanh, QuickGELU
+from timm.layers.mlp import Mlp, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 
 from .errors import CheckpointError
-from .types import EncoderSpec, Frozen, Interpolation, Pooling
+from .types import EncoderSpec, Frozen, Interpolation, Pooling, PosInterpolation
+
+_ACTIVATIONS = {"gelu": torch.nn.GELU, "gelu_tanh": GELUTanh, "quick_gelu": QuickGELU}
 
 
 class VitArch(Frozen):
@@ -36,6 +40,13 @@ class VitArch(Frozen):
     eps: float = Field(1e-6, gt=0)
     fc_norm: bool = False
     """The norm comes after mean pooling, in place of the norm of all tokens."""
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    swiglu: bool = False
+    """The MLP is a SwiGLU, gate first; ``mlp_ratio`` counts gate and value together."""
+    pre_norm: bool = False
+    """A norm before the first block, and no bias in the patch embedding (CLIP)."""
+    map_pool: bool = False
+    """The global token is an attention pooling over all tokens after the final norm (SigLIP)."""
 
     @model_validator(mode="after")
     def _divides(self) -> VitArch:
@@ -64,16 +75,21 @@ def vit_spec(
     init_values: float | None = None,
     eps: float = 1e-6,
     fc_norm: bool = False,
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu",
+    swiglu: bool = False,
+    pre_norm: bool = False,
+    map_pool: bool = False,
     pooling: Pooling | None = None,
     final_norm: bool = True,
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
     std: tuple[float, float, float] = (0.229, 0.224, 0.225),
     interpolation: Interpolation = "bicubic",
     crop_pct: float = 0.875,
+    pos_interpolation: PosInterpolation = "timm",
 ) -> EncoderSpec:
     """The spec of a plain vision transformer; see ``VitArch`` for the fields that shape it.
 
-    ``pooling`` is ``cls`` unless given, or ``mean`` where there is no class token or a norm of the mean.
+    ``pooling`` is ``cls`` unless given, or ``mean`` where there is no global token or a norm of the mean.
 
     Raises:
         CheckpointError: the numbers do not go together.
@@ -93,6 +109,10 @@ def vit_spec(
             init_values=init_values,
             eps=eps,
             fc_norm=fc_norm,
+            activation=activation,
+            swiglu=swiglu,
+            pre_norm=pre_norm,
+            map_pool=map_pool,
         )
     except ValidationError as error:
         raise CheckpointError(f"not a vision transformer: {first_problem(error)}") from error
@@ -107,9 +127,10 @@ def vit_spec(
         std=std,
         interpolation=interpolation,
         crop_pct=crop_pct,
-        pooling=pooling or ("cls" if class_token and not fc_norm else "mean"),
+        pooling=pooling or ("cls" if (class_token or map_pool) and not fc_norm else "mean"),
         final_norm=final_norm,
-        has_cls=class_token,
+        has_cls=class_token or map_pool,
+        pos_interpolation=pos_interpolation,
     )
 
 
@@ -138,6 +159,12 @@ def build_vit(arch: Mapping[str, Any], device: str = "cpu") -> VisionTransformer
     return _construct(vit, device)
 
 
+def _global_pool(vit: VitArch) -> str:
+    if vit.map_pool:
+        return "map"
+    return "token" if vit.class_token and not vit.fc_norm else "avg"
+
+
 def _construct(vit: VitArch, device: str) -> VisionTransformer:
     # timm takes int(dim * ratio), which may fall one short of the hidden width that made the ratio.
     hidden = round(vit.embed_dim * vit.mlp_ratio)
@@ -149,7 +176,7 @@ def _construct(vit: VitArch, device: str) -> VisionTransformer:
             img_size=vit.image_size,
             patch_size=vit.patch_size,
             num_classes=0,
-            global_pool="token" if vit.class_token and not vit.fc_norm else "avg",
+            global_pool=_global_pool(vit),
             embed_dim=vit.embed_dim,
             depth=vit.depth,
             num_heads=vit.num_heads,
@@ -160,6 +187,9 @@ def _construct(vit: VitArch, device: str) -> VisionTransformer:
             no_embed_class=vit.no_embed_class,
             reg_tokens=vit.reg_tokens,
             fc_norm=vit.fc_norm,
+            pre_norm=vit.pre_norm,
+            act_layer=torch.nn.SiLU if vit.swiglu else _ACTIVATIONS[vit.activation],
+            mlp_layer=SwiGLUPacked if vit.swiglu else Mlp,
             norm_layer=partial(torch.nn.LayerNorm, eps=vit.eps),
             device=device,
         )

@@ -27,9 +27,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def toy() -> ModuleType:
-    """The module ``toy.py`` beside this file: a Context over arrays (test folders are no packages)."""
-    path = Path(__file__).with_name("toy.py")
-    spec = importlib.util.spec_from_file_location("lmim_bench_test_toy", path)
+    """The module ``toy.py``: a Context over arrays."""
+    return _module("toy.py")
+
+
+@pytest.fixture(scope="session")
+def layouts() -> ModuleType:
+    """The module ``checkpoints/layouts.py``: checkpoints as their trainers write them."""
+    return _module("checkpoints/layouts.py")
+
+
+def _module(path: str) -> ModuleType:
+    """A module beside this file (test folders are no packages)."""
+    file = Path(__file__).parent / path
+    spec = importlib.util.spec_from_file_location(f"lmim_bench_test_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

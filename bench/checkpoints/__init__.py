@@ -5,7 +5,7 @@ family            what a family declares; the search for encoders in a file
 loading           the contract of coverage: everything filled, everything accounted for
 native            this project's own format
 plain_vit         what shapes say of a plain vision transformer
-timm_vit, mae, dino, latent_mim      one family each
+families          one layout a file
 """
 
 from ..vit import build_vit, vit_spec

@@ -13,22 +13,9 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from ..timm_models import create_timm
-from ..types import EncoderSpec
-from ..vit import build_vit
 from .files import storage_is_honest
 
 _SHOWN = 4
-
-
-def build_model(spec: EncoderSpec) -> Any:
-    """The empty model of a spec. Raises CheckpointError for a builder that is not known."""
-    builder = spec.arch.get("builder")
-    if builder == "vit":
-        return build_vit(spec.arch, device="meta")
-    if builder == "timm" and isinstance(spec.arch.get("name"), str):
-        return create_timm(spec.arch["name"], pretrained=False, **spec.arch.get("kwargs", {}))
-    raise CheckpointError(f"the spec names no builder that is known here: {builder!r} (known: timm, vit)")
 
 
 def fill(model: Any, tensors: Mapping[str, torch.Tensor], family: str) -> tuple[Any, tuple[str, ...]]:

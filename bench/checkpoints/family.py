@@ -96,38 +96,64 @@ class Family:
         name: shown to the user, and the spec's ``family``.
         title: one line for the catalogue.
         rank: specific layouts are tried before general ones; the highest rank that matches wins.
-        anchors: keys, relative to the root, that the encoder must have.
+        anchors: keys, relative to the root, that the encoder must have; a tuple names alternatives.
         matches: a further condition on a root whose anchors are all there.
         prefer: path components in order of preference where a file holds several encoders.
         rename: (pattern, replacement) pairs; the first that matches a whole key is applied.
         drop: patterns of keys below the root that are not the encoder's, with the reason.
         siblings: components beside the root that are not the encoder's, with the reason.
         draft: from the root, its renamed tensors and the number of heads asked for, to the draft.
+        known_by: the signature in words, for the catalogue.
+        evaluated: pooling, norm and preprocessing of the family's own evaluation in words.
+        source: the repository or package whose files these are.
     """
 
     name: str
     title: str
     rank: int
-    anchors: tuple[str, ...]
+    anchors: tuple[str | tuple[str, ...], ...]
     draft: Callable[[Root, Tensors, int | None], Draft]
     matches: Callable[[Root], bool] = lambda root: True
     prefer: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
     drop: Mapping[str, str] = field(default_factory=dict)
     siblings: Mapping[str, str] = field(default_factory=dict)
+    known_by: str = ""
+    evaluated: str = ""
+    source: str = ""
 
     def roots(self, tree: Tree) -> list[Root]:
         """Every place in the file that looks like an encoder of this family."""
         found = []
-        for name in tree.tensors:
-            if name == self.anchors[0] or name.endswith("." + self.anchors[0]):
-                path = name.removesuffix(self.anchors[0])
-                if all(path + anchor in tree.tensors for anchor in self.anchors):
-                    below = {k.removeprefix(path): t for k, t in tree.tensors.items() if k.startswith(path)}
-                    root = Root(path, below, tree)
-                    if self.matches(root):
-                        found.append(root)
+        for path in dict.fromkeys(self._paths(tree, self.anchors[0])):
+            if not self.absent(tree, path):
+                below = {k.removeprefix(path): t for k, t in tree.tensors.items() if k.startswith(path)}
+                root = Root(path, below, tree)
+                if self.matches(root):
+                    found.append(root)
         return found
+
+    def absent(self, tree: Tree, path: str) -> list[str]:
+        """The anchors that the file does not have below a path."""
+        return [_names(a)[0] for a in self.anchors if not any(path + n in tree.tensors for n in _names(a))]
+
+    def nearest(self, tree: Tree) -> tuple[int, str, list[str]]:
+        """How many anchors the best place of the file has, that place, and the anchors it lacks."""
+        paths = dict.fromkeys(path for anchor in self.anchors for path in self._paths(tree, anchor))
+        lacking = [(path, self.absent(tree, path)) for path in paths] or [("", self.absent(tree, ""))]
+        path, absent = min(lacking, key=lambda entry: len(entry[1]))
+        return len(self.anchors) - len(absent), path, absent
+
+    @staticmethod
+    def _paths(tree: Tree, anchor: str | tuple[str, ...]) -> Iterator[str]:
+        for name in tree.tensors:
+            for ending in _names(anchor):
+                if name == ending or name.endswith("." + ending):
+                    yield name.removesuffix(ending)
+
+
+def _names(anchor: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (anchor,) if isinstance(anchor, str) else anchor
 
 
 def grow_tree(payload: Mapping[str, Any], config: Mapping[str, Any] | None = None, stem: str = "") -> Tree:

@@ -6,17 +6,22 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import torch
 
+from ..building import build_model, make_encoder
 from ..errors import CheckpointError, did_you_mean
-from ..timm_models import create_timm, timm_encoder, timm_spec
+from ..timm_models import create_timm, timm_spec
 from ..types import CheckpointInfo, Encoder
-from . import dino, latent_mim, mae, native, timm_vit
-from .contract import build_model, few, fill
+from . import families as built_in
+from . import native
+from .contract import few, fill
+from .families import timm_vit
 from .family import Draft, Family, Root, Tree, choose_root, grow_tree, rename_keys
 from .files import Container, open_checkpoint
 
@@ -27,14 +32,18 @@ _CLASSIFIERS = (r"head(_dist)?\..*", r"head\.fc\..*", r"fc\..*", r"classifier\..
 
 @cache
 def families() -> tuple[Family, ...]:
-    """All families, the most specific first; other packages add theirs by the entry point group.
+    """All families, the most specific first: every ``FAMILY`` (or tuple ``FAMILIES``) of the modules in
+    ``bench/checkpoints/families``, and what other packages add by the entry point group.
 
     A plug-in that cannot be imported is skipped with a warning.
 
     Raises:
         CheckpointError: two families have one name, or an entry point is no family.
     """
-    found = [module.FAMILY for module in (latent_mim, mae, dino, timm_vit)]
+    found: list[Family] = []
+    for info in iter_modules(built_in.__path__):
+        module = import_module(f"{built_in.__name__}.{info.name}")
+        found += getattr(module, "FAMILIES", ()) or (module.FAMILY,)
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         try:
             family = entry.load()
@@ -116,7 +125,7 @@ def _understand(
         if stated is not None:
             return _by_family(_named_family(tree, *stated), tree, pick, heads)
     if not matching:
-        raise CheckpointError(f"the layout is not known; it holds {_outline(tree)} (docs/checkpoints.md)")
+        raise CheckpointError(_unknown(tree))
     best = [f for f in matching if f.rank == matching[0].rank]
     if len(best) > 1:
         names = ", ".join(f.name for f in best)
@@ -199,6 +208,19 @@ def _named_family(tree: Tree, arch: str, config: Mapping[str, Any]) -> Family:
     )
 
 
+def _unknown(tree: Tree) -> str:
+    """What the file holds, and the family that it comes closest to with what it lacks for that."""
+    near = [(family.nearest(tree), family) for family in families()]
+    (hits, path, absent), family = max(near, key=lambda entry: (entry[0][0], -len(entry[0][2])))
+    text = f"the layout is not known; it holds {_outline(tree)}"
+    if hits and absent:
+        where = f" below {path.rstrip('.')!r}" if path else ""
+        text += f"; closest is {family.name}, which also has {few(absent)}{where}"
+    elif hits:
+        text += f"; closest is {family.name}, of which it has the keys but not what else tells it apart"
+    return f"{text}; `lmim-bench formats` lists what is read"
+
+
 def _outline(tree: Tree) -> str:
     """The first components of the file's keys and a tensor of each, for an error message."""
     heads: dict[str, str] = {}
@@ -227,4 +249,4 @@ def _assemble(
         notes=(*notes, *draft.notes, *fill_notes, *container.notes),
         random_weights=ours and native.is_untrained(container.payload),
     )
-    return timm_encoder(model, spec, info)
+    return make_encoder(model, spec, info)

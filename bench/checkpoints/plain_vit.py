@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import CheckpointError
@@ -37,8 +37,21 @@ _HEADS: dict[tuple[int, int | None], int] = {
 }
 
 
-def infer_heads(embed_dim: int, depth: int, asked: int | None) -> tuple[int, str]:
+def infer_heads(
+    embed_dim: int,
+    depth: int,
+    asked: int | None,
+    stated: tuple[int, str] | None = None,
+    usual: Mapping[int, int] | None = None,
+) -> tuple[int, str]:
     """The number of heads and a note on where it comes from.
+
+    Args:
+        embed_dim: width D.
+        depth: number of blocks.
+        asked: by the user; overrules everything.
+        stated: what the file or its configuration says exactly, and where.
+        usual: width -> heads where the family differs from the published plain transformers.
 
     Raises:
         CheckpointError: the width says nothing, or is not a multiple of the heads asked for.
@@ -47,6 +60,11 @@ def infer_heads(embed_dim: int, depth: int, asked: int | None) -> tuple[int, str
         if asked < 1 or embed_dim % asked:
             raise CheckpointError(f"heads={asked} does not divide the width {embed_dim}")
         return asked, f"{asked} heads, as asked"
+    if stated is not None:
+        return stated[0], f"{stated[0]} heads, from {stated[1]}"
+    if usual and embed_dim in usual:
+        heads = usual[embed_dim]
+        return heads, f"{heads} heads, the family's number for width {embed_dim} (not stored in the file)"
     known = _HEADS.get((embed_dim, depth)) or _HEADS.get((embed_dim, None))
     if known:
         return known, f"{known} heads, usual for width {embed_dim} and depth {depth} (not stored in the file)"
@@ -68,9 +86,17 @@ def depth_of(tensors: Tensors) -> int:
 
 
 def infer_spec(
-    family: str, tensors: Tensors, heads: int | None, **fields: Any
+    family: str,
+    tensors: Tensors,
+    heads: int | None,
+    *,
+    stated_heads: tuple[int, str] | None = None,
+    usual_heads: Mapping[int, int] | None = None,
+    **fields: Any,
 ) -> tuple[EncoderSpec, tuple[str, ...]]:
     """The spec of a plain vision transformer from tensors in timm's names; ``fields`` go to ``vit_spec``.
+
+    ``heads`` is what the user asks for; see ``infer_heads`` for the other two.
 
     Raises:
         CheckpointError: the shapes do not describe a square-image plain vision transformer.
@@ -82,30 +108,33 @@ def infer_spec(
         )
     dim, patch = weight.shape[0], weight.shape[2]
     depth = depth_of(tensors)
-    n_heads, note = infer_heads(dim, depth, heads)
+    n_heads, note = infer_heads(dim, depth, heads, stated_heads, usual_heads)
     has_cls = "cls_token" in tensors
     reg_tokens = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
     if "pos_embed" not in tensors or tensors["pos_embed"].ndim != 3:
         raise CheckpointError("the file has no position table pos_embed of shape (1, L, D)")
     length = tensors["pos_embed"].shape[1]
     grid, covers_prefix = _grid(length, int(has_cls) + reg_tokens)
-    spec = vit_spec(
-        family,
-        embed_dim=dim,
-        depth=depth,
-        num_heads=n_heads,
-        patch_size=patch,
-        image_size=patch * grid,
-        mlp_ratio=tensors["blocks.0.mlp.fc1.weight"].shape[0] / dim,
-        class_token=has_cls,
-        reg_tokens=reg_tokens,
-        no_embed_class=not covers_prefix,
-        qkv_bias="blocks.0.attn.qkv.bias" in tensors,
-        init_values=1e-5 if "blocks.0.ls1.gamma" in tensors else None,
-        fc_norm="fc_norm.weight" in tensors and "norm.weight" not in tensors,
-        **fields,
-    )
-    return spec, (note,)
+    hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+    down = tensors.get("blocks.0.mlp.fc2.weight")
+    shape = {
+        "embed_dim": dim,
+        "depth": depth,
+        "num_heads": n_heads,
+        "patch_size": patch,
+        "image_size": patch * grid,
+        "mlp_ratio": hidden / dim,
+        "class_token": has_cls,
+        "reg_tokens": reg_tokens,
+        "no_embed_class": not covers_prefix,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        "init_values": 1e-5 if "blocks.0.ls1.gamma" in tensors else None,
+        "fc_norm": "fc_norm.weight" in tensors and "norm.weight" not in tensors,
+        "swiglu": down is not None and hidden == 2 * down.shape[1],
+        "pre_norm": "norm_pre.weight" in tensors,
+        "map_pool": "attn_pool.latent" in tensors,
+    }
+    return vit_spec(family, **{**shape, **fields}), (note,)
 
 
 def _grid(length: int, n_prefix: int) -> tuple[int, bool]:
@@ -118,11 +147,16 @@ def _grid(length: int, n_prefix: int) -> tuple[int, bool]:
     )
 
 
-def plain_draft(family: str, **fields: Any) -> Callable[[Root, Tensors, int | None], Draft]:
-    """The draft of a family whose tensors, once renamed, are a plain vision transformer's."""
+def plain_draft(
+    family: str, *, says: tuple[str, ...] = (), **fields: Any
+) -> Callable[[Root, Tensors, int | None], Draft]:
+    """The draft of a family whose tensors, once renamed, are a plain vision transformer's.
+
+    ``says`` are notes for the result, ``fields`` go to ``infer_spec``.
+    """
 
     def draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
         spec, notes = infer_spec(family, tensors, heads, **fields)
-        return Draft(tensors, spec, notes)
+        return Draft(tensors, spec, (*notes, *says))
 
     return draft

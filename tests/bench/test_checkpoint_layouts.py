@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 
-from lmim_bench.bench.checkpoints import latent_mim, save_checkpoint
+from lmim_bench.bench.checkpoints import save_checkpoint
+from lmim_bench.bench.checkpoints.families import latent_mim
 from lmim_bench.bench.encoders import inspect_checkpoint, load_encoder
 from lmim_bench.bench.errors import CheckpointError
 from lmim_bench.bench.timm_models import create_timm

@@ -83,6 +83,8 @@ LEVELS = [
         "bench.backbones",
         "bench.modules",
         "bench.timm_models",
+        "bench.networks",
+        "bench.building",
         "bench.checkpoints",
         "bench.encoders",
         "bench.exporting",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .family import Draft, Family, Root, Tensors
-from .plain_vit import ANCHORS, infer_spec
+from ..family import Draft, Family, Root, Tensors
+from ..plain_vit import ANCHORS, infer_spec
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
@@ -21,6 +21,9 @@ FAMILY = Family(
     rank=0,
     anchors=ANCHORS,
     draft=_draft,
+    known_by="the keys of a plain ViT",
+    evaluated="cls, or the mean without a class token or with fc_norm",
+    source="huggingface/pytorch-image-models",
     prefer=("state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model"),
     rename=((r"dist_token", "reg_token"),),
     drop={

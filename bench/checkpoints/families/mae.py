@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .family import Draft, Family, Root, Tensors
-from .plain_vit import ANCHORS, infer_spec
+from ..family import Draft, Family, Root, Tensors
+from ..plain_vit import ANCHORS, infer_spec
 
 _TABLE = "fixed sine-cosine position table, taken from the file"
 
@@ -31,7 +31,7 @@ def _fixed_table(table: torch.Tensor | None) -> bool:
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     finetuned = "fc_norm.weight" in tensors
-    spec, notes = infer_spec("mae", tensors, heads)
+    spec, notes = infer_spec("mae", tensors, heads, pos_interpolation="bicubic")
     stage = (
         "fine-tuned with mean pooling: the norm follows the mean, patch features carry none"
         if finetuned
@@ -47,6 +47,9 @@ FAMILY = Family(
     anchors=ANCHORS,
     matches=_matches,
     draft=_draft,
+    known_by="decoder_embed; or `model` with the fixed sine-cosine table; or `model` with fc_norm",
+    evaluated="cls after the norm; fine-tuned: mean of the patches, then fc_norm",
+    source="facebookresearch/mae",
     drop={
         r"decoder_.*": "decoder",
         r"mask_token": "mask token of the decoder",

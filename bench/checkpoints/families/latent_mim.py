@@ -12,9 +12,9 @@ import math
 
 import torch
 
-from ..errors import CheckpointError
-from .family import Draft, Family, Root, Tensors
-from .plain_vit import infer_spec
+from ...errors import CheckpointError
+from ..family import Draft, Family, Root, Tensors
+from ..plain_vit import infer_spec
 
 
 def linear_to_conv(weight: torch.Tensor) -> torch.Tensor:
@@ -63,6 +63,9 @@ FAMILY = Family(
         "blocks.0.mlp.fc1.weight",
     ),
     draft=_draft,
+    known_by="pos_embed.pos_embeds and a linear embed.proj",
+    evaluated="mean of the patches before the final norm",
+    source="yibingwei-1/LatentMIM",
     prefer=("encoder", "target_encoder"),
     rename=(
         (r"pos_embed\.pos_embeds", "pos_embed"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .family import Family, Root
-from .plain_vit import ANCHORS, plain_draft
+from ..family import Family, Root
+from ..plain_vit import ANCHORS, plain_draft
 
 
 def _matches(root: Root) -> bool:
@@ -20,7 +20,10 @@ FAMILY = Family(
     rank=50,
     anchors=ANCHORS,
     matches=_matches,
-    draft=plain_draft("dino"),
+    draft=plain_draft("dino", pos_interpolation="dino"),
+    known_by="teacher and student with a projection head; or a bare file called dino_*",
+    evaluated="cls after the norm",
+    source="facebookresearch/dino",
     prefer=("teacher", "student"),
     drop={r"head\..*": "projection head"},
     siblings={

@@ -1,0 +1,40 @@
+"""What a network of this project offers to the encoder around it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..types import PosInterpolation
+
+
+class Network(nn.Module, ABC):
+    """A column of transformer blocks of one width, whose parts an encoder calls one by one.
+
+    ``norm`` is the final norm of all tokens (``nn.Identity`` where there is none), ``blocks`` the blocks.
+    """
+
+    norm: nn.Module
+    blocks: nn.ModuleList
+    n_prefix: int = 0
+    """Number of tokens before those of the patches."""
+
+    @abstractmethod
+    def embed(
+        self, images: torch.Tensor, grid: tuple[int, int], method: PosInterpolation
+    ) -> tuple[torch.Tensor, Any]:
+        """Tokens (B, prefix + h*w, D) of images (B, 3, H, W), and what every block is given beside them.
+
+        The patches are in rows, ``grid`` is (h, w), ``method`` says how position tables are resampled.
+        """
+
+    @abstractmethod
+    def block(self, index: int, tokens: torch.Tensor, context: Any) -> torch.Tensor:
+        """The tokens after block ``index``; ``context`` is what ``embed`` gave."""
+
+    def global_token(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        """The global token (B, D) of tokens after the final norm, or None where the family has none."""
+        return None
