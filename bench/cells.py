@@ -17,7 +17,7 @@ from .features import FeatureStore, merge_requests
 from .plan import Evaluation
 from .progress import Reporter
 from .results import CheckpointRecord, atomic_write
-from .stats import score
+from .stats import is_plain, score, terms
 from .types import Column, Dataset, EncoderSpec, FeatureBank, FeatureRequest, Measurement, Score, View
 
 
@@ -114,12 +114,16 @@ def scores_of(measurements: Sequence[Measurement], cell: Cell) -> list[Score]:
 
 
 def write_items(path: Path, measurements: Sequence[Measurement]) -> None:
-    """Keep the per-item numbers of each metric, and the clusters where there are any."""
+    """Keep the per-item numbers of each metric, the clusters where there are any, and the first-order terms
+    of a metric that is no mean of its items.
+    """
     arrays: dict[str, Any] = {}
     for m in measurements:
         arrays[m.metric] = np.asarray(m.items)
         if m.clusters is not None:
             arrays[f"{m.metric}/clusters"] = np.asarray(m.clusters)
+        if not is_plain(m):
+            arrays[f"{m.metric}/terms"] = terms(m)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     with atomic_write(path, "wb") as stream:

@@ -1,7 +1,9 @@
-"""Intervals: the bias-corrected and accelerated bootstrap over the items that a metric was measured on.
+"""Intervals over the items that a metric was measured on.
 
-Efron (1987), "Better Bootstrap Confidence Intervals"; Efron and Tibshirani (1993), chapter 14. Pure
-functions of arrays and a generator; nothing here knows a task.
+The bias-corrected and accelerated bootstrap (Efron 1987, "Better Bootstrap Confidence Intervals"; Efron and
+Tibshirani 1993, chapter 14), and Wilson's score interval for shares of independent 0/1 outcomes, which holds
+its level where all outcomes are alike (Brown, Cai and DasGupta 2001). Pure functions of arrays and a
+generator; nothing here knows a task.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .types import Array, Measurement, Score, Statistic
+from .types import Array, Measurement, Score, Statistic, mean_statistic
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -33,8 +35,11 @@ def score(measurement: Measurement, rng: np.random.Generator) -> Score:
     else:
         rows = items[:, None] if items.ndim == 1 else items.reshape(len(items), -1)
         value = float(measurement.statistic(rows.mean(axis=0)[None])[0])
-        interval = bootstrap(rows, measurement.statistic, rng, clusters=measurement.clusters)
         n = len(rows)
+        if measurement.clusters is None and items.ndim == 1 and is_plain(measurement) and _binary(items):
+            interval = wilson(int(items.sum()), n) if n > 1 else None
+        else:
+            interval = bootstrap(rows, measurement.statistic, rng, clusters=measurement.clusters)
     low, high = interval if interval is not None else (None, None)
     return Score(
         metric=measurement.metric,
@@ -45,6 +50,50 @@ def score(measurement: Measurement, rng: np.random.Generator) -> Score:
         chance=None if measurement.chance is None else float(measurement.chance),
         detail=dict(measurement.detail),
     )
+
+
+def is_plain(measurement: Measurement) -> bool:
+    """Whether the value is the mean of the items, so that items of two encoders can be subtracted."""
+    return measurement.statistic is mean_statistic
+
+
+def terms(measurement: Measurement) -> Array:
+    """Per-item numbers (N,) whose mean is the measurement's value, exactly, and whose spread is its spread.
+
+    For a mean they are the items. For another statistic they are its value plus the jackknife's influence of
+    each item (Efron 1982): to first order the statistic is their mean, so that two encoders can be compared
+    item by item without the statistic at hand.
+    """
+    items = np.asarray(measurement.items, dtype=np.float64)
+    if is_plain(measurement):
+        return items
+    rows = items[:, None] if items.ndim == 1 else items.reshape(len(items), -1)
+    n, total = len(rows), rows.sum(axis=0)
+    value = float(measurement.statistic((total / n)[None])[0])
+    if n == 1:
+        return np.array([value])
+    left_out = np.concatenate(
+        [measurement.statistic((total - part) / (n - 1)) for part in np.array_split(rows, _parts(rows))]
+    )
+    influence = (n - 1) * (value - left_out)
+    return np.asarray(value + influence - influence.mean())
+
+
+def _parts(rows: Array) -> int:
+    return max(1, rows.size // _CHUNK_ELEMENTS)
+
+
+def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a share ``hits / n``."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, weight = hits / n, z * z / n
+    centre = (share + weight / 2) / (1 + weight)
+    reach = z * ((share * (1 - share) + weight / 4) / n) ** 0.5 / (1 + weight)
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def _binary(items: Array) -> bool:
+    return bool(((items == 0) | (items == 1)).all())
 
 
 def bootstrap(
@@ -104,9 +153,14 @@ def crossed_bootstrap(
     Returns:
         The interval, or None where either axis has fewer than two entries.
     """
-    draws, items = table.shape
-    if draws < 2 or items < 2:
+    if min(table.shape) < 2:
         return None
+    return percentile_interval(crossed_bootstrap_values(table, rng, resamples), level)
+
+
+def crossed_bootstrap_values(table: Array, rng: np.random.Generator, resamples: int = RESAMPLES) -> Array:
+    """The resampled means (R,) behind ``crossed_bootstrap``."""
+    draws, items = table.shape
     values = np.empty(resamples)
     chunk = max(1, _CHUNK_ELEMENTS // items)
     for start in range(0, resamples, chunk):
@@ -114,6 +168,11 @@ def crossed_bootstrap(
         by_row = rng.multinomial(draws, np.full(draws, 1 / draws), size=stop - start)
         by_column = rng.multinomial(items, np.full(items, 1 / items), size=stop - start)
         values[start:stop] = np.einsum("rn,rn->r", by_row @ table, by_column) / (draws * items)
+    return values
+
+
+def percentile_interval(values: Array, level: float = LEVEL) -> tuple[float, float]:
+    """The interval between the outer quantiles of resampled values."""
     tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
@@ -133,8 +192,7 @@ def _bca(value: float, values: Array, jackknife: Array, counts: Array, level: fl
     below = (np.count_nonzero(values < value) + 0.5 * np.count_nonzero(values == value)) / len(values)
     tail = (1 - level) / 2
     if below in (0.0, 1.0):  # every resample on one side: the correction is infinite, so leave it out
-        low, high = np.quantile(values, [tail, 1 - tail])
-        return float(low), float(high)
+        return percentile_interval(values, level)
     bias = normal.inv_cdf(below)
     centre = np.average(jackknife, weights=counts)
     spread = np.sum(counts * (centre - jackknife) ** 2)

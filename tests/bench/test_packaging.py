@@ -77,7 +77,15 @@ def test_every_public_name_loads_and_an_unknown_one_does_not():
 LEVELS = [
     ("bench.errors",),
     ("bench.types",),
-    ("bench.config", "bench.results", "bench.stats", "bench.cache", "bench.progress", "bench.show"),
+    (
+        "bench.config",
+        "bench.results",
+        "bench.stats",
+        "bench.comparison",
+        "bench.cache",
+        "bench.progress",
+        "bench.show",
+    ),
     (
         "bench.vit",
         "bench.backbones",

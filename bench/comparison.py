@@ -1,0 +1,234 @@
+"""Two encoders on the same items: difference, interval, test, effect size. Several encoders: ranks.
+
+Pure functions of arrays and a generator. Sources: McNemar (1947) in its exact form; Fisher's paired
+randomisation test, by whole clusters where items come in groups; Cohen (1988) for d_z; Holm (1979); Demsar
+(2006), "Statistical Comparisons of Classifiers over Multiple Data Sets", for ranks and critical difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .stats import bootstrap, crossed_bootstrap_values, percentile_interval
+from .types import Array, mean_statistic
+
+PERMUTATIONS = 9999
+_CHUNK_ELEMENTS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a paired comparison of b with a found; fractions where the metric's unit is ``%``.
+
+    Attributes:
+        value: mean of b minus mean of a.
+        low, high: 95% interval, None where fewer than two independent items leave nothing to resample.
+        p: two-sided p value of the test, None where there is no test.
+        test: what the p value comes from.
+        effect: Cohen's d_z, the mean of the differences over their standard deviation (over clusters, where
+            items come in groups); None where the differences do not vary.
+        items: number of items that were paired.
+        independent: number of independent ones: items, or clusters.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+    test: str
+    effect: float | None
+    items: int
+    independent: int
+
+
+def compare(
+    a: Array,
+    b: Array,
+    rng: np.random.Generator,
+    *,
+    clusters: Array | None = None,
+    crossed: bool = False,
+) -> Difference:
+    """Compare two encoders measured on the same items.
+
+    Args:
+        a: per-item numbers of the first, (N,), whose mean is its value; with ``crossed`` (A, N).
+        b: those of the second, in the same order.
+        rng: source of resamples and permutations.
+        clusters: (N,) ids of items that belong together.
+        crossed: draws of a training set (rows) by test items (columns): both are samples.
+
+    Raises:
+        ValueError: the two were not measured on the same items.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or a.size == 0:
+        raise ValueError(f"items of shape {a.shape} and {b.shape} cannot be paired")
+    difference = b - a
+    value = float(difference.mean())
+    if crossed:
+        return _crossed(difference, value, rng)
+    groups = _group_sums(difference, clusters)
+    interval = bootstrap(difference[:, None], mean_statistic, rng, clusters=clusters)
+    low, high = interval if interval is not None else (None, None)
+    p: float | None
+    if len(groups) < 2:
+        p, test = None, "none: a single independent item"
+    elif clusters is None and _binary(a) and _binary(b):
+        p, test = mcnemar(a, b), "McNemar's exact test"
+    else:
+        p, test = sign_flips(groups, rng)
+    return Difference(value, low, high, p, test, _effect(groups), len(difference), len(groups))
+
+
+def _crossed(difference: Array, value: float, rng: np.random.Generator) -> Difference:
+    draws, items = difference.shape
+    if draws < 2 or items < 2:
+        return Difference(value, None, None, None, "none: a single draw or item", None, items, items)
+    values = crossed_bootstrap_values(difference, rng)
+    low, high = percentile_interval(values)
+    # The smallest level at which the interval still holds zero.
+    tail = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0)) + 1
+    p = min(1.0, 2 * tail / (len(values) + 1))
+    test = "bootstrap over draws and items"
+    return Difference(value, low, high, p, test, _effect(difference.mean(axis=0)), items, items)
+
+
+def mcnemar(a: Array, b: Array) -> float:
+    """Exact two-sided p value that 0/1 outcomes of two encoders on the same items differ by chance."""
+    from scipy.stats import binomtest
+
+    only_a, only_b = int(np.sum(a > b)), int(np.sum(b > a))
+    return 1.0 if only_a + only_b == 0 else float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def sign_flips(groups: Array, rng: np.random.Generator) -> tuple[float, str]:
+    """Two-sided p value of paired differences (G,) by exchanging the two encoders in whole groups.
+
+    Every exchange is tried where there are few of them; else ``PERMUTATIONS`` drawn ones, with the observed
+    one counted among them.
+    """
+    groups = groups[groups != 0]
+    if len(groups) == 0:
+        return 1.0, "paired permutation test"
+    observed = abs(groups.sum()) * (1 - 1e-12)
+    if 2 ** len(groups) <= PERMUTATIONS:
+        bits = np.arange(2 ** len(groups))[:, None] >> np.arange(len(groups)) & 1
+        return float((np.abs((1 - 2 * bits) @ groups) >= observed).mean()), "exact paired permutation test"
+    extreme, chunk = 0, max(1, _CHUNK_ELEMENTS // len(groups))
+    for start in range(0, PERMUTATIONS, chunk):
+        signs = rng.integers(0, 2, size=(min(chunk, PERMUTATIONS - start), len(groups)), dtype=np.int8)
+        extreme += int((np.abs((1.0 - 2.0 * signs) @ groups) >= observed).sum())
+    return (1 + extreme) / (1 + PERMUTATIONS), f"paired permutation test, {PERMUTATIONS:,} exchanges"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for being several, in the given order: the family-wise error stays at the level."""
+    order = np.argsort(p_values, kind="stable")
+    corrected, highest = np.empty(len(order)), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[i]))
+        corrected[i] = highest
+    return [float(p) for p in corrected]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Average ranks of encoders over columns, 1 the best; equal values share their mean rank.
+
+    Attributes:
+        ranks: (M,) average rank of each encoder.
+        critical_difference: encoders whose ranks differ by less are not told apart (Nemenyi, 5%); None
+            for fewer than two columns.
+        p: Friedman's test that all are alike, in Iman and Davenport's form; None where it is not defined.
+        columns: number of columns ranked over.
+    """
+
+    ranks: tuple[float, ...]
+    critical_difference: float | None
+    p: float | None
+    columns: int
+
+
+def rank(table: Array, higher_is_better: Sequence[bool], level: float = 0.05) -> Ranking:
+    """Rank encoders over columns.
+
+    Args:
+        table: (columns, M) values without gaps.
+        higher_is_better: for each column.
+        level: of the critical difference.
+
+    Raises:
+        ValueError: fewer than two encoders, or no column.
+    """
+    from scipy.stats import f, rankdata, studentized_range
+
+    columns, encoders = np.shape(table)
+    if encoders < 2 or columns < 1:
+        raise ValueError("ranks need two encoders and a column")
+    signs = np.where(higher_is_better, -1.0, 1.0)[:, None]
+    ranks = rankdata(signs * table, axis=1)
+    mean = ranks.mean(axis=0)
+    if columns < 2:
+        return Ranking(tuple(map(float, mean)), None, None, columns)
+    quantile = float(studentized_range.ppf(1 - level, encoders, np.inf)) / math.sqrt(2)
+    critical = quantile * math.sqrt(encoders * (encoders + 1) / (6 * columns))
+    chi2 = 12 * columns / (encoders * (encoders + 1)) * (np.sum(mean**2) - encoders * (encoders + 1) ** 2 / 4)
+    rest = columns * (encoders - 1) - chi2
+    p = (
+        0.0
+        if rest <= 1e-12
+        else float(f.sf((columns - 1) * chi2 / rest, encoders - 1, (encoders - 1) * (columns - 1)))
+    )
+    return Ranking(tuple(map(float, mean)), critical, p, columns)
+
+
+def sentence(
+    first: str, second: str, found: Difference, p: float | None, unit: str, better_is_higher: bool
+) -> str:
+    """A comparison in words: "B is better by 4.1 points (3.2 to 5.0), p < 0.001, on 2,640 items".
+
+    Args:
+        first, second: names of a and b.
+        found: the difference of b to a.
+        p: the p value to print, corrected where several are compared.
+        unit: of the metric.
+        better_is_higher: whether greater values are better.
+    """
+    scale, points, digits = (100, " points", 1) if unit == "%" else (1, "", 3)
+    signed = found.value if better_is_higher else -found.value
+    winner, loser = (second, first) if signed >= 0 else (first, second)
+    size = f"{scale * abs(found.value):.{digits}f}{points}"
+    interval = ""
+    if found.low is not None and found.high is not None:
+        ends = sorted(scale * (x if found.value >= 0 else -x) for x in (found.low, found.high))
+        interval = f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})"
+    by = f"{found.items:,} items" + (
+        f" in {found.independent:,} groups" if found.independent != found.items else ""
+    )
+    if p is None:
+        return f"{winner} leads {loser} by {size} on {by}; too few independent items for a test"
+    shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    if p < 0.05:
+        return f"{winner} is better than {loser} by {size}{interval}, {shown}, on {by}"
+    return f"{winner} and {loser} are not told apart: {size}{interval}, {shown}, on {by}"
+
+
+def _binary(items: Array) -> bool:
+    return bool(np.isin(items, (0.0, 1.0)).all())
+
+
+def _group_sums(difference: Array, clusters: Array | None) -> Array:
+    if clusters is None:
+        return difference
+    _, ids = np.unique(clusters, return_inverse=True)
+    return np.bincount(ids, weights=difference)
+
+
+def _effect(groups: Array) -> float | None:
+    spread = float(groups.std(ddof=1)) if len(groups) > 1 else 0.0
+    return float(groups.mean()) / spread if spread > 0 else None

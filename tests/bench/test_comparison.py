@@ -1,0 +1,243 @@
+"""Paired comparisons against scipy, against the definitions written out, and against simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmim_bench.bench import comparison
+from lmim_bench.bench.comparison import Difference, compare, holm, mcnemar, rank, sentence, sign_flips
+from lmim_bench.bench.stats import bootstrap, terms, wilson
+from lmim_bench.bench.types import Measurement
+
+P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+# ------------------------------------------------------------------------------------------- tests
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_mcnemar_is_the_sum_of_binomial_tails(outcomes):
+    a, b = np.array(outcomes, dtype=float).T
+    n, low = int((a != b).sum()), int(min((a > b).sum(), (b > a).sum()))
+    tail = sum(math.comb(n, k) for k in range(low + 1)) / 2**n
+    assert mcnemar(a, b) == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_few_exchanges_are_all_tried_as_scipy_does():
+    d = rng(1).normal(0.4, 1, size=10)
+    p, test = sign_flips(d, rng())
+    theirs = scipy.stats.permutation_test(
+        (d, np.zeros(10)), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
+    )
+    assert p == pytest.approx(theirs.pvalue)
+    assert test == "exact paired permutation test"
+
+
+def test_many_exchanges_are_drawn_and_agree_with_the_t_test():
+    d = rng(2).normal(0.15, 1, size=300)
+    p, _ = sign_flips(d, rng(3))
+    assert p == pytest.approx(scipy.stats.ttest_1samp(d, 0).pvalue, abs=0.01)
+
+
+def test_no_difference_at_all_is_no_evidence():
+    found = compare(np.ones(20), np.ones(20), rng())
+    assert (found.value, found.p, found.effect) == (0, 1.0, None)
+    assert sign_flips(np.zeros(5), rng())[0] == 1.0
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_the_level_of_the_permutation_test_holds(clustered):
+    false_alarms, trials = 0, 300
+    groups = np.repeat(np.arange(30), 4) if clustered else np.arange(60)
+    for i in range(trials):
+        random = rng(i)
+        d = random.exponential(size=groups[-1] + 1)[groups] * random.choice([-1, 1], groups[-1] + 1)[groups]
+        d = d + (0.1 * random.normal(size=len(groups)) if clustered else 0)
+        found = compare(np.zeros(len(d)), d, random, clusters=groups if clustered else None)
+        false_alarms += found.p < 0.05
+    assert 0.02 <= false_alarms / trials <= 0.09
+
+
+def test_the_level_of_the_exact_test_is_not_exceeded():
+    alarms = 0
+    for i in range(400):
+        random = rng(i)
+        a, b = (random.random((2, 80)) < 0.7).astype(float)
+        alarms += mcnemar(a, b) < 0.05
+    assert alarms / 400 <= 0.06
+
+
+# ------------------------------------------------------------------------------------------- intervals
+
+
+def test_the_interval_of_a_difference_covers_it():
+    hits = 0
+    for i in range(300):
+        random = rng(i)
+        skill = random.normal(size=80)
+        a = skill + random.normal(size=80)
+        b = skill + 0.5 + random.exponential(size=80) - 1
+        found = compare(a, b, random)
+        hits += found.low <= 0.5 <= found.high
+    assert 0.92 <= hits / 300 <= 0.98
+
+
+def test_pairing_is_narrower_than_two_intervals():
+    skill = rng(1).normal(size=200)
+    a, b = skill + 0.1 * rng(2).normal(size=200), skill + 0.1 * rng(3).normal(size=200) + 0.1
+    found = compare(a, b, rng())
+    alone = bootstrap(a[:, None], lambda m: m[:, 0], rng())
+    assert found.high - found.low < 0.2 * (alone[1] - alone[0])
+    assert found.p < 0.001
+
+
+def test_clusters_count_as_one():
+    groups = np.repeat(np.arange(12), 20)
+    d = np.repeat(rng(5).normal(0.3, 1, size=12), 20)
+    apart, together = compare(d * 0, d, rng()), compare(d * 0, d, rng(), clusters=groups)
+    assert together.independent == 12
+    assert together.items == 240
+    assert together.p > apart.p
+    assert together.high - together.low > 3 * (apart.high - apart.low)
+
+
+def test_crossed_draws_widen_the_interval():
+    random = rng(6)
+    table = random.normal(size=(5, 1)) * 0.1 + random.normal(size=(5, 400)) + 0.05
+    crossed = compare(np.zeros_like(table), table, rng(), crossed=True)
+    plain = compare(np.zeros(400), table.mean(axis=0), rng())
+    assert crossed.high - crossed.low > plain.high - plain.low
+    assert crossed.p > plain.p
+    assert compare(np.zeros((1, 9)), np.ones((1, 9)), rng(), crossed=True).p is None
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(st.integers(0, 400), st.integers(2, 400))
+def test_wilson_agrees_with_scipy(hits, n):
+    hits = min(hits, n)
+    theirs = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson(hits, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.5, 50), (0.9, 200), (0.97, 400), (0.2, 100)])
+def test_wilson_covers_at_its_level(share, n):
+    k = np.arange(n + 1)
+    weight = scipy.stats.binom.pmf(k, n, share)
+    covered = [wilson(int(i), n)[0] <= share <= wilson(int(i), n)[1] for i in k]
+    assert 0.93 <= float(weight @ covered) <= 0.97
+
+
+# ------------------------------------------------------------------------------------------- terms
+
+
+def ratio(means):
+    return means[:, 0] / means[:, 1]
+
+
+def test_terms_have_the_value_as_their_mean_and_its_bootstrap_spread():
+    random = rng(7)
+    rows = np.column_stack([random.random(300), 1 + random.random(300)])
+    t = terms(Measurement("m", rows, ratio))
+    assert t.mean() == pytest.approx(rows[:, 0].sum() / rows[:, 1].sum(), abs=1e-12)
+    theirs = scipy.stats.bootstrap(
+        (rows[:, 0], rows[:, 1]), lambda x, y, axis: x.sum(axis) / y.sum(axis), paired=True, rng=rng(8)
+    ).standard_error
+    assert t.std(ddof=1) / math.sqrt(300) == pytest.approx(theirs, rel=0.05)
+
+
+def test_terms_of_a_mean_are_the_items():
+    x = rng(9).random(20)
+    np.testing.assert_array_equal(terms(Measurement("m", x)), x)
+
+
+def test_a_paired_difference_of_ratios_by_terms_agrees_with_the_bootstrap_of_the_ratios():
+    random = rng(10)
+    size = 1 + random.random(250)
+    a = np.column_stack([size * random.random(250), size])
+    b = np.column_stack([np.minimum(size, a[:, 0] + 0.05 * random.random(250)), size])
+    found = compare(terms(Measurement("m", a, ratio)), terms(Measurement("m", b, ratio)), rng())
+    both = bootstrap(np.hstack([a, b]), lambda m: ratio(m[:, 2:]) - ratio(m[:, :2]), rng())
+    assert (found.low, found.high) == pytest.approx(both, abs=1.5e-3)
+
+
+# ------------------------------------------------------------------------------------------- several
+
+
+@settings(deadline=None, derandomize=True)
+@given(P_VALUES)
+def test_holm_rejects_what_the_step_down_procedure_rejects(p_values):
+    corrected = holm(p_values)
+    for level in (0.01, 0.05, 0.2):
+        rejected, order = set(), sorted(range(len(p_values)), key=lambda i: p_values[i])
+        for position, i in enumerate(order):
+            if min(1.0, p_values[i] * (len(order) - position)) > level:
+                break
+            rejected.add(i)
+        assert {i for i, p in enumerate(corrected) if p <= level} == rejected
+
+
+def test_ranks_as_in_demsar():
+    table = rng(11).random((14, 4))
+    found = rank(table, [True] * 14)
+    assert sum(found.ranks) == pytest.approx(10)
+    assert found.critical_difference == pytest.approx(2.569 * math.sqrt(4 * 5 / (6 * 14)), abs=1e-3)
+    chi2 = scipy.stats.friedmanchisquare(*table.T).statistic
+    statistic = 13 * chi2 / (14 * 3 - chi2)
+    assert found.p == pytest.approx(scipy.stats.f.sf(statistic, 3, 39))
+
+
+def test_ranks_follow_the_direction_of_each_metric_and_share_ties():
+    found = rank(np.array([[0.9, 0.5], [0.1, 0.4], [0.3, 0.3]]), [True, False, True])
+    assert found.ranks == pytest.approx((7 / 6, 11 / 6))
+    assert rank(np.array([[1.0, 2.0]]), [True]).critical_difference is None
+
+
+def test_every_encoder_the_same_rank_everywhere_is_certain():
+    assert rank(np.array([[3.0, 2.0, 1.0]] * 6), [True] * 6).p == 0.0
+
+
+# ------------------------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("value", "p", "higher", "words"),
+    [
+        (0.041, 0.0001, True, "B is better than A by 4.1 points (3.2 to 5.0), p < 0.001, on 2,640 items"),
+        (0.041, 0.0001, False, "A is better than B by 4.1 points (3.2 to 5.0), p < 0.001, on 2,640 items"),
+        (0.041, 0.2, True, "B and A are not told apart: 4.1 points (3.2 to 5.0), p = 0.200, on 2,640 items"),
+    ],
+)
+def test_the_sentence(value, p, higher, words):
+    found = Difference(value, 0.032, 0.050, p, "", 1.0, 2640, 2640)
+    assert sentence("A", "B", found, p, "%", higher) == words
+
+
+def test_the_sentence_turns_with_the_winner_and_names_groups():
+    found = Difference(-0.041, -0.05, -0.032, 0.01, "", 1.0, 61, 20)
+    text = sentence("A", "B", found, 0.01, "%", True)
+    assert text == "A is better than B by 4.1 points (3.2 to 5.0), p = 0.010, on 61 items in 20 groups"
+    alone = Difference(0.1, None, None, None, "", None, 3, 1)
+    assert "too few independent items" in sentence("A", "B", alone, None, "%", True)
+
+
+def test_items_that_are_not_the_same_are_refused():
+    with pytest.raises(ValueError, match="cannot be paired"):
+        compare(np.zeros(3), np.zeros(4), rng())
+
+
+def test_drawing_in_chunks_changes_nothing_but_memory(monkeypatch):
+    d = rng(12).normal(0.2, 1, size=50)
+    whole = sign_flips(d, rng(1))[0]
+    monkeypatch.setattr(comparison, "_CHUNK_ELEMENTS", 50 * 100)
+    assert sign_flips(d, rng(1))[0] == pytest.approx(whole, abs=0.02)
