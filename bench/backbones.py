@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +19,6 @@ from .types import CheckpointInfo, EncoderSpec, Features, PosInterpolation, Tap
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from .networks import Network
-
 _MAX_TABLES = 32
 Grid = tuple[int, int]
 
@@ -179,21 +177,16 @@ class ColumnEncoder(BaseEncoder):
     def _read(self, tokens: torch.Tensor, tap: Tap, grid: Grid) -> Features:
         if tap.norm:
             tokens = self._norm(tokens)
+        features = self._features(tokens, grid)
+        return replace(features, mean=self._mean_norm(features.mean)) if tap.norm else features
+
+    def _features(self, tokens: torch.Tensor, grid: Grid) -> Features:
         body = tokens[:, self.n_prefix :]
-        mean = body.mean(dim=1)
-        return Features(
-            cls=self._cls(tokens),
-            patches=body.reshape(len(body), *grid, -1),
-            mean=self._mean_norm(mean) if tap.norm else mean,
-        )
+        return Features(self._cls(tokens), body.reshape(len(body), *grid, -1), body.mean(dim=1))
 
 
 class NetworkEncoder(ColumnEncoder):
     """An ``Encoder`` around a network of this project (``bench.networks``), which declares its own parts."""
-
-    def __init__(self, model: Network, spec: EncoderSpec, info: CheckpointInfo) -> None:
-        super().__init__(model, spec, info)
-        self.n_prefix = model.n_prefix
 
     def _embed(self, images: torch.Tensor, grid: Grid, method: PosInterpolation) -> tuple[torch.Tensor, Any]:
         embedded: tuple[torch.Tensor, Any] = self.model.embed(images, grid, method)
@@ -203,9 +196,9 @@ class NetworkEncoder(ColumnEncoder):
         after: torch.Tensor = self.model.block(index, tokens, context)
         return after
 
-    def _cls(self, tokens: torch.Tensor) -> torch.Tensor | None:
-        token: torch.Tensor | None = self.model.global_token(tokens)
-        return token
+    def _features(self, tokens: torch.Tensor, grid: Grid) -> Features:
+        features: Features = self.model.read(tokens, grid)
+        return features
 
 
 class ViTEncoder(ColumnEncoder):

@@ -11,10 +11,13 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .network import Network
+from .vjepa2 import build_vjepa2
 
 __all__ = ["BUILDERS", "Network", "build_network"]
 
-BUILDERS: dict[str, Callable[[Mapping[str, Any]], Network]] = {}
+BUILDERS: dict[str, Callable[[Mapping[str, Any]], Network]] = {
+    "vjepa2": build_vjepa2,
+}
 
 
 def build_network(arch: Mapping[str, Any]) -> Network:

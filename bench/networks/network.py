@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..types import PosInterpolation
+from ..types import Features, PosInterpolation
 
 
 class Network(nn.Module, ABC):
@@ -38,3 +38,8 @@ class Network(nn.Module, ABC):
     def global_token(self, tokens: torch.Tensor) -> torch.Tensor | None:
         """The global token (B, D) of tokens after the final norm, or None where the family has none."""
         return None
+
+    def read(self, tokens: torch.Tensor, grid: tuple[int, int]) -> Features:
+        """Features of the tokens of a block, after the final norm where that is asked for."""
+        body = tokens[:, self.n_prefix :]
+        return Features(self.global_token(tokens), body.unflatten(1, grid), body.mean(dim=1))

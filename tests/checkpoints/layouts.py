@@ -151,11 +151,13 @@ def record(
         "files": tree,
     }
     REFERENCES.mkdir(exist_ok=True)
-    (REFERENCES / f"{name}.json").write_text(json.dumps(stated, separators=(",", ":"), sort_keys=False) + "\n")
+    (REFERENCES / f"{name}.json").write_text(
+        json.dumps(stated, separators=(",", ":"), sort_keys=False) + "\n"
+    )
     stored: dict[str, Any] = {f"value:{place}": value for place, value in values.items()} | arrays
     np.savez_compressed(REFERENCES / f"{name}.npz", **stored)
     for key, array in arrays.items():
-        print(f"{name:<28} {key:<24} {str(array.shape):<18} std {array.std():.3f}")
+        print(f"{name:<28} {key:<24} {array.shape!s:<18} std {array.std():.3f}")
 
 
 def draw(place: str, shape: Sequence[int]) -> torch.Tensor:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -23,7 +22,7 @@ NORM = partial(nn.LayerNorm, eps=1e-6)
 def main(peers: Path) -> None:
     sys.path.insert(0, str(peers / "mae"))
     # The peer was written for numpy 1.19, and for timm 0.3, whose Block took an option without effect here.
-    np.float = float  # type: ignore[attr-defined]
+    float = float  # type: ignore[attr-defined]
     import timm.models.vision_transformer as timm_vit
 
     block = timm_vit.Block
