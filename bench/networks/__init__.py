@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import CheckpointError
+from .capi import build_capi
 from .network import Network
 from .vjepa2 import build_vjepa2
 
 __all__ = ["BUILDERS", "Network", "build_network"]
 
 BUILDERS: dict[str, Callable[[Mapping[str, Any]], Network]] = {
+    "capi": build_capi,
     "vjepa2": build_vjepa2,
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,15 @@ OPTIMIZER: dict[str, Any] = {
     "state": {0: {"step": 3, "exp_avg": torch.full((2, 3), 0.5)}},
     "param_groups": [{"lr": 1e-3, "params": [0]}],
 }
+
+
+def fresh(folder: Path) -> None:
+    """Make a repository importable, and forget the modules and the path of the one before."""
+    peers = str(folder.parent)
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(peers) or name in ("src", "models"):
+            del sys.modules[name]
+    sys.path[:] = [str(folder), *(path for path in sys.path if not path.startswith(peers))]
 
 
 def prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

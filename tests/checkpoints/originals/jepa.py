@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import OPTIMIZER, normed_tokens, prefixed, token_features
+from common import OPTIMIZER, fresh, normed_tokens, prefixed, token_features
 from layouts import record
 
 SHAPE: dict[str, Any] = {"patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3, "mlp_ratio": 4}
@@ -25,15 +25,6 @@ SQUARE = {"native": (32, 32), "larger": (48, 48)}
 
 def grid(images: torch.Tensor, patch: int = 8) -> tuple[int, int]:
     return images.shape[-2] // patch, images.shape[-1] // patch
-
-
-def fresh(folder: Path) -> None:
-    """Make a repository importable, and forget the modules of the one before."""
-    for name in [
-        n for n in sys.modules if n.split(".")[0] in ("src", "models", "utils", "vits", "moco", "evals")
-    ]:
-        del sys.modules[name]
-    sys.path[:] = [str(folder), *(path for path in sys.path if str(folder.parent) not in path)]
 
 
 def ibot(peers: Path) -> None:

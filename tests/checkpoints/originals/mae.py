@@ -22,7 +22,7 @@ NORM = partial(nn.LayerNorm, eps=1e-6)
 def main(peers: Path) -> None:
     sys.path.insert(0, str(peers / "mae"))
     # The peer was written for numpy 1.19, and for timm 0.3, whose Block took an option without effect here.
-    float = float  # type: ignore[attr-defined]
+    setattr(np, "float", float)  # noqa: B010 - the name is gone from numpy
     import timm.models.vision_transformer as timm_vit
 
     block = timm_vit.Block
