@@ -196,6 +196,10 @@ class NetworkEncoder(ColumnEncoder):
         after: torch.Tensor = self.model.block(index, tokens, context)
         return after
 
+    def _mean_norm(self, mean: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = self.model.norm_of_mean(mean)
+        return normed
+
     def _features(self, tokens: torch.Tensor, grid: Grid) -> Features:
         features: Features = self.model.read(tokens, grid)
         return features

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -16,6 +17,9 @@ from torch import nn
 from .backbones import BaseEncoder, Grid, ViTEncoder
 from .errors import CheckpointError, TaskError
 from .types import CheckpointInfo, Encoder, EncoderSpec, Features, PosInterpolation, Tap
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
@@ -119,6 +123,8 @@ class _Layout:
 
     def __init__(self, model: Any, image_size: int) -> None:
         name = type(model).__name__
+        image_size = _own_size(model) or image_size
+        self.image_size = image_size
         model.eval()
         with torch.inference_mode():
             try:
@@ -152,6 +158,12 @@ class _Layout:
         self.patch_size = image_size // grid
         self.columnar = out.ndim == 3 and _is_columnar(model, infos, self.embed_dim)
         self.depth = len(infos) if self.columnar and infos is not None else 1
+
+
+def _own_size(model: Any) -> int | None:
+    """The side of the images that the model was built for, where it says so."""
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return int(size[0]) if size else None
 
 
 def _is_columnar(model: Any, infos: Any, width: int) -> bool:
@@ -189,11 +201,18 @@ class TimmEncoder(BaseEncoder):
         super().__init__(model, spec, info)
         self._layout = _Layout(model, spec.image_size)
         self._mean_norm = _norm_of_mean(model)
+        self._resized: tuple[Grid, Any] | None = None
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move to a device; returns self."""
+        self._resized = None
+        return super().to(device)
 
     def _encode(
         self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid, method: PosInterpolation
     ) -> dict[Tap, Features]:
-        native = all(n * self.spec.patch_size == self.spec.image_size for n in grid)
+        size = self._layout.image_size
+        native = all(n * self.spec.patch_size == size for n in grid)
         name = type(self.model).__name__
         timms = method in ("timm", "antialias")
         if not timms and not native and getattr(self.model, "pos_embed", None) is not None:
@@ -201,26 +220,49 @@ class TimmEncoder(BaseEncoder):
                 f"{name} resamples its position embeddings by timm's rule; {method!r} is not available"
             )
         try:
-            return self._read(images, taps, grid)
+            model = self.model if native else self._at_size(grid)
+            return self._read(model, images, taps, grid)
         except (AssertionError, RuntimeError, IndexError, ValueError) as error:
             if native or isinstance(error, torch.OutOfMemoryError):
                 raise
             height, width = images.shape[-2:]
             raise TaskError(
-                f"{name} cannot take images of {height}x{width} pixels, only {self.spec.image_size} squared "
+                f"{name} cannot take images of {height}x{width} pixels, only {size} squared "
                 f"is sure: {_first_line(error)}"
             ) from error
 
-    def _read(self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid) -> dict[Tap, Features]:
+    def _at_size(self, grid: Grid) -> Any:
+        """The model for another grid: itself, or where it is built for one size a copy that timm resizes.
+
+        The copy shares all weights but the tables that are resized, and is kept while the grid stays.
+        """
+        embed = getattr(self.model, "patch_embed", None)
+        fixed = getattr(embed, "strict_img_size", False) and not getattr(embed, "dynamic_img_pad", False)
+        if not fixed or not hasattr(self.model, "set_input_size"):
+            return self.model
+        if self._resized is None or self._resized[0] != grid:
+            shared = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+            model = copy.deepcopy(self.model, shared)
+            size = tuple(n * self.spec.patch_size for n in grid)
+            # A window is a property of the trained network: it stays, and the map is padded to it.
+            windows = inspect.signature(model.set_input_size).parameters
+            keep = {"window_size": model.layers[0].blocks[0].window_size} if "window_size" in windows else {}
+            model.set_input_size(img_size=size, **keep)
+            self._resized = grid, model
+        return self._resized[1]
+
+    def _read(self, model: Any, images: torch.Tensor, taps: Sequence[Tap], grid: Grid) -> dict[Tap, Features]:
         if self._layout.columnar:
-            return self._columnar(images, taps, grid)
-        features = self._last_stage(images, grid)
+            return self._columnar(model, images, taps, grid)
+        features = self._last_stage(model, images, grid)
         return {tap: self._pool(features, tap) for tap in taps}
 
-    def _columnar(self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid) -> dict[Tap, Features]:
+    def _columnar(
+        self, model: Any, images: torch.Tensor, taps: Sequence[Tap], grid: Grid
+    ) -> dict[Tap, Features]:
         depth, prefix = self.spec.depth, self._layout.prefix
         layers = sorted({depth + tap.layer for tap in taps})
-        maps = self.model.forward_intermediates(
+        maps = model.forward_intermediates(
             images,
             indices=layers,
             return_prefix_tokens=prefix > 0,
@@ -234,13 +276,15 @@ class TimmEncoder(BaseEncoder):
             for tap in taps:
                 if depth + tap.layer == layer and tap not in found:
                     tokens = body if head is None else torch.cat([head, body], dim=1)
-                    tokens = self.model.norm(tokens) if tap.norm else tokens
+                    tokens = model.norm(tokens) if tap.norm else tokens
                     cls = tokens[:, 0] if self.spec.has_cls else None
                     found[tap] = self._pool((cls, tokens[:, prefix:].unflatten(1, grid)), tap)
         return found
 
-    def _last_stage(self, images: torch.Tensor, grid: Grid) -> tuple[torch.Tensor | None, torch.Tensor]:
-        out = self.model.forward_features(images)
+    def _last_stage(
+        self, model: Any, images: torch.Tensor, grid: Grid
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        out = model.forward_features(images)
         prefix = self._layout.prefix
         cls = out[:, 0] if self.spec.has_cls else None
         if out.ndim == 3:

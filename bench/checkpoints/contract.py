@@ -14,10 +14,12 @@ import torch
 
 from ..errors import CheckpointError
 from .files import storage_is_honest
+from .pages import MappedFiles
 
 _SHOWN = 4
 
 
+@torch.no_grad()
 def fill(model: Any, tensors: Mapping[str, torch.Tensor], family: str) -> tuple[Any, tuple[str, ...]]:
     """Fill a model with exactly these tensors; returns it and notes on conversions.
 
@@ -41,16 +43,34 @@ def fill(model: Any, tensors: Mapping[str, torch.Tensor], family: str) -> tuple[
         hint = "; if timm has this very model, name it by #arch=NAME" if family == "timm" else ""
         raise CheckpointError(f"the file does not fill the {family} encoder: {'; '.join(parts)}{hint}")
     notes = set()
-    filled = {}
+    empty = {}
+    files = MappedFiles()
     for name, tensor in tensors.items():
+        target = expected[name]
+        _check_kind(name, tensor, target)
         _check_values(name, tensor)
-        wanted = expected[name].dtype
-        if tensor.dtype != wanted:
-            notes.add(f"weights converted from {tensor.dtype} to {wanted}".replace("torch.", ""))
-        # A copy: the file stays mapped no longer, and may change or go away.
-        filled[name] = tensor.detach().to(wanted, copy=True).contiguous()
-    model.load_state_dict(filled, strict=True, assign=True)
+        if tensor.dtype != target.dtype:
+            notes.add(f"weights converted from {tensor.dtype} to {target.dtype}".replace("torch.", ""))
+        # Copies: the file may change or go away, and its pages need not stay in memory beside them.
+        if target.is_meta:
+            empty[name] = tensor.detach().to(target.dtype, copy=True).contiguous()
+        else:
+            target.copy_(tensor.detach())
+        files.release(tensor)
+    if empty:
+        model.load_state_dict(empty, strict=True, assign=True)
     return model, tuple(sorted(notes))
+
+
+def _check_kind(name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:
+    """Refuse what holds no plain numbers of the kind that the encoder computes with."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_meta:
+        raise CheckpointError(f"{name} has a shape but no values (device meta); save the loaded model")
+    if tensor.is_quantized or (target.is_floating_point() and not tensor.is_floating_point()):
+        raise CheckpointError(f"{name} holds {kind} numbers: quantised weights; give the original ones")
+    if tensor.layout != torch.strided:
+        raise CheckpointError(f"{name} is a sparse tensor; save tensor.to_dense() instead")
 
 
 def _check_values(name: str, tensor: torch.Tensor) -> None:
@@ -60,6 +80,8 @@ def _check_values(name: str, tensor: torch.Tensor) -> None:
         )
     if not tensor.is_floating_point():
         return
+    if tensor.element_size() == 1:  # 8-bit floats have no arithmetic of their own
+        tensor = tensor.float()
     # The sum is a tenth of the cost of looking at every element, and is finite only if each of them is.
     if not torch.isfinite(tensor.sum(dtype=torch.float64)) and not torch.isfinite(tensor).all():
         count = int((~torch.isfinite(tensor)).sum())

@@ -152,6 +152,13 @@ class Family:
                     yield name.removesuffix(ending)
 
 
+def stated_args(tree: Tree) -> Mapping[str, Any]:
+    """The arguments of the training that the file keeps (``args``), as data: a namespace or a dict."""
+    args = tree.payload.get("args")
+    args = getattr(args, "state", args)
+    return args if isinstance(args, Mapping) else {}
+
+
 def _names(anchor: str | tuple[str, ...]) -> tuple[str, ...]:
     return (anchor,) if isinstance(anchor, str) else anchor
 
@@ -199,8 +206,7 @@ def choose_root(family: Family, roots: Sequence[Root], pick: str | None) -> tupl
     """
     titles = ", ".join(root.title for root in roots)
     if pick is not None:
-        chosen = [root for root in roots if root.path.rstrip(".") == pick]
-        chosen = chosen or [root for root in roots if pick in root.parts]
+        chosen = _called(roots, pick)
         if len(chosen) != 1:
             state = "has no encoder" if not chosen else "has several encoders"
             raise CheckpointError(f"the file {state} {pick!r}; it holds: {titles}")
@@ -208,12 +214,19 @@ def choose_root(family: Family, roots: Sequence[Root], pick: str | None) -> tupl
     if len(roots) == 1:
         return roots[0], None
     for part in family.prefer:
-        chosen = [root for root in roots if part in root.parts]
+        chosen = _called(roots, part)
         if len(chosen) == 1:
             return chosen[0], f"encoder {chosen[0].title!r}, the default of {family.name}, of: {titles}"
     raise CheckpointError(
         f"the file holds several encoders ({titles}); choose one, such as #{roots[0].title}"
     )
+
+
+def _called(roots: Sequence[Root], name: str) -> list[Root]:
+    """The roots of a name: by their whole path, or else by a component of it."""
+    return [root for root in roots if root.path.rstrip(".") == name] or [
+        root for root in roots if name in root.parts
+    ]
 
 
 def rename_keys(family: Family, root: Root) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -223,13 +236,14 @@ def rename_keys(family: Family, root: Root) -> tuple[dict[str, torch.Tensor], di
         CheckpointError: two keys get one name.
     """
     kept: dict[str, torch.Tensor] = {}
-    dropped: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    branches: set[str] = set()
     for name, tensor in root.tensors.items():
         reason = next((r for pattern, r in family.drop.items() if re.fullmatch(pattern, name)), None)
         if reason is not None:
-            first, dot, _ = name.partition(".")
-            dropped[root.path + (f"{first}.*" if dot else first)] = reason
+            left_out[name] = reason
             continue
+        branches.add(name.partition(".")[0])
         for pattern, replacement in family.rename:
             if re.fullmatch(pattern, name):
                 name = re.sub(pattern, replacement, name)
@@ -239,4 +253,12 @@ def rename_keys(family: Family, root: Root) -> tuple[dict[str, torch.Tensor], di
                 f"two keys of the file stand for {name!r}; it cannot be read as {family.name}"
             )
         kept[name] = tensor
-    return kept, dropped
+    return kept, {root.path + _outlined(name, branches): reason for name, reason in left_out.items()}
+
+
+def _outlined(name: str, kept: set[str]) -> str:
+    """A dropped key as it is listed: its branch, or where that is kept in part, its name without numbers."""
+    first, dot, _ = name.partition(".")
+    if dot and first not in kept:
+        return f"{first}.*"
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)

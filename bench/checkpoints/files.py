@@ -5,18 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import torch
 
 from ..errors import CheckpointError
+from .dcp import read_dcp
+from .folders import INDEX, find_weights, read_index
 from .pickles import load_pickle
 
 _LFS = b"version https://git-lfs"
+_CONVERT = "convert it to safetensors with the library that wrote it"
+_FOREIGN = (
+    (b"GGUF", "a GGUF file of quantised weights", "give the original weights"),
+    (b"\x89HDF", "an HDF5 file (Keras)", _CONVERT),
+    (b"\x08\x07\x12\x07pytorch", "an ONNX graph", "save the state_dict() of the model instead"),
+    (b"\x93NUMPY", "a NumPy array", _CONVERT),
+)
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors format
 
 
@@ -25,9 +36,9 @@ class Container:
     """An opened checkpoint file.
 
     Attributes:
-        path: the file.
-        format: ``safetensors`` or ``torch``.
-        sha256: of the whole file.
+        path: the file or folder.
+        format: ``safetensors``, ``torch``, or ``dcp`` for torch's distributed checkpoints.
+        sha256: of the whole file; of the digests of all files, where there are several.
         payload: what the file holds: nested dicts of tensors and plain values.
         config: the ``config.json`` beside the file (Hugging Face), or nothing.
         notes: what a reader should know about how it was read.
@@ -45,12 +56,55 @@ def open_checkpoint(path: str | Path) -> Container:
     """Read a checkpoint without ever running code from it.
 
     safetensors files go through safetensors. Everything else goes through torch's restricted unpickler,
-    memory-mapped, so that an optimizer state beside the weights is never read.
+    memory-mapped, so that an optimizer state beside the weights is never read. A folder is read by its
+    index of shards, as a distributed checkpoint of torch, or by the one file of weights in it.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, damaged, or it names classes that are not harmless.
     """
     path = Path(path)
+    try:
+        if path.is_dir():
+            found = find_weights(path)
+            if found.kind == "dcp":
+                return _open_dcp(path)
+            return _open_shards(found.path) if found.kind == "index" else _open_file(found.path)
+        return _open_shards(path) if path.name.endswith(INDEX) and path.exists() else _open_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _open_shards(index: Path) -> Container:
+    shards = read_index(index)
+    opened = [_open_file(index.parent / name) for name in shards]
+    payload: dict[str, Any] = {}
+    for container, keys in zip(opened, shards.values(), strict=True):
+        lacking = [key for key in keys if key not in container.payload]
+        extra = [key for key in container.payload if key not in keys]
+        if lacking or extra:
+            word = f"lacks {lacking[0]}" if lacking else f"has {extra[0]}, which is not listed"
+            raise CheckpointError(f"{container.path.name} does not agree with {index}: it {word}")
+        payload |= container.payload
+    return replace(
+        opened[0],
+        path=index,
+        sha256=_combined(container.sha256 for container in opened),
+        payload=payload,
+        notes=tuple(dict.fromkeys(note for container in opened for note in container.notes)),
+    )
+
+
+def _open_dcp(folder: Path) -> Container:
+    payload, files = read_dcp(folder)
+    digest = _combined(map(_sha256, files))
+    return Container(folder, "dcp", digest, payload, _read_config(folder / "config.json"))
+
+
+def _combined(digests: Iterable[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _open_file(path: Path) -> Container:
     kind = _sniff(path)
     notes: tuple[str, ...] = ()
     # Hashing and checking read the whole file; both leave the interpreter free, so they share the time.
@@ -75,16 +129,15 @@ def open_checkpoint(path: str | Path) -> Container:
 
 def _sniff(path: Path) -> str:
     """``safetensors``, ``zip`` or ``pickle``, from the first bytes; CheckpointError for all else."""
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give the checkpoint file inside it")
     try:
-        size = path.stat().st_size
+        stat = path.stat()
+        if not S_ISREG(stat.st_mode):
+            raise CheckpointError(f"{path} is no regular file; copy the checkpoint to a file first")
+        size = stat.st_size
         with path.open("rb") as stream:
             head = stream.read(512)
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint file {path}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        raise CheckpointError(_no_such_file(path)) from error
     if not head:
         raise CheckpointError(f"{path} is empty (0 bytes); the download or the save did not finish")
     if head.startswith(_LFS):
@@ -101,6 +154,9 @@ def _sniff(path: Path) -> str:
         return "pickle"
     if head.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path} is a web page (HTML), not a checkpoint; the download link was wrong")
+    for start, name, mend in _FOREIGN:
+        if head.startswith(start):
+            raise CheckpointError(f"{path} is {name}, not a torch checkpoint; {mend}")
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         raise CheckpointError(f"{path} is a compressed archive; unpack it first")
     if head[257:262] == b"ustar":
@@ -110,11 +166,22 @@ def _sniff(path: Path) -> str:
     raise CheckpointError(f"{path} is neither a safetensors nor a torch checkpoint")
 
 
+def _no_such_file(path: Path) -> str:
+    """The message for a file that is not there, with the nearest names beside it."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no checkpoint file {path}: there is no folder {folder}"
+    near = get_close_matches(path.name, [p.name for p in folder.iterdir()], n=2, cutoff=0.6)
+    hint = f"; near: {', '.join(near)}" if near else ""
+    return f"there is no checkpoint file {path}{hint}"
+
+
 def _check_zip(path: Path) -> None:
     """Refuse what is no plain torch.save archive, and whatever does not match its own checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
+            swapped = [r for r in records if r.filename.endswith("/byteorder") and _is_swapped(archive, r)]
     except (zipfile.BadZipFile, EOFError) as error:
         raise CheckpointError(
             f"{path} is truncated or damaged ({error}); copy or download it again"
@@ -134,9 +201,19 @@ def _check_zip(path: Path) -> None:
         raise CheckpointError(
             f"{path} has compressed records, which torch.save never writes; it was repacked and is refused"
         )
+    if swapped:
+        raise CheckpointError(
+            f"{path} was written on another kind of machine: its byte order is not little-endian; load and "
+            "save it again where it was written, as safetensors"
+        )
     if sum(record.file_size for record in records) > path.stat().st_size:
         raise CheckpointError(f"{path} claims to hold more bytes than it has; it is refused")
     _check_sums(path, records)
+
+
+def _is_swapped(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
+    """Whether the numbers are not little-endian; not looked at where torch was told to leave out checksums."""
+    return bool(record.CRC) and archive.read(record) != b"little"
 
 
 def _check_sums(path: Path, records: list[zipfile.ZipInfo]) -> None:

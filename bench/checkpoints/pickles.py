@@ -159,7 +159,10 @@ def _collect(stream: Any, found: set[str]) -> bool:
 def _refusal(path: Path, zipped: bool, stubs: set[str], error: Exception) -> str:
     offending: list[str] = []
     if zipped:
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        try:
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        except Exception:  # noqa: BLE001 - it only looks for names, and fails on what is no pickle of torch's
+            unsafe = []
         offending = sorted(set(unsafe) - stubs)
     if not offending:
         offending = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]

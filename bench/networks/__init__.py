@@ -10,14 +10,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import CheckpointError
+from .beit import build_beit
 from .capi import build_capi
+from .data2vec2 import build_data2vec2
+from .dinov3 import build_dinov3
 from .network import Network
 from .vjepa2 import build_vjepa2
 
 __all__ = ["BUILDERS", "Network", "build_network"]
 
 BUILDERS: dict[str, Callable[[Mapping[str, Any]], Network]] = {
+    "beit": build_beit,
     "capi": build_capi,
+    "data2vec2": build_data2vec2,
+    "dinov3": build_dinov3,
     "vjepa2": build_vjepa2,
 }
 

@@ -20,6 +20,8 @@ from ..vit import first_problem
 from .network import Network
 
 _EPS = 1e-5
+# Turns over the unit square.
+_FASTEST, _SLOWEST = 7.0, 7e-4
 
 
 class CapiArch(Frozen):
@@ -150,12 +152,20 @@ class _Block(nn.Module):
         return after
 
 
+def _frequencies(head_dim: int) -> torch.Tensor:
+    """The angular frequencies (2, d) that training starts from: rows turn one half, columns the other."""
+    steps = torch.linspace(0, -1, head_dim // 4)
+    one_axis = 2 * torch.pi * _FASTEST * (_FASTEST / _SLOWEST) ** steps
+    pair, none = one_axis.repeat(2), torch.zeros(2 * len(one_axis))
+    return torch.stack([torch.cat([pair, none]), torch.cat([none, pair])])
+
+
 class _Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.q_proj, self.k_proj, self.v_proj, self.proj = (nn.Linear(dim, dim, bias=False) for _ in range(4))
-        self.rope = nn.ParameterDict({"freqs": nn.Parameter(torch.zeros(2, dim // heads))})
+        self.rope = nn.ParameterDict({"freqs": nn.Parameter(_frequencies(dim // heads))})
 
     def forward(
         self, x: torch.Tensor, places: torch.Tensor, seen: torch.Tensor, seen_places: torch.Tensor

@@ -39,6 +39,10 @@ class Network(nn.Module, ABC):
         """The global token (B, D) of tokens after the final norm, or None where the family has none."""
         return None
 
+    def norm_of_mean(self, mean: torch.Tensor) -> torch.Tensor:
+        """The family's own norm of the mean of the patches (B, D), where it has one."""
+        return mean
+
     def read(self, tokens: torch.Tensor, grid: tuple[int, int]) -> Features:
         """Features of the tokens of a block, after the final norm where that is asked for."""
         body = tokens[:, self.n_prefix :]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from lmim_bench.bench.checkpoints import loading
 from lmim_bench.bench.checkpoints.family import Family, Root, grow_tree
@@ -229,3 +231,74 @@ def test_prefixes_are_whole_components() -> None:
     assert list(tree.tensors) == ["submodule.a", "x.b", "module.c", "_orig_module.d"]
     root = Root("module.", {"c": torch.ones(1)}, tree)
     assert list(root.siblings()) == ["submodule", "x", "_orig_module"]
+
+
+# ------------------------------------------------------------------------------------------- kinds of numbers
+
+
+def vit_state() -> dict[str, torch.Tensor]:
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=192, depth=1, num_heads=3, num_classes=0)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
+)
+def test_floats_of_other_widths_are_converted_and_noted(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = {name: tensor.to(dtype) for name, tensor in vit_state().items()}
+    torch.save(state, tmp_path / "x.pth")
+    encoder: Any = load_encoder(str(tmp_path / "x.pth"))
+    assert f"weights converted from {str(dtype)[6:]} to float32" in encoder.info.notes
+    for name, tensor in encoder.model.state_dict().items():
+        assert torch.equal(tensor, state[name].float())
+
+
+def spoiled(name: str) -> tuple[Any, str]:
+    weight = vit_state()["blocks.0.attn.proj.weight"]
+    nan = weight.clone()
+    nan[3, 4] = float("nan")
+    return {
+        "NaN": (nan, "1 NaN or infinite values"),
+        "infinite": (weight / 0, "NaN or infinite values"),
+        "NaN in 8 bits": (nan.to(torch.float8_e4m3fn), "1 NaN or infinite values"),
+        "constant": (torch.zeros_like(weight), "0.0 everywhere; these weights were never trained"),
+        "int8": (weight.mul(100).to(torch.int8), "int8 numbers: quantised weights"),
+        "meta": (weight.to("meta"), "no values"),
+        "sparse": (weight.to_sparse(), "sparse tensor"),
+        "empty": (weight[:0], "another shape"),
+        "expanded": (torch.ones(1).expand(192, 192), "fewer; it is refused|everywhere"),
+        "complex": (weight.to(torch.complex64), "complex64 numbers"),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NaN",
+        "infinite",
+        "NaN in 8 bits",
+        "constant",
+        "int8",
+        "meta",
+        "sparse",
+        "empty",
+        "expanded",
+        "complex",
+    ],
+)
+def test_weights_that_are_none_are_refused(name: str, tmp_path: Path) -> None:
+    tensor, words = spoiled(name)
+    torch.save({"model": vit_state() | {"blocks.0.attn.proj.weight": tensor}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_encoder(str(tmp_path / "x.pth"))
+    assert "blocks.0.attn.proj.weight" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        weight = torch.quantize_per_tensor(torch.randn(192, 192), 0.1, 0, torch.qint8)
+        torch.save({"model": vit_state() | {"blocks.0.attn.proj.weight": weight}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="quantised weights"):
+        load_encoder(str(tmp_path / "x.pth"))

@@ -108,8 +108,11 @@ def test_files_that_are_no_checkpoints(content: bytes, words: str, tmp_path: Pat
 
 def test_nothing_and_a_folder(tmp_path: Path) -> None:
     refuse(tmp_path / "none.pth", "there is no checkpoint file")
+    refuse(tmp_path / "no" / "none.pth", "there is no folder")
     (tmp_path / "folder").mkdir()
-    refuse(tmp_path / "folder", "is a folder")
+    refuse(tmp_path / "folder", "holds no file of weights")
+    (tmp_path / "model_best.pth").write_bytes(b"x")
+    refuse(tmp_path / "model_bst.pth", r"there is no checkpoint file .*; near: model_best\.pth")
 
 
 def test_archives_of_another_kind(tmp_path: Path) -> None:

@@ -287,11 +287,36 @@ def test_relatives_of_the_vit_are_read_at_every_block(name: str) -> None:
 
 
 def test_a_model_of_one_size_says_so() -> None:
-    encoder = load_encoder("timm:test_vit_relpos")
+    encoder = load_encoder("timm:mixer_s32_224")
+    assert encoder(images(224, 224))[Tap()].patches.shape[1:3] == (7, 7)
+    with pytest.raises(TaskError, match="cannot take images of 288x224 pixels, only 224 squared is sure"):
+        encoder(images(288, 224))
+
+
+def test_a_model_with_tables_for_one_size_is_resized_and_itself_stays() -> None:
+    encoder: Any = load_encoder("timm:test_vit_relpos")
     size = encoder.spec.image_size
-    assert encoder(images(size, size))[Tap()].patches.shape[1:3] == (10, 10)
-    with pytest.raises(TaskError, match=rf"cannot take images of {size // 2}x{size} pixels"):
-        encoder(images(size // 2, size))
+    native = encoder(images(size, size))[Tap()].patches
+    before = {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
+    larger = encoder(images(size + 32, size))[Tap()].patches
+    assert larger.shape[1] == native.shape[1] + 32 // encoder.spec.patch_size
+    assert torch.equal(encoder(images(size, size))[Tap()].patches, native)
+    for name, tensor in encoder.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_swin_keeps_its_windows_at_other_sizes() -> None:
+    kwargs = {"img_size": 64, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    spec_of = create_timm("swin_tiny_patch4_window7_224", pretrained=False, seed=3, **kwargs)
+    arch = {"builder": "timm", "name": "swin_tiny_patch4_window7_224", "kwargs": kwargs}
+    encoder = timm_encoder(spec_of, timm_spec(spec_of, arch), INFO)
+    free = create_timm(
+        "swin_tiny_patch4_window7_224", pretrained=False, seed=3, **kwargs, strict_img_size=False
+    ).eval()
+    x = images(96, 72)
+    with torch.inference_mode():
+        expected = free.forward_features(x)
+    torch.testing.assert_close(encoder(x)[Tap()].patches, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ FAMILY = Family(
     known_by="registers, and encoder.blocks.0.residual1.fn.q_proj",
     evaluated="mean of the decoder's first block; patches: normed tokens after the registers",
     source="facebookresearch/capi",
-    prefer=("teacher", "backbone"),
+    prefer=("student_ema", "teacher", "student"),
     rename=(
         (r"encoder\.blocks\.(\d+)\.residual([12])\.norm\.weight", r"blocks.\1.norm\2.weight"),
         (r"encoder\.blocks\.(\d+)\.residual1\.fn\.(.+)", r"blocks.\1.attn.\2"),
@@ -57,6 +57,7 @@ FAMILY = Family(
     siblings={
         "head": "prediction head",
         "student": "the other network of the pair",
+        "student_ema": "the other network of the pair",
         "teacher": "the other network of the pair",
     },
 )

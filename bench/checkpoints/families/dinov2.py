@@ -1,107 +1,104 @@
-"""DINOv2 and Franca: hub files and the teacher that training writes (facebookresearch/dinov2, valeoai/Franca).
+"""DINOv2: the bare files of its hub and the teachers that its trainer saves (facebookresearch/dinov2).
 
-Training cuts the blocks into chunks, ``blocks.CHUNK.INDEX``, where the index counts through. Registers carry no
-position: the position of the class token is added to it here, which is the same sum. The official
-evaluation crops 224 pixels although the published position tables are for 518.
+The hub's models come without registers (position table resampled by DINO's rule) or with four of them
+(resampled to the new size with antialias). Registers have no position: the class token takes up its own row
+of the table, which is exact, and the table is then the patches'. The trainer cuts the blocks into chunks and
+counts them through (``blocks.1.7`` is block 7). The official k-nearest-neighbour evaluation takes the class
+token after the norm at 224 pixels, whatever size the table is made for.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import CheckpointError
 from ..family import Draft, Family, Root, Tensors
 from ..plain_vit import infer_spec
 
-_INPUT = 224
-# Franca's giants beyond DINOv2's sizes have heads of width 128.
-_HEADS = {2688: 21, 3072: 24, 3584: 28}
+EVALUATED_AT = 224
+ANCHORS: tuple[str | tuple[str, ...], ...] = (
+    "patch_embed.proj.weight",
+    "cls_token",
+    "pos_embed",
+    "mask_token",
+    ("blocks.0.attn.qkv.weight", "blocks.0.0.attn.qkv.weight"),
+)
+RENAME = (
+    (r"register_tokens", "reg_token"),
+    (r"blocks\.(?:\d+\.)?(\d+)\.mlp\.w12\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
+    (r"blocks\.(?:\d+\.)?(\d+)\.mlp\.w3\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
+    (r"blocks\.\d+\.(\d+)\.(.+)", r"blocks.\1.\2"),
+)
+DROP = {r"mask_token": "mask token of the pre-training"}
+SIBLINGS = {
+    "dino_head": "projection head",
+    "ibot_head": "projection head",
+    "student": "the other network of the pair",
+    "teacher": "the other network of the pair",
+    "dino_loss": "training state",
+    "ibot_patch_loss": "training state",
+}
 
 
-def _is_franca(root: Root) -> bool:
-    """Franca has DINOv2's very keys; its heads are nested ones, and its small models have a SwiGLU."""
-    swiglu = any(name.endswith(".mlp.w12.weight") for name in root.tensors)
-    nested = any(".matryoshka_projections." in name for name in root.tree.tensors)
-    width = root.tensors["cls_token"].shape[-1]
-    return nested or root.tree.stem.startswith("franca") or (swiglu and width != 1536)
+def draft(family: str, root: Root, tensors: Tensors, heads: int | None, usual: Mapping[int, int]) -> Draft:
+    """The draft of a network of DINOv2's code.
 
-
-def _is_dinov2(root: Root) -> bool:
-    # Without the mask token a file of timm's is meant, and DINOv3 has rotary embeddings.
-    return "storage_tokens" not in root.tensors and root.tensors["mask_token"].ndim == 2
+    Raises:
+        CheckpointError: the MLP or the position table has an unknown shape.
+    """
+    if "blocks.0.mlp.fc1.weight" not in tensors:
+        raise CheckpointError(f"the blocks of {root.title!r} have neither mlp.fc1 nor the SwiGLU's mlp.w12")
+    registers = "reg_token" in tensors
+    table = tensors["pos_embed"]
+    side = math.isqrt(table.shape[1] - 1) if table.ndim == 3 else 0
+    if side == 0 or side * side != table.shape[1] - 1:
+        raise CheckpointError(
+            f"pos_embed has shape {tuple(table.shape)}; expected one row and a square grid of them"
+        )
+    own_size = side * tensors["patch_embed.proj.weight"].shape[-1]
+    fields: dict[str, Any] = {"usual_heads": usual, "pos_interpolation": "dino"}
+    notes = []
+    if registers:
+        tensors = {
+            **tensors,
+            "cls_token": tensors["cls_token"].float() + table[:, :1].float(),
+            "pos_embed": table[:, 1:],
+        }
+        fields |= {"pos_interpolation": "antialias", "no_embed_class": True, "image_size": own_size}
+        notes.append("registers have no position: the class token's is added to the token")
+    spec, how = infer_spec(family, tensors, heads, **fields)
+    if own_size != EVALUATED_AT and not EVALUATED_AT % spec.patch_size:
+        spec = spec.model_copy(update={"image_size": EVALUATED_AT})
+        notes.append(
+            f"images of {EVALUATED_AT} pixels, as the official evaluation has them; the position table is "
+            f"for {own_size}, set #image_size={own_size} for that"
+        )
+    return Draft(tensors, spec, (*how, *notes))
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
-    tensors, notes = dict(tensors), []
-    if "reg_token" in tensors:
-        tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
-        tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
-        notes.append("the class token's position is added to it; registers have none")
-    family = "franca" if _is_franca(root) else "dinov2"
-    spec, said = infer_spec(
-        family,
-        tensors,
-        heads,
-        usual_heads=_HEADS,
-        pos_interpolation="antialias" if "reg_token" in tensors else "dino",
-    )
-    if not _INPUT % spec.patch_size:
-        spec = spec.model_copy(update={"image_size": _INPUT})
-        notes.append(f"evaluated at {_INPUT} pixels, as its authors do; #image_size= sets another")
-    return Draft(tensors, spec, (*said, *notes))
+    return draft("dinov2", root, tensors, heads, {})
 
 
-def _family(name: str, title: str, rank: int, known_by: str, source: str) -> Family:
-    return Family(
-        name=name,
-        title=title,
-        rank=rank,
-        anchors=(
-            "mask_token",
-            "cls_token",
-            "patch_embed.proj.weight",
-            ("blocks.0.ls1.gamma", "blocks.0.0.ls1.gamma"),
-            (
-                "blocks.0.mlp.fc1.weight",
-                "blocks.0.0.mlp.fc1.weight",
-                "blocks.0.mlp.w12.weight",
-                "blocks.0.0.mlp.w12.weight",
-            ),
-        ),
-        matches=lambda root: _is_dinov2(root) and _is_franca(root) == (name == "franca"),
-        draft=_draft,
-        known_by=known_by,
-        evaluated="cls after the norm, at 224 pixels",
-        source=source,
-        prefer=("teacher", "student"),
-        rename=(
-            (r"register_tokens", "reg_token"),
-            (r"blocks\.(?:\d+\.)?(\d+)\.mlp\.w12\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
-            (r"blocks\.(?:\d+\.)?(\d+)\.mlp\.w3\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
-            (r"blocks\.\d+\.(\d+)\.(.+)", r"blocks.\1.\2"),
-        ),
-        drop={r"mask_token": "mask token"},
-        siblings={
-            "dino_head": "projection head",
-            "ibot_head": "projection head",
-            "student": "the other network of the pair",
-            "teacher": "the other network of the pair",
-            "dino_loss": "training state",
-            "ibot_patch_loss": "training state",
-        },
-    )
+def is_dinov2(root: Root) -> bool:
+    """The mask token of DINOv2 and its descendants has two dimensions, that of others three."""
+    return root.tensors["mask_token"].ndim == 2
 
 
-FAMILIES = (
-    _family(
-        "dinov2",
-        "DINOv2, hub files and training teachers, with and without registers",
-        78,
-        "mask_token (1, D) and layer scales ls1.gamma",
-        "facebookresearch/dinov2",
-    ),
-    _family(
-        "franca",
-        "Franca, hub files",
-        79,
-        "DINOv2's keys with nested heads, or with a SwiGLU at another width than 1536",
-        "valeoai/Franca",
-    ),
+FAMILY = Family(
+    name="dinov2",
+    title="DINOv2, hub files (also with registers) and teachers of its trainer",
+    rank=78,
+    anchors=ANCHORS,
+    matches=is_dinov2,
+    draft=_draft,
+    known_by="a class token, a position table and a mask token of shape (1, D)",
+    evaluated="cls after the norm, at 224 pixels",
+    source="facebookresearch/dinov2",
+    prefer=("teacher", "student"),
+    rename=RENAME,
+    drop=DROP,
+    siblings=SIBLINGS,
 )

@@ -1,8 +1,8 @@
-"""DINOv3: hub files and the teacher that training writes (facebookresearch/dinov3).
+"""DINOv3 transformers: hub files and the teachers that its trainer saves (facebookresearch/dinov3).
 
-Positions are rotary, so any image size will do, and the file's own table of periods says the number of heads.
-The bias of the keys is masked in the official models. Files of the satellite models (SAT-493M) have the same keys
-and another mean and deviation.
+Heads, registers and the kind of MLP all follow from the tensors. The bias of the keys is masked out by a
+buffer beside it (``bias_mask``), which is multiplied into it here. Hub files are evaluated with rotary angles
+in float32; what the trainer saves is evaluated as it was trained, in bfloat16 where the periods are so.
 """
 
 from __future__ import annotations
@@ -10,104 +10,107 @@ from __future__ import annotations
 import torch
 
 from ...errors import CheckpointError
+from ...networks.dinov3 import dinov3_spec
 from ..family import Draft, Family, Root, Tensors
-from ..plain_vit import depth_of, infer_heads
-from ..timm_build import ratio_of, timm_draft
+from ..plain_vit import depth_of
 
-_BASE = 100.0
-_SATELLITE = "0.430:0.411:0.296,std=0.213:0.156:0.143"
+_SATELLITE = (
+    "ImageNet's mean and std, as for web images (LVD-1689M); models of satellite images (SAT-493M) need "
+    "#mean=0.430:0.411:0.296,std=0.213:0.156:0.143, which the file does not say"
+)
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
-    if "cls_norm.weight" in tensors:
-        raise CheckpointError("this DINOv3 has a norm of its own for the class token, which is not supported")
-    tensors = dict(tensors)
-    periods = tensors.pop("rope_embed.periods").float()
-    depth = depth_of(tensors)
-    dim, _, patch, _ = tensors["patch_embed.proj.weight"].shape
-    n_heads, note = infer_heads(
-        dim, depth, heads, stated=(dim // (4 * len(periods)), "the table of rotary periods")
-    )
-    steps = torch.arange(len(periods)) / len(periods)
-    if not torch.allclose(periods, _BASE**steps, rtol=1e-2):
-        raise CheckpointError(f"the rotary periods are not those of base {_BASE:g}; this variant is not known")
-    biased = _split_bias(tensors, depth)
+    weight, periods = tensors["patch_embed.proj.weight"], tensors["rope.periods"]
+    if weight.ndim != 4 or weight.shape[1] != 3 or weight.shape[2] != weight.shape[3]:
+        raise CheckpointError(
+            f"patch_embed.proj.weight has shape {tuple(weight.shape)}; expected (D, 3, p, p) for RGB images"
+        )
+    dim = weight.shape[0]
+    n_heads, rest = divmod(dim, 4 * periods.numel()) if periods.numel() else (0, 1)
+    if rest:
+        raise CheckpointError(f"{periods.numel()} rotary periods do not go with a width of {dim}")
+    if heads not in (None, n_heads):
+        raise CheckpointError(f"the rotary periods say {n_heads} heads exactly; leave out heads={heads}")
+    tensors, masked = _mask_key_bias(tensors)
     swiglu = "blocks.0.mlp.fc1_g.weight" in tensors
-    hidden = tensors["blocks.0.mlp.fc2.weight"].shape[1]
-    size = 224 // patch * patch
-    return timm_draft(
-        "dinov3",
-        "vit_small_plus_patch16_dinov3_qkvb" if swiglu else "vit_small_patch16_dinov3_qkvb",
-        {
-            "embed_dim": dim,
-            "depth": depth,
-            "num_heads": n_heads,
-            "patch_size": patch,
-            "img_size": size,
-            "mlp_ratio": ratio_of(hidden, dim),
-            "num_reg_tokens": tensors["reg_token"].shape[1],
-            "qkv_bias": biased,
-            "global_pool": "token",
-            **({"swiglu_align_to": 1} if swiglu else {}),
-        },
-        tensors,
-        notes=(
-            note,
-            "rotary positions: any image size",
-            f"ImageNet's mean and std (LVD-1689M); for SAT-493M set #mean={_SATELLITE}",
-        ),
-        image_size=size,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        interpolation="bicubic",
-        crop_pct=0.875,
-        pooling="cls",
+    trained = "teacher" in root.parts or "student" in root.parts
+    half = trained and periods.dtype == torch.bfloat16
+    spec = dinov3_spec(
+        embed_dim=dim,
+        depth=depth_of(tensors),
+        num_heads=n_heads,
+        patch_size=weight.shape[2],
+        hidden=tensors[f"blocks.0.mlp.{'fc1_g' if swiglu else 'fc1'}.weight"].shape[0],
+        swiglu=swiglu,
+        registers=tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
+        qkv_bias="blocks.0.attn.qkv.bias" in tensors,
+        layer_scale="blocks.0.ls1.gamma" in tensors,
+        untied_norm="norm.prefix.weight" in tensors,
+        rope_dtype="bfloat16" if half else "float32",
     )
+    if spec.arch["untied_norm"]:
+        tensors = {_patch_norm(name): tensor for name, tensor in tensors.items()}
+    notes = (
+        f"{n_heads} heads, exactly from the rotary periods",
+        *(("the bias of the keys is masked out, as the file's bias_mask says",) if masked else ()),
+        "rotary positions: any image size; the periods are the file's"
+        + (", and the angles in bfloat16 as in its training" if half else ""),
+        "norm eps 1e-5, as in the published models",
+        _SATELLITE,
+    )
+    return Draft(tensors, spec, notes)
 
 
-def _split_bias(tensors: dict[str, torch.Tensor], depth: int) -> bool:
-    """Put the biases of queries and values in timm's names; returns whether there are any.
+def _mask_key_bias(tensors: Tensors) -> tuple[dict[str, torch.Tensor], bool]:
+    """The tensors with every ``qkv.bias_mask`` multiplied into the bias, and whether there was one."""
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(".bias_mask")}
+    masks = {name.removesuffix("_mask"): tensor for name, tensor in tensors.items() if name not in kept}
+    for name, mask in masks.items():
+        if name not in kept or kept[name].shape != mask.shape:
+            raise CheckpointError(f"{name}_mask has no bias of its shape beside it")
+        kept[name] = kept[name] * mask.to(kept[name].dtype)
+    return kept, bool(masks)
 
-    Raises:
-        CheckpointError: the keys have a bias, for which timm's model has no place.
-    """
-    for i in range(depth):
-        mask = tensors.pop(f"blocks.{i}.attn.qkv.bias_mask", None)
-        bias = tensors.pop(f"blocks.{i}.attn.qkv.bias", None)
-        if bias is None:
-            continue
-        query, key, value = bias.chunk(3)
-        if mask is None and key.any():
-            raise CheckpointError(
-                "this DINOv3 was trained with a bias of the keys (mask_k_bias: false), which is not supported"
-            )
-        tensors[f"blocks.{i}.attn.q_bias"], tensors[f"blocks.{i}.attn.v_bias"] = query, value
-    return "blocks.0.attn.q_bias" in tensors
+
+def _patch_norm(name: str) -> str:
+    return name.replace("norm.", "norm.patches.") if name in ("norm.weight", "norm.bias") else name
 
 
 FAMILY = Family(
     name="dinov3",
-    title="DINOv3, hub files and training teachers",
+    title="DINOv3 transformers, hub files and teachers of its trainer",
     rank=82,
-    anchors=("rope_embed.periods", "storage_tokens", "blocks.0.attn.qkv.weight", "blocks.0.ls1.gamma"),
+    anchors=(
+        "patch_embed.proj.weight",
+        "cls_token",
+        "rope_embed.periods",
+        "blocks.0.attn.qkv.weight",
+        ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.w1.weight"),
+    ),
     draft=_draft,
-    known_by="storage_tokens and rope_embed.periods",
-    evaluated="cls after the norm",
+    known_by="rope_embed.periods",
+    evaluated="cls after the norm, at 224 pixels",
     source="facebookresearch/dinov3",
     prefer=("teacher", "model_ema", "student"),
     rename=(
         (r"storage_tokens", "reg_token"),
-        (r"blocks\.(\d+)\.ls([12])\.gamma", r"blocks.\1.gamma_\2"),
+        (r"rope_embed\.periods", "rope.periods"),
+        (r"cls_norm\.(\w+)", r"norm.prefix.\1"),
         (r"blocks\.(\d+)\.mlp\.w1\.(\w+)", r"blocks.\1.mlp.fc1_g.\2"),
         (r"blocks\.(\d+)\.mlp\.w2\.(\w+)", r"blocks.\1.mlp.fc1_x.\2"),
         (r"blocks\.(\d+)\.mlp\.w3\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
     ),
-    drop={r"mask_token": "mask token", r"local_cls_norm\..*": "norm that only training uses"},
+    drop={
+        r"mask_token": "mask token of the pre-training",
+        r"local_cls_norm\..*": "norm of the small crops in training",
+    },
     siblings={
         "dino_head": "projection head",
         "ibot_head": "projection head",
-        "gram_backbone": "the teacher of the Gram loss",
         "student": "the other network of the pair",
         "teacher": "the other network of the pair",
+        "model_ema": "the other network of the pair",
+        "gram_teacher": "the teacher of the Gram loss",
     },
 )

@@ -116,7 +116,12 @@ def _dinov2_like(network: Any, block: Any, made_by: str, family: str) -> None:
             features=of(vit),
             sizes=sizes,
             load="franca_vitt14_In21K.pth",
-            expect={"family": "franca", "swiglu": True, "image_size": 224, "container": "teacher.module.backbone"},
+            expect={
+                "family": "franca",
+                "swiglu": True,
+                "image_size": 224,
+                "container": "teacher.module.backbone",
+            },
         )
         return
     hub = {
@@ -137,7 +142,17 @@ def _dinov2_like(network: Any, block: Any, made_by: str, family: str) -> None:
             load="dinov2_vitt14_pretrain.pth",
             expect={"family": "dinov2", "num_heads": 3, "pos_interpolation": rule, "image_size": 224},
         )
-    # The giant has a SwiGLU at width 1536, where alone it is told from Franca: one narrow block of it.
+    # A grid whose patches less the five tokens before them are a square too.
+    vit = build(img_size=42, **hub["dinov2-registers"][0])
+    record(
+        "dinov2-registers-3x3",
+        made_by=made_by,
+        files={"model.pth": vit.state_dict()},
+        features=of(vit),
+        sizes={"native": (42, 42), "larger": (42, 70)},
+        load="model.pth",
+        expect={"family": "dinov2", "no_embed_class": True},
+    )
     vit = build(embed_dim=1536, depth=1, num_heads=24, mlp_ratio=0.05, ffn_layer="swiglufused")
 
     def giant(images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -152,8 +167,11 @@ def _dinov2_like(network: Any, block: Any, made_by: str, family: str) -> None:
         load="dinov2_vitg14_pretrain.pth",
         expect={"family": "dinov2", "num_heads": 24, "swiglu": True},
     )
-    vit = build(block_chunks=2)
-    heads = {"dino_head.last_layer.weight_v": torch.zeros(8, 4), "ibot_head.mlp.0.weight": torch.zeros(8, 192)}
+    vit = build(block_chunks=2, ffn_layer="swiglufused")
+    heads = {
+        "dino_head.last_layer.weight_v": torch.zeros(8, 4),
+        "ibot_head.mlp.0.weight": torch.zeros(8, 192),
+    }
     record(
         "dinov2-teacher",
         made_by=made_by,
@@ -161,7 +179,7 @@ def _dinov2_like(network: Any, block: Any, made_by: str, family: str) -> None:
         features=of(vit),
         sizes=sizes,
         load="teacher_checkpoint.pth",
-        expect={"family": "dinov2", "container": "teacher.backbone"},
+        expect={"family": "dinov2", "swiglu": True, "container": "teacher.backbone"},
     )
 
 
@@ -182,10 +200,18 @@ def dinov3(peers: Path) -> None:
     fresh(peers / "dinov3")
     from dinov3.models.vision_transformer import DinoVisionTransformer
 
+    # As the hub serves it: angles in float32, from periods that were once rounded to bfloat16. As the trainer
+    # saves and evaluates it: all in bfloat16, and here with the other options that have keys of their own.
+    trained = {"pos_embed_rope_dtype": "bf16", "n_storage_tokens": 0, "untie_cls_and_patch_norms": True}
     variants = {
         "dinov3": {},
+        "dinov3-teacher": {**trained, "mask_k_bias": False},
         "dinov3-swiglu": {"ffn_layer": "swiglu"},
-        "dinov3-7b-like": {"ffn_layer": "swiglu64", "qkv_bias": False, "untie_global_and_local_cls_norm": True},
+        "dinov3-7b-like": {
+            "ffn_layer": "swiglu64",
+            "qkv_bias": False,
+            "untie_global_and_local_cls_norm": True,
+        },
     }
     for name, options in variants.items():
         shape = {**SHAPE, "patch_size": 16, "ffn_ratio": 4, "layerscale_init": 1e-5, "n_storage_tokens": 4}
@@ -193,6 +219,7 @@ def dinov3(peers: Path) -> None:
         del shape["mlp_ratio"]
         vit = DinoVisionTransformer(**{**shape, **fields, **options}).eval()
         vit.init_weights()
+        vit.rope_embed.periods.copy_(vit.rope_embed.periods.bfloat16())
 
         def features(images: torch.Tensor, vit: Any = vit) -> dict[str, torch.Tensor]:
             out = vit.forward_features(images)
@@ -201,7 +228,7 @@ def dinov3(peers: Path) -> None:
             return {"cls@-1": out["x_norm_clstoken"], "patches@-1": patches, "cls@-2": inner}
 
         state = vit.state_dict()
-        training = name == "dinov3-7b-like"
+        training = name in ("dinov3-7b-like", "dinov3-teacher")
         heads = {"dino_head.mlp.0.weight": torch.zeros(8, 192)}
         payload = {"teacher": prefixed("backbone.", state) | heads} if training else state
         record(
@@ -229,7 +256,11 @@ def capi(peers: Path) -> None:
 
     vit = EncoderDecoder(
         patch_size=14,
-        transformers_kwargs={"embed_dim": 192, "drop_path_rate": 0.2, "block_kwargs": {"attn_kwargs": {"num_heads": 3}}},
+        transformers_kwargs={
+            "embed_dim": 192,
+            "drop_path_rate": 0.2,
+            "block_kwargs": {"attn_kwargs": {"num_heads": 3}},
+        },
         encoder_kwargs={"depth": 2},
         decoder_kwargs={"depth": 2},
     ).eval()
