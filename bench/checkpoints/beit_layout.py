@@ -38,11 +38,14 @@ DROP = {
 }
 
 
-def image_statistics(root: Root, default: Statistics, why: str, other: Statistics) -> tuple[Statistics, str]:
+def image_statistics(
+    root: Root, default: Statistics, why: str, other: Statistics, *, sure: bool = True
+) -> tuple[Statistics, str]:
     """Mean and deviation of the images, and a note on them.
 
     These trainers have an option for ImageNet's; ``other`` are those without it. Where neither the file nor
-    timm's config.json beside it says, ``default`` is taken, ``why`` in words.
+    timm's config.json beside it says, ``default`` is taken, ``why`` in words; ``sure`` where all published
+    files of the layout agree.
     """
     config = root.tree.config.get("pretrained_cfg")
     if isinstance(config, Mapping) and "mean" in config and "std" in config:
@@ -50,8 +53,8 @@ def image_statistics(root: Root, default: Statistics, why: str, other: Statistic
     stated = stated_args(root.tree).get("imagenet_default_mean_and_std")
     if isinstance(stated, bool):
         return (IMAGENET if stated else other), "mean and std as the options in the file say"
-    if default is IMAGENET:
-        return default, f"ImageNet's mean and std: {why}"
+    if sure:
+        return default, f"mean and std: {why}"
     return default, f"WARNING: mean and std are assumed ({why}); for ImageNet's add {_SET_IMAGENET}"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class Tree:
     payload: Mapping[str, Any]
     config: Mapping[str, Any] = field(default_factory=dict)
     stem: str = ""
+    folder: Path | None = None
+    """Where the file lies, for what its library keeps beside it."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,12 @@ def _names(anchor: str | tuple[str, ...]) -> tuple[str, ...]:
     return (anchor,) if isinstance(anchor, str) else anchor
 
 
-def grow_tree(payload: Mapping[str, Any], config: Mapping[str, Any] | None = None, stem: str = "") -> Tree:
+def grow_tree(
+    payload: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
+    stem: str = "",
+    folder: Path | None = None,
+) -> Tree:
     """Flatten a file's content. Raises CheckpointError where two tensors get one name."""
     tensors: dict[str, torch.Tensor] = {}
     skipped: dict[str, str] = {}
@@ -187,7 +195,7 @@ def grow_tree(payload: Mapping[str, Any], config: Mapping[str, Any] | None = Non
                 visit(value, (*path, str(i)))
 
     visit(payload, ())
-    return Tree(tensors, skipped, payload, config or {}, stem)
+    return Tree(tensors, skipped, payload, config or {}, stem, folder)
 
 
 def _holds_tensor(node: Any) -> bool:

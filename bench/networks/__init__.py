@@ -1,7 +1,7 @@
 """Networks that timm does not have, one file each; ``build_network`` makes them from a spec's ``arch``.
 
-A network is a column of transformer blocks of one width. Its file holds the frozen pydantic model of its
-``arch`` (with a ``builder`` of its own) and the ``Network``; ``BUILDERS`` below names it.
+A network is a column of blocks of one width. Its file holds the frozen pydantic model of its ``arch`` (with a
+``builder`` of its own) and the ``Network``; ``BUILDERS`` below names it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .capi import build_capi
 from .data2vec2 import build_data2vec2
 from .dinov3 import build_dinov3
 from .network import Network
+from .resnet import build_resnet
 from .vjepa2 import build_vjepa2
 
 __all__ = ["BUILDERS", "Network", "build_network"]
@@ -24,6 +25,7 @@ BUILDERS: dict[str, Callable[[Mapping[str, Any]], Network]] = {
     "capi": build_capi,
     "data2vec2": build_data2vec2,
     "dinov3": build_dinov3,
+    "resnet": build_resnet,
     "vjepa2": build_vjepa2,
 }
 

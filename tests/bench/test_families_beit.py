@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from lmim_bench.bench.encoders import load_encoder
@@ -82,6 +83,21 @@ def test_mean_and_deviation_of_timms_config_beside_the_file_are_taken(written: A
     encoder: Any = load_encoder(str(path))
     assert encoder.spec.mean == (0.1, 0.2, 0.3)
     assert encoder.spec.std == (0.4, 0.5, 0.6)
+
+
+def test_a_file_of_timms_own_beit_gives_timms_features(tmp_path: Path) -> None:
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model("beit_base_patch16_224", num_classes=5, **shape).eval()
+        for parameter in model.parameters():
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    encoder: Any = load_encoder(str(tmp_path / "model.pth"))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = model.forward_head(model.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(encoder(images)[Tap()].mean, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_pretext_layers_of_beit_v2_are_dropped_and_tell_its_statistics(written: Any) -> None:

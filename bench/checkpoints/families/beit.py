@@ -27,13 +27,14 @@ def _is_second(root: Root) -> bool:
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     statistics, note = (
-        image_statistics(root, IMAGENET, "BEiT v2's recipes", HALF)
+        image_statistics(root, IMAGENET, "ImageNet's, as in BEiT v2's recipes", HALF)
         if _is_second(root)
         else image_statistics(
             root,
             HALF,
             "BEiT's default of 0.5; its ImageNet-1k runs, BEiT v2 and data2vec take ImageNet's",
             HALF,
+            sure=False,
         )
     )
     return infer_beit(

@@ -16,7 +16,7 @@ def _matches(root: Root) -> bool:
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
-    statistics, note = image_statistics(root, IMAGENET, "data2vec's recipes", HALF)
+    statistics, note = image_statistics(root, IMAGENET, "ImageNet's, as in data2vec's recipes", HALF)
     return infer_beit(
         "data2vec", root, tensors, heads, notes=(note,), pooling="mean", final_norm=False, **statistics
     )

@@ -7,7 +7,7 @@ from ..family import Draft, Family, Root, Tensors
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
-    statistics, note = image_statistics(root, CLIP, "EVA-02's default, that of CLIP", CLIP)
+    statistics, note = image_statistics(root, CLIP, "CLIP's, as in EVA-02's recipes", CLIP)
     draft = infer_beit("eva02", root, tensors, heads, notes=(note,), pooling="mean", **statistics)
     rotary = draft.spec.arch["rotary"]
     said = f"rotary positions span {rotary} places an axis at every image size, as the fine-tuning has it"

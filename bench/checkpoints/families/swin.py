@@ -23,7 +23,9 @@ _ANCHORS = (
 
 def _draft(family: str, root: Root, tensors: Tensors, heads: int | None) -> Draft:
     if heads is not None:
-        raise CheckpointError(f"the tables of position biases say the number of heads; leave out heads={heads}")
+        raise CheckpointError(
+            f"the tables of position biases say the number of heads; leave out heads={heads}"
+        )
     stages = sorted({int(m[1]) for name in tensors if (m := re.match(r"layers\.(\d+)\.", name))})
     tables = [tensors[f"layers.{i}.blocks.0.attn.relative_position_bias_table"] for i in stages]
     depths = [
@@ -33,7 +35,9 @@ def _draft(family: str, root: Root, tensors: Tensors, heads: int | None) -> Draf
     side = math.isqrt(tables[0].shape[0])
     window = (side + 1) // 2
     if side * side != tables[0].shape[0] or side % 2 == 0:
-        raise CheckpointError(f"a table of position biases has {len(tables[0])} rows, which is no square window")
+        raise CheckpointError(
+            f"a table of position biases has {len(tables[0])} rows, which is no square window"
+        )
     dim, _, patch, _ = tensors["patch_embed.proj.weight"].shape
     size, said = _image_size(root, patch, window, len(stages))
     kwargs: dict[str, Any] = {
@@ -69,7 +73,9 @@ def _next(match: re.Match[str]) -> str:
 
 def _image_size(root: Root, patch: int, window: int, stages: int) -> tuple[int, str]:
     """The side of the image, and how it is known: published models end in one window."""
-    mask = next((root.tensors[n] for n in root.tensors if re.fullmatch(r"layers\.0\.blocks\.1\.attn_mask", n)), None)
+    mask = next(
+        (root.tensors[n] for n in root.tensors if re.fullmatch(r"layers\.0\.blocks\.1\.attn_mask", n)), None
+    )
     if mask is not None:
         size = math.isqrt(mask.shape[0]) * window * patch
         return size, f"trained at {size} pixels, from the attention masks"
