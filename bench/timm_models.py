@@ -93,12 +93,13 @@ def timm_spec(
     }
     if ViTEncoder.supports(model):
         common["image_size"] = int(model.patch_embed.img_size[0])
-        has_cls = bool(model.has_class_token)
+        # An attention pooling gives the global token where a class token would.
+        has_cls = bool(model.has_class_token) or model.attn_pool is not None
         return EncoderSpec(
             embed_dim=model.embed_dim,
             depth=len(model.blocks),
             patch_size=model.patch_embed.patch_size[0],
-            pooling="cls" if has_cls and model.global_pool == "token" else "mean",
+            pooling="cls" if has_cls and model.global_pool in ("token", "map") else "mean",
             has_cls=has_cls,
             **common,
         )
@@ -109,7 +110,7 @@ def timm_spec(
         patch_size=layout.patch_size,
         pooling="cls" if layout.has_cls and getattr(model, "global_pool", "") == "token" else "mean",
         has_cls=layout.has_cls,
-        **common,
+        **{**common, "image_size": layout.image_size},
     )
 
 
@@ -124,6 +125,11 @@ class _Layout:
     def __init__(self, model: Any, image_size: int) -> None:
         name = type(model).__name__
         image_size = _own_size(model) or image_size
+        infos = getattr(model, "feature_info", None)
+        stride = 0 if not infos or _own_size(model) else int(infos[-1]["reduction"])
+        if stride and image_size % stride:
+            # A padded border would be taken for a part of the patches: the next size without one.
+            image_size = -(-image_size // stride) * stride
         self.image_size = image_size
         model.eval()
         with torch.inference_mode():
@@ -137,7 +143,6 @@ class _Layout:
             raise CheckpointError(f"{name} gives no patch features: forward_features returns no feature map")
         self.prefix = int(getattr(model, "num_prefix_tokens", 0))
         self.has_cls = getattr(model, "cls_token", None) is not None and self.prefix > 0
-        infos = getattr(model, "feature_info", None)
         self.channels_last = False
         if out.ndim == 4:
             width = model.num_features

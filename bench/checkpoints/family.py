@@ -144,7 +144,7 @@ class Family:
         """How many anchors the best place of the file has, that place, and the anchors it lacks."""
         paths = dict.fromkeys(path for anchor in self.anchors for path in self._paths(tree, anchor))
         lacking = [(path, self.absent(tree, path)) for path in paths] or [("", self.absent(tree, ""))]
-        path, absent = min(lacking, key=lambda entry: len(entry[1]))
+        path, absent = min(lacking, key=lambda entry: (len(entry[1]), len(entry[0])))
         return len(self.anchors) - len(absent), path, absent
 
     @staticmethod

@@ -109,23 +109,31 @@ def _understand(
         if pick or heads or arch or family:
             raise CheckpointError("a checkpoint of lmim-bench says all by itself; it takes no such option")
         return "encoder", native.read(container.payload), {}, ()
-    tree = grow_tree(container.payload, container.config, container.path.stem)
+    path = container.path
+    folder = path if path.is_dir() else path.parent
+    tree = grow_tree(container.payload, container.config, path.stem, folder)
     if not tree.tensors:
         raise CheckpointError("the file holds no weights")
     if arch is not None:
-        return _by_family(_named_family(tree, arch, {}), tree, pick, heads)
+        return _by_family(_named_family(arch, {}), tree, pick, heads)
     if family is not None:
         known = {f.name: f for f in families()}
         if family not in known:
             raise CheckpointError(f"there is no checkpoint family {family!r}. {did_you_mean(family, known)}")
         return _by_family(known[family], tree, pick, heads)
+    configured = _configured(tree)
+    if configured is not None:
+        return _by_family(configured, tree, pick, heads)
     matching = [f for f in families() if f.roots(tree)]
     if not matching or matching[0].rank == 0:
-        stated = _stated_arch(tree)
-        if stated is not None:
-            return _by_family(_named_family(tree, *stated), tree, pick, heads)
+        stated = tree.payload.get("arch")
+        if isinstance(stated, str) and is_timm(stated):
+            return _by_family(_named_family(stated, {}), tree, pick, heads)
     if not matching:
-        raise CheckpointError(_unknown(tree))
+        named = _by_file_name(tree)
+        if named is None:
+            raise CheckpointError(_unknown(tree))
+        return _by_family(named, tree, pick, heads)
     best = [f for f in matching if f.rank == matching[0].rank]
     if len(best) > 1:
         names = ", ".join(f.name for f in best)
@@ -161,20 +169,34 @@ def _by_family(family: Family, tree: Tree, pick: str | None, heads: int | None) 
     return root.title, draft, dropped, (choice,) if choice else ()
 
 
-def _stated_arch(tree: Tree) -> tuple[str, Mapping[str, Any]] | None:
-    """The timm model that the file, or timm's config.json beside it, names."""
+def _configured(tree: Tree) -> Family | None:
+    """The timm model that timm's config.json beside the file names, where the file has its keys."""
+    stated = tree.config.get("architecture")
+    if not isinstance(stated, str) or not is_timm(stated):
+        return None
+    family = _named_family(stated, tree.config)
+    return family if family.roots(tree) else None
+
+
+def _by_file_name(tree: Tree) -> Family | None:
+    """The timm model that the file is called after, as timm calls its files, where the file has its keys."""
+    parts = re.split(r"(?=[_-])", tree.stem.partition(".")[0])
+    names = ("".join(parts[:n]) for n in range(len(parts), 0, -1))
+    name = next((name for name in names if is_timm(name)), None)
+    if name is None:
+        return None
+    family = _named_family(name, {}, f"the file is called after timm's {name}, whose keys it has")
+    return family if family.roots(tree) else None
+
+
+def is_timm(name: str) -> bool:
+    """Whether timm has a model of this name."""
     import timm
 
-    stated = tree.config.get("architecture")
-    if isinstance(stated, str) and timm.is_model(stated):
-        return stated, tree.config
-    stated = tree.payload.get("arch")
-    if isinstance(stated, str) and timm.is_model(stated):
-        return stated, {}
-    return None
+    return bool(timm.is_model(name))
 
 
-def _named_family(tree: Tree, arch: str, config: Mapping[str, Any]) -> Family:
+def _named_family(arch: str, config: Mapping[str, Any], *said: str) -> Family:
     """A family for one named timm model: its own keys are the layout, and timm knows its preprocessing."""
     kwargs = dict(config.get("model_args") or {})
     model = create_timm(arch, pretrained=False, **kwargs)
@@ -188,7 +210,7 @@ def _named_family(tree: Tree, arch: str, config: Mapping[str, Any]) -> Family:
     def draft(root: Root, tensors: Mapping[str, torch.Tensor], heads: int | None) -> Draft:
         if heads is not None:
             raise CheckpointError(f"timm's {arch} has its own number of heads; leave out heads={heads}")
-        return Draft(tensors, spec, (f"built as timm's {arch}",), model)
+        return Draft(tensors, spec, (f"built as timm's {arch}", *said), model)
 
     return Family(
         name="timm",
@@ -218,16 +240,25 @@ def _unknown(tree: Tree) -> str:
         text += f"; closest is {family.name}, which also has {few(absent)}{where}"
     elif hits:
         text += f"; closest is {family.name}, of which it has the keys but not what else tells it apart"
-    return f"{text}; `lmim-bench formats` lists what is read"
+    return (
+        f"{text}; `lmim-bench formats` lists what is read. If timm has this network, name it by #arch=NAME; "
+        "any other loads through python:package.module:factory"
+    )
 
 
 def _outline(tree: Tree) -> str:
-    """The first components of the file's keys and a tensor of each, for an error message."""
-    heads: dict[str, str] = {}
+    """Where the keys of the file part, with the first tensor of each part, for an error message."""
+    names = [name.split(".") for name in tree.tensors]
+    common = next((i for i, parts in enumerate(zip(*names, strict=False)) if len(set(parts)) > 1), 0)
+    groups: dict[str, list[str]] = {}
     for name, tensor in tree.tensors.items():
-        heads.setdefault(name.split(".")[0], f"{name} {tuple(tensor.shape)}")
-    more = f" and {len(heads) - _SHOWN} more groups" if len(heads) > _SHOWN else ""
-    return ", ".join(list(heads.values())[:_SHOWN]) + more
+        groups.setdefault(name.split(".")[common], []).append(f"{name} {tuple(tensor.shape)}")
+    shown = [
+        first + (f" and {len(rest)} more below {group}" if rest else "")
+        for group, (first, *rest) in groups.items()
+    ]
+    more = f" and {len(shown) - _SHOWN} more groups" if len(shown) > _SHOWN else ""
+    return ", ".join(shown[:_SHOWN]) + more
 
 
 def _assemble(

@@ -40,6 +40,8 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     second = "stages.0.blocks.0.mlp.grn.weight" in tensors
     tensors = {name: _flat(name, tensor) for name, tensor in tensors.items()}
     kwargs: dict[str, Any] = {"depths": depths, "dims": dims}
+    if tensors["stages.0.blocks.0.mlp.fc1.weight"].ndim == 4:
+        kwargs["conv_mlp"] = True
     if "stages.0.blocks.0.gamma" not in tensors:
         kwargs["ls_init_value"] = None
     return timm_draft(

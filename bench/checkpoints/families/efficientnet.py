@@ -19,8 +19,6 @@ from ..timm_build import timm_draft
 
 _LITE = tuple(f"tf_efficientnet_lite{i}" for i in range(5))
 _FULL = tuple(f"tf_efficientnet_b{i}" for i in range(9))
-_SIZES = {"b1": 240, "b2": 260, "b3": 300, "b4": 380, "b5": 456, "b6": 528, "b7": 600, "b8": 672}
-_SIZES |= {"lite1": 240, "lite2": 260, "lite3": 280, "lite4": 300}
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
@@ -37,8 +35,6 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
             break
     else:
         raise CheckpointError(f"its shapes are those of none of {', '.join(_LITE if lite else _FULL)}")
-    version = name.rpartition("_")[2]
-    size = _SIZES.get(version, 224)
     fields: dict[str, Any] = {
         "mean": (127 / 255,) * 3 if lite else (0.485, 0.456, 0.406),
         "std": (128 / 255,) * 3 if lite else (0.229, 0.224, 0.225),
@@ -52,7 +48,6 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
             f"the shapes are those of timm's {name}",
             *(("Lite models normalise by (x - 127) / 128",) if lite else ()),
         ),
-        image_size=size // 32 * 32,
         interpolation="bicubic",
         crop_pct=0.875,
         pooling="mean",
