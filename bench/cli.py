@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 import click
 
 from .. import __version__
+from .checkpoint_commands import doctor, formats, inspect, selftest
 from .errors import LmimBenchError
+from .report_commands import compare, table
 from .training_commands import ablate, command_line, export, pretrain
 
 _EXIT_FAILED_CELLS = 1
@@ -130,7 +131,7 @@ def _run_options(command: Any) -> Any:
     multiple=True,
     required=True,
     metavar="[LABEL=]REF",
-    help="File, timm:NAME[:pretrained], python:package.module:factory, or pixels; repeats.",
+    help="File, folder, timm:NAME[:pretrained], python:package.module:factory, or pixels; repeats.",
 )
 @click.option(
     "--tasks",
@@ -281,21 +282,6 @@ def data(reference: str | None, cache_dir: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("reference")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(reference: str, as_json: bool) -> None:
-    """Say what a checkpoint is: format, architecture, coverage, preprocessing, what was dropped and why."""
-    from .encoders import inspect_checkpoint
-    from .show import print_fields
-
-    found = inspect_checkpoint(reference)
-    if as_json:
-        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
-    else:
-        print_fields(found)
-
-
-@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--out",
@@ -341,7 +327,7 @@ def cache(part: str | None, cache_dir: Path | None) -> None:
         click.echo(f"{name:<12} {entries:>6} entries {size / 1e6:>10.1f} MB")
 
 
-for command in (pretrain, ablate, export):
+for command in (inspect, formats, doctor, selftest, pretrain, ablate, export, compare, table):
     cli.add_command(command)
 
 

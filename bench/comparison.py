@@ -215,6 +215,8 @@ def sentence(
     shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     if p < 0.05:
         return f"{winner} is better than {loser} by {size}{interval}, {shown}, on {by}"
+    if size.startswith(f"{0:.{digits}f}"):
+        return f"{winner} and {loser} are alike: {size}{interval}, {shown}, on {by}"
     return f"{winner} and {loser} are not told apart: {size}{interval}, {shown}, on {by}"
 
 

@@ -162,7 +162,7 @@ def _load_timm(source: str, seed: int) -> Encoder:
     notes = [
         "pretrained weights of timm" if pretrained else f"random weights, seed {seed}: not a trained model"
     ]
-    if getattr(model, "attn_pool", None) is not None:
+    if getattr(model, "attn_pool", None) is not None and not ViTEncoder.supports(model):
         notes.append(
             "the attention pooling of the model is not used: the global feature is the mean of patches"
         )

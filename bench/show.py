@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,17 +14,90 @@ from rich.text import Text
 
 from .types import TaskSpec
 
+_MARKS = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+_PIPE_WIDTH = 200
+
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
-    """A table on standard output."""
+    """A table on standard output, wrapped to the terminal."""
+    _print(_table(columns, rows, title), _PIPE_WIDTH)
+
+
+def print_records(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Rows of long texts: a table, each row on one line; on a terminal too narrow for it a block a row."""
+    table = _table(columns, rows)
+    console = Console()
+    if console.is_terminal and _natural_width(table, console) > console.width:
+        print_sections({str(row[0]): dict(zip(columns[1:], row[1:], strict=True)) for row in rows})
+    else:
+        _print(table)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> Table:
     table = Table(title=Text(title) if title else None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name)
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row))
+    return table
+
+
+def print_checks(checks: Sequence[Any]) -> None:
+    """The findings of the doctor, one a row: the mark as a word, what was looked at, what was found."""
+    grid, above = _grid(marked=True), ""
+    for check in checks:
+        found = f"{check.found} -> {check.mend}" if check.mend else check.found
+        name = f"{check.area} {check.name}"
+        # On a terminal a name stands once for all its findings; in a pipe each line says all by itself.
+        shown = "" if name == above and Console().is_terminal else name
+        grid.add_row(Text(check.status, style=_MARKS[check.status]), Text(shown), Text(found))
+        above = name
+    _print(grid)
+    counts = {mark: sum(check.status == mark for check in checks) for mark in _MARKS}
+    print_line(", ".join(f"{count} {mark}" for mark, count in counts.items()))
+
+
+def print_sections(sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Groups of named values under titles, all values in one column; what is empty is left out."""
+    grid = _grid()
+    for title, fields in sections.items():
+        rows = [(name, lines) for name, value in fields.items() if (lines := _lines(value))]
+        if not rows:
+            continue
+        grid.add_row(Text(title, style="bold"), Text(""))
+        for name, lines in rows:
+            for i, line in enumerate(lines):
+                grid.add_row(Text(f"  {'' if i else name}"), Text(line))
+    _print(grid)
+
+
+def _grid(marked: bool = False) -> Table:
+    """Columns without a frame: where asked one of marks, one of names, and one of text. A long name leaves
+    most of a terminal to the text.
+    """
     console = Console()
-    # A pipe or file has no width to fit into.
-    (console if console.is_terminal else Console(width=200)).print(table)
+    grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    if marked:
+        grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold", max_width=console.width // 3 if console.is_terminal else None)
+    grid.add_column(overflow="fold")
+    return grid
+
+
+def _print(table: Table, pipe_width: int | None = None) -> None:
+    """Print at the terminal's width; in a pipe or file at the given one, or else as wide as the lines are."""
+    console = Console()
+    if console.is_terminal:
+        console.print(table)
+        return
+    lines = io.StringIO()
+    width = pipe_width or max(1, _natural_width(table, console))
+    Console(file=lines, width=width).print(table)
+    print("\n".join(line.rstrip() for line in lines.getvalue().splitlines()))
+
+
+def _natural_width(table: Table, console: Console) -> int:
+    return console.measure(table, options=console.options.update(max_width=1_000_000)).maximum
 
 
 def print_plan(opened: Any) -> None:
@@ -92,7 +166,7 @@ def print_line(text: str) -> None:
 
 
 def _lines(value: Any) -> list[str]:
-    if value is None or value == "":
+    if value is None or value == "" or value == []:
         return []
     if isinstance(value, dict):
         return [f"{key}: {item}" for key, item in value.items()]

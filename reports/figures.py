@@ -1,4 +1,4 @@
-"""Exhibits as figures, drawn by matplotlib: curves over checkpoints, bars by class or sequence."""
+"""Figures, drawn by matplotlib: curves over checkpoints, bars by class or sequence, ranks, scores by size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..bench.comparison import Ranking
 from .exhibits import Bars, Curve, Line, Points
 from .readings import clean, format_value
 from .svg import RULE, SURFACE, TEXT, colour, styled, to_svg
@@ -180,3 +181,81 @@ def _power(x: float) -> str:
 def _short(text: str, width: int) -> str:
     text = " ".join(clean(text).split())
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+@styled
+def draw_ranks(ranking: Ranking, labels: Sequence[str], prefix: str) -> str:
+    """Average ranks on one line, the best at the left; a bar joins those that are not told apart."""
+    order = sorted(range(len(labels)), key=lambda i: ranking.ranks[i])
+    figure, axes = _figure(6.4, 0.9 + 0.26 * len(order))
+    for row, i in enumerate(order):
+        place = ranking.ranks[i]
+        axes.plot([place, place], [0, -row - 1], color=RULE, linewidth=1, zorder=1)
+        axes.plot(
+            place, 0, color=colour(i), marker=MARKERS[i % len(MARKERS)], markersize=7, linestyle="", zorder=3
+        )
+        axes.annotate(
+            f"{_short(labels[i], 40)}  {place:.2f}",
+            (place, -row - 1),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    if ranking.critical_difference is not None:
+        for row, group in enumerate(_groups(sorted(ranking.ranks), ranking.critical_difference)):
+            axes.plot(group, [0.35 + 0.3 * row] * 2, color=TEXT, linewidth=2.5, solid_capstyle="butt")
+    axes.set_xlim(0.8, len(labels) + 0.2)
+    axes.set_yticks([])
+    axes.set_xlabel(f"average rank over {ranking.columns} columns; 1 is the best")
+    axes.spines["left"].set_visible(False)
+    names = ", ".join(f"{labels[i]} {ranking.ranks[i]:.2f}" for i in order)
+    return to_svg(figure, prefix, f"Average ranks: {names}.")
+
+
+def _groups(ranks: Sequence[float], critical: float) -> list[tuple[float, float]]:
+    """The longest runs of ranks that differ by less than the critical difference."""
+    spans: list[tuple[int, int]] = []
+    for start in range(len(ranks)):
+        stop = max(i for i in range(start, len(ranks)) if ranks[i] - ranks[start] < critical)
+        if stop > start and not any(a <= start and stop <= b for a, b in spans):
+            spans.append((start, stop))
+    return [(ranks[a], ranks[b]) for a, b in spans]
+
+
+@styled
+def draw_pareto(
+    title: str,
+    sizes: Sequence[float | None],
+    values: Sequence[float | None],
+    unit: str,
+    better_is_higher: bool,
+    labels: Sequence[str],
+    prefix: str,
+) -> str:
+    """A score against the number of parameters; a line joins what no smaller encoder reaches."""
+    figure, axes = _figure(4.3, 2.8)
+    points = [
+        (size, value, i)
+        for i, (size, value) in enumerate(zip(sizes, _scale(values, unit), strict=True))
+        if size and math.isfinite(value)
+    ]
+    best: float | None = None
+    front = []
+    for size, value, _ in sorted(points):
+        if best is None or (value != best and (value > best) == better_is_higher):
+            front.append((size, value))
+            best = value
+    axes.plot(*zip(*front, strict=True), color=RULE, linewidth=2, zorder=1)
+    for size, value, i in points:
+        axes.plot(
+            size, value, linestyle="", color=colour(i), marker=MARKERS[i % len(MARKERS)], markersize=7,
+            markeredgecolor=SURFACE, markeredgewidth=0.8,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.grid(axis="y")
+    axes.margins(x=0.08, y=0.12)
+    axes.set_xlabel("parameters of the encoder")
+    axes.set_ylabel(_short(title, 40))
+    names = ", ".join(labels[i] for _, _, i in points)
+    return to_svg(figure, prefix, f"{title} against parameters for {names}.")

@@ -17,39 +17,43 @@ from urllib.parse import quote
 
 from ..bench.results import atomic_write
 from .exhibits import Bars, Curve, Exhibits, Gallery, collect
-from .figures import draw_bars, draw_curve
+from .figures import draw_bars, draw_curve, draw_pareto, draw_ranks
 from .model import Report, read_report, reason
 from .pictures import Album, load_album
 from .readings import clean, format_value, interval_text, show
 from .svg import COLOURS
+from .verdicts import comparisons, ranking
 
 GALLERIES_SHOWN = 3
 """Galleries of a column that are open at once; the others unfold."""
 
 
-def build_report(folder: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
+def build_report(
+    folder: str | Path | Sequence[str | Path], out: str | Path | None = None, baseline: str | None = None
+) -> Path:
     """Write the report of a run folder, or of several runs side by side, as one HTML file.
 
     Args:
         folder: run folder, or several.
         out: where to write; by default ``report.html`` in the (first) folder.
+        baseline: label of the checkpoint that the others are compared with; see ``verdicts.comparisons``.
 
     Returns:
         The path of the page. The same results give the same bytes.
 
     Raises:
-        ConfigError: a folder holds no run.
+        ConfigError: a folder holds no run, or none of the checkpoints is called as the baseline.
         DataError: a result file is not valid, or names a picture outside of its folder.
     """
     folders = [Path(f) for f in ([folder] if isinstance(folder, (str, Path)) else folder)]
     path = Path(out) if out is not None else folders[0] / "report.html"
-    page = render(read_report(folders))
+    page = render(read_report(folders), baseline)
     with atomic_write(path) as stream:
         stream.write(page)
     return path
 
 
-def render(report: Report) -> str:
+def render(report: Report, baseline: str | None = None) -> str:
     """The page as text. Raises DataError where a picture's path leads out of its run folder."""
     from jinja2 import Environment as Jinja
     from jinja2 import FunctionLoader, StrictUndefined
@@ -81,6 +85,7 @@ def render(report: Report) -> str:
         "curve_table": curve_table,
         "bars_order": bars_order,
         "picture": lambda strip, file: album.pictures[strip.folder, file],
+        "p_value": lambda p: "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
         "prose": prose,
         "summarise": lambda report: [column.summary() for column in report.columns],
     }
@@ -95,6 +100,9 @@ def render(report: Report) -> str:
         many_seeds=any(len(column.seeds) > 1 for column in report.columns),
         problems=[*report.problems, *(p for e in exhibits.values() for p in e.problems), *_gaps(album)],
         lead=lead(report),
+        comparisons=comparisons(report, baseline),
+        ranks=_ranks(report),
+        pareto=_pareto(report),
     )
 
 
@@ -102,6 +110,43 @@ _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="#2456d6" '
     'd="M1 8h4v7H1zM6 4h4v11H6zM11 1h4v14h-4z"/></svg>'
 )
+
+
+def _ranks(report: Report) -> tuple[Any, Any] | None:
+    """The ranking and its figure, where there are enough checkpoints for one."""
+    from markupsafe import Markup
+
+    found = ranking(report)
+    if found is None:
+        return None
+    return found[0], Markup(draw_ranks(found[0], _labels(report), "ranks"))
+
+
+def _pareto(report: Report) -> list[tuple[str, Any]]:
+    """Score against size for each column, where the encoders differ in size."""
+    from markupsafe import Markup
+
+    sizes = [checkpoint.record.info.parameters or None for checkpoint in report.checkpoints]
+    if len({size for size in sizes if size}) < 2:
+        return []
+    figures = []
+    for column in report.columns:
+        row = column.headline
+        if row is None or len(row.found) < 2:
+            continue
+        values = [reading.value if reading else None for reading in row.readings]
+        title = f"{column.task} on {column.data.name}"
+        svg = draw_pareto(
+            row.metric.title,
+            sizes,
+            values,
+            row.metric.unit,
+            row.metric.higher_is_better,
+            _labels(report),
+            f"size-{column.id}",
+        )
+        figures.append((title, Markup(svg)))
+    return figures
 
 
 def _template(name: str) -> str:

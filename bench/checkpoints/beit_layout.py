@@ -17,7 +17,7 @@ from ..networks.beit import beit_spec, rotations
 from .family import Draft, Root, Tensors, stated_args
 from .plain_vit import depth_of, infer_heads
 
-Statistics = dict[str, tuple[float, float, float]]
+Statistics = dict[str, Any]
 IMAGENET: Statistics = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF: Statistics = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 CLIP: Statistics = {
@@ -65,9 +65,12 @@ def infer_beit(
     heads: int | None,
     *,
     notes: tuple[str, ...] = (),
+    options: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Draft:
-    """The draft of a transformer of the BEiT kind from tensors in BEiT's names; ``fields`` go to the spec.
+    """The draft of a transformer of the BEiT kind from tensors in BEiT's names.
+
+    ``options`` are fields of ``BeitArch`` that no shape tells, ``fields`` go to the spec.
 
     Raises:
         CheckpointError: the shapes do not go together, or ``heads`` is not what the file says.
@@ -110,7 +113,9 @@ def infer_beit(
         "layer_scale": "blocks.0.gamma_1" in tensors,
         "mlp": "gelu" if not gated else "swiglu_packed" if "blocks.0.mlp.w12.weight" in tensors else "swiglu",
         "mlp_norm": "blocks.0.mlp.ffn_ln.weight" in tensors,
+        "attn_norm": "blocks.0.attn.inner_attn_ln.weight" in tensors,
         "mean_norm": mean_norm,
+        **(options or {}),
     }
     if mean_norm:
         fields |= {"pooling": "mean", "final_norm": True}

@@ -35,7 +35,8 @@ def draft_timm(encoder: ViTEncoder, weights: Path) -> Draft:
     pool = "avg" if spec.pooling == "mean" else "token"
     if spec.arch.get("builder") == "timm":
         name, args = spec.arch["name"], dict(spec.arch.get("kwargs") or {})
-        if (model.global_pool == "token") != (pool == "token"):
+        # An attention pooling is a part of the weights: it stays.
+        if model.attn_pool is None and (model.global_pool == "token") != (pool == "token"):
             args |= {"global_pool": pool, "fc_norm": not isinstance(model.fc_norm, nn.Identity)}
         if spec.image_size != model.patch_embed.img_size[0]:
             args["img_size"] = spec.image_size

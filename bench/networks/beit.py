@@ -26,7 +26,6 @@ from ..types import EncoderSpec, Frozen, PosInterpolation
 from ..vit import first_problem
 from .network import Network
 
-_EPS = 1e-6
 _BASE = 10000.0
 _TOKENS = 3
 """Last entries of a relative table: class token to patch, patch to class token, class token to itself."""
@@ -58,8 +57,15 @@ class BeitArch(Frozen):
     mlp: Literal["gelu", "swiglu", "swiglu_packed"] = "gelu"
     mlp_norm: bool = False
     """A norm before the last matrix of a SwiGLU."""
+    attn_norm: bool = False
+    """A norm before the last matrix of the attention."""
     mean_norm: bool = False
     """The norm comes after the mean of the patches, in place of the norm of all tokens."""
+    final_norm: bool = True
+    """There is a norm of the tokens or of their mean at all."""
+    eps: float = Field(1e-6, gt=0)
+    bilinear: bool = False
+    """Tables of relative positions are resampled bilinearly."""
 
 
 def beit_spec(family: str, arch: Mapping[str, Any], **fields: Any) -> EncoderSpec:
@@ -138,21 +144,27 @@ def resampling_matrix(source: int, target: int) -> torch.Tensor:
     return torch.from_numpy(make_interp_spline(at, np.eye(source), k=3)(places)).float()
 
 
-def relative_bias(table: torch.Tensor, side: int, grid: tuple[int, int]) -> torch.Tensor:
+def relative_bias(
+    table: torch.Tensor, side: int, grid: tuple[int, int], bilinear: bool = False
+) -> torch.Tensor:
     """Biases (heads, 1 + h*w, 1 + h*w) of attention, class token first.
 
     Args:
         table: ((2 * side - 1)**2 + 3, heads).
         side: of the square grid that the table was made for.
         grid: rows h and columns w at hand.
+        bilinear: resample by plain bilinear interpolation.
     """
     height, width = grid
     rows, columns = 2 * height - 1, 2 * width - 1
     field = table[:-_TOKENS].float().T.reshape(-1, 2 * side - 1, 2 * side - 1)  # (heads, 2s-1, 2s-1)
-    if height != side:
-        field = resampling_matrix(2 * side - 1, rows).to(field) @ field
-    if width != side:
-        field = field @ resampling_matrix(2 * side - 1, columns).to(field).T
+    if bilinear:
+        field = F.interpolate(field[None], size=(rows, columns), mode="bilinear")[0]
+    else:
+        if height != side:
+            field = resampling_matrix(2 * side - 1, rows).to(field) @ field
+        if width != side:
+            field = field @ resampling_matrix(2 * side - 1, columns).to(field).T
     y = torch.arange(height, device=table.device).repeat_interleave(width)
     x = torch.arange(width, device=table.device).repeat(height)
     index = (y[:, None] - y + height - 1) * columns + (x[:, None] - x + width - 1)
@@ -206,8 +218,8 @@ class Beit(Network):
         if arch.relative == "shared":
             self.rel_pos_bias = _Table(arch, self.side)
         self.blocks = nn.ModuleList(_Block(arch, self.side) for _ in range(arch.depth))
-        self.norm = nn.Identity() if arch.mean_norm else nn.LayerNorm(dim, eps=_EPS)
-        self.fc_norm = nn.LayerNorm(dim, eps=_EPS) if arch.mean_norm else nn.Identity()
+        norms = [nn.LayerNorm(dim, eps=arch.eps) if arch.final_norm else nn.Identity(), nn.Identity()]
+        self.fc_norm, self.norm = norms if arch.mean_norm else norms[::-1]
 
     def embed(
         self, images: torch.Tensor, grid: tuple[int, int], method: PosInterpolation
@@ -221,7 +233,9 @@ class Beit(Network):
         tokens = torch.cat([cls.expand(len(images), -1, -1).to(tokens.dtype), tokens], dim=1)
         bias = rotation = None
         if self.arch.relative == "shared":
-            bias = relative_bias(self.rel_pos_bias.relative_position_bias_table, self.side, grid)
+            bias = relative_bias(
+                self.rel_pos_bias.relative_position_bias_table, self.side, grid, self.arch.bilinear
+            )
         if self.arch.rotary:
             size = self.arch.embed_dim // self.arch.num_heads
             rotation = rotations(grid, self.arch.rotary, size, tokens)
@@ -260,7 +274,7 @@ class _Attention(nn.Module):
     def __init__(self, arch: BeitArch, side: int) -> None:
         super().__init__()
         dim = arch.embed_dim
-        self.heads, self.side = arch.num_heads, side
+        self.heads, self.side, self.bilinear = arch.num_heads, side, arch.bilinear
         if arch.split_qkv:
             self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, dim, bias=False) for _ in range(3))
         else:
@@ -270,6 +284,7 @@ class _Attention(nn.Module):
         table = _Table(arch, side).relative_position_bias_table if arch.relative == "blocks" else None
         self.register_parameter("relative_position_bias_table", table)
         self.split = arch.split_qkv
+        self.inner_attn_ln = nn.LayerNorm(dim, eps=arch.eps) if arch.attn_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
@@ -279,10 +294,10 @@ class _Attention(nn.Module):
             query, key = _rotate(query, context.rotation), _rotate(key, context.rotation)
         bias = context.bias
         if self.relative_position_bias_table is not None:
-            bias = relative_bias(self.relative_position_bias_table, self.side, context.grid)
+            bias = relative_bias(self.relative_position_bias_table, self.side, context.grid, self.bilinear)
         bias = None if bias is None else bias.to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        after: torch.Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        after: torch.Tensor = self.proj(self.inner_attn_ln(out.transpose(1, 2).flatten(2)))
         return after
 
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -309,14 +324,14 @@ def _rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
 class _SwiGLU(nn.Module):
     """The gate is the first matrix; a packed one has gate and value below one another."""
 
-    def __init__(self, dim: int, hidden: int, packed: bool, norm: bool) -> None:
+    def __init__(self, dim: int, hidden: int, packed: bool, norm_eps: float | None) -> None:
         super().__init__()
         self.packed = packed
         if packed:
             self.w12 = nn.Linear(dim, 2 * hidden)
         else:
             self.w1, self.w2 = nn.Linear(dim, hidden), nn.Linear(dim, hidden)
-        self.ffn_ln = nn.LayerNorm(hidden, eps=_EPS) if norm else nn.Identity()
+        self.ffn_ln = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden, eps=norm_eps)
         self.w3 = nn.Linear(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -332,13 +347,13 @@ class _Block(nn.Module):
     def __init__(self, arch: BeitArch, side: int) -> None:
         super().__init__()
         dim = arch.embed_dim
-        self.norm1 = nn.LayerNorm(dim, eps=_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=arch.eps)
         self.attn = _Attention(arch, side)
-        self.norm2 = nn.LayerNorm(dim, eps=_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=arch.eps)
         self.mlp: nn.Module = (
             Mlp(dim, arch.hidden)
             if arch.mlp == "gelu"
-            else _SwiGLU(dim, arch.hidden, arch.mlp == "swiglu_packed", arch.mlp_norm)
+            else _SwiGLU(dim, arch.hidden, arch.mlp == "swiglu_packed", arch.eps if arch.mlp_norm else None)
         )
         for name in ("gamma_1", "gamma_2"):
             self.register_parameter(name, nn.Parameter(torch.full((dim,), 0.1)) if arch.layer_scale else None)

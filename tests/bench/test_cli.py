@@ -1,16 +1,19 @@
 """The commands as a user types them: what they print, and their exit codes."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 from lmim_bench.bench.checkpoints import save_checkpoint
+from lmim_bench.bench.checkpoints.loading import families
 from lmim_bench.bench.cli import cli
 from lmim_bench.bench.vit import build_vit, vit_spec
 
@@ -91,16 +94,76 @@ def test_data_lists_and_describes(invoke, images, tmp_path):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_inspect_prints_text_and_json(invoke, checkpoint):
-    assert "lmim-bench" in invoke("inspect", checkpoint).output
+def test_inspect_prints_groups_of_aligned_values(invoke, checkpoint):
+    lines = invoke("inspect", checkpoint).output.splitlines()
+    titles = [line for line in lines if not line.startswith(" ")]
+    assert titles == ["checkpoint", "encoder", "evaluated with", "coverage"]
+    assert all(line[14:16] == "  " and line[16] != " " for line in lines if line not in titles)
+    values = {line[:16].strip(): line[16:] for line in lines}
+    assert values["format"] == "lmim-bench (torch)"
+    assert values["heads"] == "2"
+    assert values["tokens"] == "class token + 16 patches"
+    assert values["positions"] == "resampled by the rule 'timm'"
+    assert values["filled"] == "54 of 54 tensors of the encoder"
+
+
+def test_inspect_says_where_the_heads_come_from_and_what_was_dropped_for_which_reason(invoke, tmp_path):
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=192, depth=1, num_heads=3, num_classes=7, reg_tokens=4
+    )
+    torch.save({"state_dict": model.state_dict(), "optimizer": {"m": torch.ones(2)}}, tmp_path / "vit.pth")
+    output = invoke("inspect", tmp_path / "vit.pth").output
+    assert "heads         3 heads, usual for width 192" in output
+    assert "class token + 4 registers + 16 patches" in output
+    assert "classifier head: state_dict.head.*" in output
+    assert "training state: optimizer.*" in output
+    found = json.loads(invoke("inspect", tmp_path / "vit.pth", "--json").output)
+    assert found["heads"]["number"] == 3
+    assert found["heads"]["source"].startswith("3 heads, usual for width 192")
+    assert found["registers"] == 4
+    assert found["dropped"] == {"state_dict.head.*": "classifier head", "optimizer.*": "training state"}
+
+
+def test_inspect_prints_json_and_names_a_broken_file(invoke, checkpoint):
     found = json.loads(invoke("inspect", checkpoint, "--json").output)
     assert found["format"].startswith("lmim-bench")
+    assert found["preprocessing"]["pos_interpolation"] == "timm"
     broken = checkpoint.with_name("page.pth")
     broken.write_text("<!doctype html><html>login</html>")
     result = invoke("inspect", broken)
     assert result.exit_code == 2
     assert "page.pth" in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_formats_has_a_line_for_every_family_and_names_the_other_references(invoke):
+    lines = invoke("formats").output.splitlines()
+    for family in families():
+        (line,) = [line for line in lines if line.split()[:1] == [family.name]]
+        for text in (family.title, family.known_by, family.evaluated, family.source):
+            assert text in line
+    assert any(line.split()[:1] == ["lmim-bench"] for line in lines)
+    for reference in ("timm:NAME", "random:REF", "python:package.module:factory", "pixels, pixels:PATCH"):
+        assert any(line.strip().startswith(reference) for line in lines)
+
+
+def test_formats_as_json_holds_all_encoders_that_a_family_prefers(invoke):
+    listing = json.loads(invoke("formats", "--json").output)
+    rows = {row["family"]: row for row in listing["families"]}
+    assert set(rows) == {"lmim-bench", *(family.name for family in families())}
+    assert rows["dino"]["encoders"][0] == "teacher"
+    assert {"random:REF", "timm:NAME"} <= {row["reference"] for row in listing["references"]}
+
+
+def test_formats_fits_a_terminal_of_100_columns(invoke, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in invoke("formats").output.splitlines()]
+    assert max(map(len, lines)) <= 100
+    assert any(line.split() == ["known", "by", "rope_embed.periods"] for line in lines)
 
 
 def test_run_report_and_dry_run(invoke, checkpoint, images, tmp_path):

@@ -311,6 +311,29 @@ def test_transformers_gives_the_same_features(variant: dict[str, Any], tmp_path:
     assert transformers.AutoConfig.from_pretrained(folder).layer_norm_eps == variant.get("eps", 1e-6)
 
 
+@pytest.mark.parametrize("variant", HF_VARIANTS.values(), ids=HF_VARIANTS)
+@pytest.mark.parametrize("whole", [True, False], ids=["folder", "file"])
+def test_a_folder_for_transformers_loads_here_again(
+    whole: bool, variant: dict[str, Any], tmp_path: Path
+) -> None:
+    source = save_vit(
+        tmp_path / "x.pth", mean=(0.1, 0.2, 0.3), crop_pct=0.8, interpolation="bilinear", **variant
+    )
+    weights = export_encoder(source, "hf", tmp_path / "out").paths[0]
+    # The rule for positions of other sizes is that of transformers, unless another is asked for.
+    reference = f"{weights.parent if whole else weights}#pos_interpolation=timm"
+    old, new = load_encoder(source), load_encoder(reference)
+    own = {"family", "arch"}
+    assert new.spec.model_dump(exclude=own) == old.spec.model_dump(exclude=own)
+    assert new.spec.arch["num_heads"] == old.spec.arch["num_heads"]
+    taps = [Tap(), Tap(-2, False)]
+    for x in (images(), images(24, 40)):
+        found, expected = new(x, taps), old(x, taps)
+        for tap in taps:
+            torch.testing.assert_close(found[tap].patches, expected[tap].patches)
+            torch.testing.assert_close(found[tap].cls, expected[tap].cls)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_transformers_prepares_the_same_images(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
@@ -373,6 +396,13 @@ def test_what_a_layout_cannot_say_is_refused(
     with pytest.raises(CheckpointError, match=rf"x\.pth cannot be exported as {form}: .*{words}"):
         export_encoder(source, form, tmp_path / ("out.pth" if form == "mae" else "out"))
     assert names(tmp_path) == ["x.pth"]
+
+
+@pytest.mark.parametrize("form", ["hf", "mae"])
+def test_an_attention_pooling_is_not_left_out(form: Any, tmp_path: Path) -> None:
+    source = save_vit(tmp_path / "x.pth", class_token=False, map_pool=True)
+    with pytest.raises(CheckpointError, match=r"x\.pth cannot be exported as .*attn_pool"):
+        export_encoder(source, form, tmp_path / "out.pth" if form == "mae" else tmp_path / "out")
 
 
 @pytest.mark.parametrize("reference", ["pixels", "timm:test_resnet"])

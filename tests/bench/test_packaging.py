@@ -103,11 +103,11 @@ LEVELS = [
     ("bench.features",),
     ("tasks",),
     ("bench.plan", "bench.context", "bench.environment", "bench.cells"),
-    ("reports", "pretrain", "bench.runner"),
+    ("reports", "pretrain", "bench.runner", "bench.doctor", "bench.doctor_data", "bench.doctor_system"),
     ("bench.api",),
     ("bench.ablation",),
-    ("bench.demo",),
-    ("bench.cli", "bench.training_commands"),
+    ("bench.demo", "bench.selftest"),
+    ("bench.cli", "bench.training_commands", "bench.checkpoint_commands", "bench.report_commands"),
 ]
 
 

@@ -7,6 +7,16 @@ from ..plain_vit import ANCHORS, infer_spec
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
+    if "attn_pool.latent" in tensors:
+        half = (0.5, 0.5, 0.5)
+        spec, notes = infer_spec(
+            "timm", tensors, heads, usual_heads={1536: 16}, mean=half, std=half, crop_pct=0.9
+        )
+        siglip = (
+            "attention pooling, so SigLIP: mean and std of 0.5; exact GELU is assumed, name the model by "
+            "#arch=NAME where timm has tanh (SigLIP 2 in sizes that came with it)"
+        )
+        return Draft(tensors, spec, (*notes, siglip))
     spec, notes = infer_spec("timm", tensors, heads)
     preprocessing = (
         "ImageNet's mean and std, norm eps 1e-6 and exact GELU are assumed, as the file does not say them; "
@@ -37,5 +47,8 @@ FAMILY = Family(
         "projector": "projection head",
         "predictor": "predictor",
         "decoder": "decoder",
+        "text": "text tower",
+        "logit_scale": "scale of the similarities",
+        "logit_bias": "scale of the similarities",
     },
 )

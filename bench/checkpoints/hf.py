@@ -1,0 +1,311 @@
+"""What Hugging Face keeps beside the tensors (config.json and its kin), and how it splits attention."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointError
+from ..types import EncoderSpec
+from .family import Draft, Root, Tensors
+from .plain_vit import depth_of, infer_spec
+
+RANK = 66
+SOURCE = "huggingface/transformers"
+# The blocks of both spellings: what save_pretrained writes, and what the models of version 5 have in memory.
+BLOCK = r"(?:encoder\.layer|encoder\.layers|layers|layer|model\.layer)\.(\d+)\."
+CLASSIFIERS = dict.fromkeys(
+    ("classifier", "cls_classifier", "distillation_classifier", "head"), "classifier head"
+)
+_PARTS = ("q", "k", "v")
+_SPLIT = re.compile(r"(blocks\.\d+\.attn)\.([qkv])\.(weight|bias)")
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+}
+_RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+Colours = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a family prepares images where no preprocessor_config.json says it, and in words why so."""
+
+    mean: Colours
+    std: Colours
+    why: str
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    image_size: int | None = None
+    """None: the size that the position table was made for."""
+
+
+IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "ImageNet's mean and std")
+HALF = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "mean and std of 0.5")
+CLIP = Preprocessing(
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+    "CLIP's mean and std",
+    crop_pct=1.0,
+)
+
+
+# ------------------------------------------------------------------------------------------- tensors
+
+
+def attention(query: str, key: str, value: str, out: str) -> tuple[tuple[str, str], ...]:
+    """Renames of a block's attention from these names (patterns after the block's own)."""
+    names = zip((query, key, value), _PARTS, strict=True)
+    parts = tuple((rf"{BLOCK}{name}\.(\w+)", rf"blocks.\1.attn.{part}.\2") for name, part in names)
+    return (*parts, (rf"{BLOCK}{out}\.(\w+)", r"blocks.\1.attn.proj.\2"))
+
+
+# On disk the parts of BERT's attention, in memory those of the text models.
+ATTENTION = attention(
+    r"attention\.(?:attention\.query|q_proj)",
+    r"attention\.(?:attention\.key|k_proj)",
+    r"attention\.(?:attention\.value|v_proj)",
+    r"attention\.(?:output\.dense|o_proj)",
+)
+
+
+def fuse_qkv(tensors: Tensors, without_bias: str = "") -> dict[str, torch.Tensor]:
+    """The tensors with query, key and value of every block one below the other.
+
+    ``without_bias`` names parts (``k``) whose bias may be missing where others have one: it is then zero.
+
+    Raises:
+        CheckpointError: a block has only some of the three, or other ones than the first block.
+    """
+    fused = {name: tensor for name, tensor in tensors.items() if not _SPLIT.fullmatch(name)}
+    groups: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if found := _SPLIT.fullmatch(name):
+            groups.setdefault((found[1], found[3]), {})[found[2]] = tensor
+    for (block, kind), parts in groups.items():
+        first = groups.get(("blocks.0.attn", kind), {})
+        needed = [part for part in _PARTS if part in first or kind == "weight" or part not in without_bias]
+        if lacking := [part for part in needed if part not in parts]:
+            raise CheckpointError(
+                f"{block} has no {lacking[0]}.{kind} (query, key, value: q, k, v); the file is not complete"
+            )
+        if kind == "bias":
+            zeros = torch.zeros_like(next(iter(parts.values())))
+            parts = dict.fromkeys(_PARTS, zeros) | parts
+        fused[f"{block}.qkv.{kind}"] = torch.cat([parts[part] for part in _PARTS])
+    return fused
+
+
+# ------------------------------------------------------------------------------------------- model
+
+
+def vision_config(root: Root, dim: int, depth: int) -> Mapping[str, Any]:
+    """What config.json says of the vision model, or nothing where there is none.
+
+    It may leave out whatever is the default of transformers, even the width.
+
+    Raises:
+        CheckpointError: it is of another model than the weights.
+    """
+    config = root.tree.config
+    inner = config.get("vision_config")
+    config = inner if isinstance(inner, Mapping) else config
+    if not {"model_type", "hidden_size"} & config.keys():
+        return {}
+    stated = config.get("hidden_size", dim), config.get("num_hidden_layers", depth)
+    if stated != (dim, depth):
+        raise CheckpointError(
+            f"the config.json beside the file is of another model: its width and depth are {stated[0]} and "
+            f"{stated[1]}, those of the weights {dim} and {depth}; move the file to a folder of its own"
+        )
+    return config
+
+
+def stated_heads(config: Mapping[str, Any], dim: int) -> tuple[int, str] | None:
+    """The number of attention heads in config.json. Raises CheckpointError where it cannot be."""
+    heads = config.get("num_attention_heads")
+    if heads is None:
+        return None
+    if not isinstance(heads, int) or heads < 1 or dim % heads:
+        raise CheckpointError(
+            f"config.json says {heads!r} attention heads, which do not divide the width {dim}"
+        )
+    return heads, "config.json"
+
+
+def stated_eps(config: Mapping[str, Any], default: float) -> float:
+    """The epsilon of the norms in config.json, or else the default of transformers for the model.
+
+    Raises:
+        CheckpointError: it is no positive number.
+    """
+    eps = config.get("layer_norm_eps", default)
+    if not isinstance(eps, int | float) or eps <= 0:
+        raise CheckpointError(f"config.json says layer_norm_eps {eps!r}; expected a small positive number")
+    return float(eps)
+
+
+def stated_activation(config: Mapping[str, Any], default: str) -> str:
+    """The activation of the MLP in the words of ``VitArch``. Raises CheckpointError for another one."""
+    name = config.get("hidden_act", default)
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise CheckpointError(
+            f"config.json says the activation {name!r}; known are {', '.join(sorted(_ACTIVATIONS))}"
+        )
+    return _ACTIVATIONS[name]
+
+
+def config_note(config: Mapping[str, Any], eps: float, activation: str) -> str:
+    """Where norm and activation come from."""
+    said = f"norm eps {eps:g} and {_WORDS[activation]}"
+    if config:
+        kind = config.get("model_type", "no model_type")
+        return f"{said}, from config.json ({kind}) or by the defaults of transformers"
+    return f"{said}, the default of transformers, as no config.json is beside the file"
+
+
+_WORDS = {"gelu": "exact GELU", "gelu_tanh": "tanh GELU", "quick_gelu": "QuickGELU"}
+
+
+# ------------------------------------------------------------------------------------------- images
+
+
+def prepared(spec: EncoderSpec, root: Root, default: Preprocessing) -> tuple[EncoderSpec, str]:
+    """The spec with the preprocessing that the folder states, or else the family's, and a note on it.
+
+    Raises:
+        CheckpointError: the preprocessing is not one that can be followed.
+    """
+    stated = _processor(root)
+    if not stated:
+        fields: dict[str, Any] = {
+            "mean": default.mean,
+            "std": default.std,
+            "interpolation": default.interpolation,
+            "crop_pct": default.crop_pct,
+        }
+        if default.image_size and not default.image_size % spec.patch_size:
+            fields["image_size"] = default.image_size
+        note = f"{default.why}, as no preprocessor_config.json is beside the file; #mean= and std= set others"
+        return spec.model_copy(update=fields), note
+    fields, notes = _geometry(stated, spec)
+    if stated.get("do_normalize", True):
+        fields["mean"] = three_numbers(stated.get("image_mean", default.mean), "image_mean")
+        fields["std"] = three_numbers(stated.get("image_std", default.std), "image_std")
+    else:
+        fields |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    resample = stated.get("resample")
+    named = _RESAMPLING.get(resample) if isinstance(resample, int) else default.interpolation
+    if named is None:
+        notes.append(f"PIL's resampling {resample} is not available here: bicubic")
+    fields["interpolation"] = named or "bicubic"
+    note = "; ".join(("mean, std and size from preprocessor_config.json", *notes))
+    return spec.model_copy(update=fields), note
+
+
+def _processor(root: Root) -> Mapping[str, Any]:
+    """preprocessor_config.json, or the part for images of processor_config.json (transformers 5)."""
+    folder = root.tree.folder
+    for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        if folder is None or not (folder / name).is_file():
+            continue
+        try:
+            stated = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{name} beside the file cannot be read: {error}") from error
+        stated = stated.get(part) if part and isinstance(stated, dict) else stated
+        if isinstance(stated, dict):
+            return stated
+    return {}
+
+
+def _geometry(stated: Mapping[str, Any], spec: EncoderSpec) -> tuple[dict[str, Any], list[str]]:
+    """Image size and crop: shortest edge and centre crop, as everywhere here."""
+    if not stated.get("do_resize", True):
+        return {}, [f"no resizing is stated; images of {spec.image_size} pixels"]
+    size = _side(stated.get("size"), "size")
+    crops = stated.get("do_center_crop", "crop_size" in stated)
+    crop = _side(stated.get("crop_size"), "crop_size") if crops else size
+    size, crop = size or crop or spec.image_size, crop or size or spec.image_size
+    if crop % spec.patch_size:
+        return {}, [
+            f"{crop} pixels are no multiple of the patch size {spec.patch_size}; {spec.image_size} are taken"
+        ]
+    notes = []
+    if not crops:
+        notes.append("transformers squashes the image to a square, here its centre square is taken")
+    return {"image_size": crop, "crop_pct": min(1.0, crop / size)}, notes
+
+
+def _side(value: Any, name: str) -> int | None:
+    """The side of a square, or the shortest edge, in pixels; None where nothing is said."""
+    if isinstance(value, Mapping):
+        sides = [value[key] for key in ("height", "width", "shortest_edge") if value.get(key) is not None]
+        if any(side != sides[0] for side in sides):
+            raise CheckpointError(f"preprocessor_config.json has {name} {dict(value)}, which is no square")
+        value = sides[0] if sides else None
+    if value is None:
+        return None
+    if not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"preprocessor_config.json has {name} {value!r}; expected pixels")
+    return value
+
+
+def three_numbers(values: Any, name: str) -> Colours:
+    """A number for each colour. Raises CheckpointError for anything else."""
+    numbers = [v for v in values if isinstance(v, int | float)] if isinstance(values, list | tuple) else []
+    if len(numbers) != 3 or len(values) != 3:
+        raise CheckpointError(
+            f"the preprocessing beside the file has {name} {values!r}; expected three numbers"
+        )
+    return float(numbers[0]), float(numbers[1]), float(numbers[2])
+
+
+# ------------------------------------------------------------------------------------------- drafts
+
+
+def hf_draft(
+    family: str,
+    *,
+    eps: float,
+    activation: str = "gelu",
+    preprocessing: Callable[[Root, Mapping[str, Any]], Preprocessing],
+    prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors,
+    says: tuple[str, ...] = (),
+    **fields: Any,
+) -> Callable[[Root, Tensors, int | None], Draft]:
+    """The draft of a family of transformers whose tensors, once renamed, are a plain vision transformer's.
+
+    Args:
+        family: its name.
+        eps: of the norms, where config.json is not there (the default of transformers).
+        activation: likewise, in the words of transformers.
+        preprocessing: from the root and config.json to the family's own, for a file alone.
+        prepare: from the renamed tensors, with fused qkv, to timm's layout.
+        says: notes for the result.
+        fields: go to ``infer_spec``.
+    """
+
+    def draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
+        tensors = prepare(fuse_qkv(tensors))
+        dim = tensors["patch_embed.proj.weight"].shape[0]
+        config = vision_config(root, dim, depth_of(tensors))
+        norm_eps, act = stated_eps(config, eps), stated_activation(config, activation)
+        spec, notes = infer_spec(
+            family,
+            tensors,
+            heads,
+            **{"stated_heads": stated_heads(config, dim), "eps": norm_eps, "activation": act, **fields},
+        )
+        spec, note = prepared(spec, root, preprocessing(root, config))
+        return Draft(tensors, spec, (*notes, config_note(config, norm_eps, act), note, *says))
+
+    return draft

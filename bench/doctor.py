@@ -1,0 +1,239 @@
+"""Whether a run would go through: versions, device, data sets, tasks, checkpoints and disks, each looked at.
+
+Nothing is scored, and nothing is written but what opening a data set keeps in the cache. The rules are those
+of the run itself: it is the plan, the loaders and the engine that are asked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .cache import cache_folder
+from .cells import Cell, requests_of, wanted_by
+from .config import CheckpointConfig, RunConfig
+from .data import detect_layout, load_data
+from .data.layouts import LAYOUTS
+from .doctor_data import data_checks
+from .doctor_system import GB, Check, Subject, device, existing, packages, room
+from .encoders import load_encoder
+from .engine import Engine, resolve_device
+from .errors import ConfigError, LmimBenchError
+from .plan import RunPlan, cell_id, make_plan, run_folder
+from .progress import Reporter
+from .results import CheckpointRecord
+from .types import CheckpointInfo, Column, DataKind, Dataset, EncoderSpec, Tap, View
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Check", "examine"]
+
+_OUT_GB = 1.0
+_SAME = 0.01
+"""Features that differ by a smaller share of their length are taken for the same."""
+
+
+def examine(config: RunConfig, reporter: Reporter, debug: bool = False) -> list[Check]:
+    """Look at everything that a run of this configuration would need.
+
+    A check that fails never stops the others. With ``debug`` an unexpected error keeps its traceback.
+
+    Raises:
+        ConfigError: an unknown task: wrong usage, not a finding.
+    """
+    return list(_Examination(config, reporter, debug).checks())
+
+
+@dataclass
+class _Examination:
+    config: RunConfig
+    reporter: Reporter
+    debug: bool
+    kinds: dict[str, DataKind] = field(default_factory=dict)
+    """Reference of a data set -> its kind, where the layout was recognised."""
+    data: dict[str, Dataset] = field(default_factory=dict)
+    """Reference -> the data set, where it could be opened."""
+    records: dict[str, CheckpointRecord] = field(default_factory=dict)
+    """Label -> the checkpoint, where it could be loaded."""
+
+    def checks(self) -> Iterator[Check]:
+        tasks = {e.task.name: e.task for e in self._plan().evaluations}
+        yield from packages()
+        yield device(self.config.device)
+        for reference in dict.fromkeys(self.config.data):
+            subject = Subject("data", reference)
+            yield from self._guard(subject, self._data_set(subject))
+        for task in tasks.values():
+            yield self._task(Subject("task", task.name), task.data)
+        plan = self._plan(*self.data)
+        for entry in self.config.checkpoints:
+            subject = Subject("checkpoint", entry.label)
+            yield from self._guard(subject, self._checkpoint(subject, entry, plan))
+        yield from self._disks(plan)
+
+    def _plan(self, *data: str) -> RunPlan:
+        return make_plan(self.config.model_copy(update={"data": data}))
+
+    def _guard(self, subject: Subject, steps: Iterator[Check]) -> Iterator[Check]:
+        """The findings of these steps; an error ends them alone."""
+        try:
+            yield from steps
+        except LmimBenchError as error:
+            yield subject.fails("cannot be used", str(error))
+        except Exception as error:
+            if self.debug:
+                raise
+            reason = (str(error).strip() or "no message").splitlines()[0]
+            mend = "`lmim-bench --debug doctor ...` shows where; please report it"
+            yield subject.fails(f"unexpected {type(error).__name__}: {reason}", mend)
+
+    def _data_set(self, subject: Subject) -> Iterator[Check]:
+        found = detect_layout(subject.name)
+        self.kinds[subject.name] = found.kind
+        self._plan(subject.name)
+        data = load_data(subject.name, cache_dir=cache_folder(self.config.cache_dir))
+        self.data[subject.name] = data
+        yield from data_checks(subject, data, found, self.reporter)
+
+    def _task(self, subject: Subject, kind: DataKind) -> Check:
+        named = [reference for reference, of in self.kinds.items() if of == kind]
+        usable = [reference for reference in named if reference in self.data]
+        if usable:
+            return subject.passes(f"runs on {', '.join(usable)}")
+        if named:
+            return subject.fails(f"its {kind} data cannot be used", f"see {', '.join(named)} above")
+        wanted = "; or ".join(layout.holds for layout in LAYOUTS.values() if layout.kind == kind)
+        found = f"no {kind} data is named: it would run on the embedded scenes, which are no benchmark"
+        return subject.warns(found, f"add --data DIR with {wanted}")
+
+    def _checkpoint(self, subject: Subject, entry: CheckpointConfig, plan: RunPlan) -> Iterator[Check]:
+        encoder = load_encoder(entry.reference)
+        spec, info = encoder.spec, encoder.info
+        pooled = f"{spec.pooling} {'with' if spec.final_norm else 'without'} the final norm"
+        yield subject.passes(f"{info.format}, {info.parameters:,} parameters, evaluated by {pooled}")
+        yield _coverage(subject, info)
+        for note in info.notes:
+            if note.startswith("WARNING"):
+                found, _, mend = note.removeprefix("WARNING").lstrip(": ").partition("; ")
+                yield subject.warns(found, mend or "`lmim-bench inspect` shows all that was found out")
+        for other in self.records.values():
+            if other.fingerprint == encoder.fingerprint:
+                yield subject.warns(f"holds the same weights as {other.label}", "leave one of the two out")
+        record = CheckpointRecord(
+            label=entry.label,
+            reference=entry.reference,
+            fingerprint=encoder.fingerprint,
+            spec=spec,
+            info=info,
+        )
+        self.records[entry.label] = record
+        where = "cpu"
+        with suppress(ConfigError):  # a device that is not there has its own line
+            where = resolve_device(self.config.device)
+        engine = Engine(encoder, where, "fp32", None)
+        yield _features(subject, engine)
+        yield from self._fits(subject, engine, plan, record)
+
+    def _fits(
+        self, subject: Subject, engine: Engine, plan: RunPlan, record: CheckpointRecord
+    ) -> Iterator[Check]:
+        """Whether the encoder has the features that each task reads, and takes images of the size."""
+        sizes: set[int] = set()
+        for cell, data in self._cells(plan, record):
+            try:
+                for request in requests_of(cell, record.spec, data):
+                    if request.view.size not in sizes:
+                        _encode_blank(engine, request.view.size)
+                        sizes.add(request.view.size)
+            except LmimBenchError as error:
+                found = f"{cell.evaluation.task.name} on {cell.evaluation.data} cannot be scored"
+                yield subject.fails(found, str(error))
+        if sizes:
+            yield subject.passes(
+                f"encodes the sizes of its tasks: {', '.join(map(str, sorted(sizes)))} pixels"
+            )
+
+    def _cells(self, plan: RunPlan, record: CheckpointRecord) -> Iterator[tuple[Cell, Dataset]]:
+        """The cells of a checkpoint on the data sets that could be opened."""
+        for evaluation in plan.evaluations:
+            data = self.data.get(plan.data[evaluation.data].path)
+            if data is not None:
+                name = cell_id(record.label, evaluation.task.name, evaluation.data, 0)
+                yield Cell(id=name, checkpoint=record, evaluation=evaluation, seed=0, digest=""), data
+
+    def _disks(self, plan: RunPlan) -> Iterator[Check]:
+        features = sum(self._feature_bytes(plan, record) for record in self.records.values()) / GB
+        cache, out = cache_folder(self.config.cache_dir), run_folder(self.config)
+        yield room("--cache-dir", cache, features, f"{features:.1f} GB of features")
+        shared = features if existing(cache).stat().st_dev == existing(out).stat().st_dev else 0.0
+        yield room("--out", out, _OUT_GB + shared, "results and pictures")
+
+    def _feature_bytes(self, plan: RunPlan, record: CheckpointRecord) -> int:
+        """What the feature cache takes for a checkpoint where nothing is in it yet."""
+        groups: dict[str, tuple[Dataset, list[Cell]]] = {}
+        for cell, data in self._cells(plan, record):
+            groups.setdefault(cell.evaluation.data, (data, []))[1].append(cell)
+        return sum(
+            4 * len(data.splits[split]) * sum(_numbers(column, view, record.spec) for column in columns)
+            for data, cells in groups.values()
+            for (split, view), columns in wanted_by(cells, record.spec, data).items()
+        )
+
+
+def _coverage(subject: Subject, info: CheckpointInfo) -> Check:
+    if not info.encoder_tensors:
+        return subject.passes("has no tensors to fill")
+    filled = f"{info.loaded_tensors} of {info.encoder_tensors} tensors of the encoder are filled"
+    if info.random_weights:
+        mend = "give a checkpoint file, or timm:NAME:pretrained for timm's own weights"
+        return subject.warns(f"random weights: {filled}", mend)
+    if info.loaded_tensors != info.encoder_tensors:
+        return subject.fails(filled, "give the whole checkpoint: what is not filled is random")
+    dropped = f"; {len(info.dropped)} entries of the file are left out" if info.dropped else ""
+    return subject.passes(f"{filled}{dropped}")
+
+
+def _features(subject: Subject, engine: Engine) -> Check:
+    """Encode two generated pictures: what comes out is finite, and depends on the picture and the place."""
+    import torch
+    from PIL import Image
+
+    from .data.loading import apply_view
+    from .data.scenes import classification_scene, generator
+
+    spec = engine.encoder.spec
+    tap, view = Tap(-1, spec.final_norm), View.crop(spec)
+    pictures = [classification_scene(generator(0, "doctor", i), i)[0] for i in range(2)]
+    images = torch.stack([apply_view(Image.fromarray(picture), view) for picture in pictures])
+    found = engine.encode(images, (tap,))[tap]
+    pooled = found.cls if spec.pooling == "cls" and found.cls is not None else found.mean
+    if not bool(torch.isfinite(pooled).all()):
+        return subject.fails("features are not finite", "the training diverged, or the file broke")
+    if _spread(pooled) < _SAME:
+        mend = "the encoder has collapsed, or was never trained: check its training"
+        return subject.warns("two different pictures have the same global feature", mend)
+    tokens = found.patches[0].flatten(0, 1)
+    if len(tokens) > 1 and _spread(tokens) < _SAME:
+        mend = "unsupervised segmentation and video segmentation can tell nothing apart: check its training"
+        return subject.warns("all patches of a picture have the same feature", mend)
+    return subject.passes(f"features are finite and differ between pictures (on {engine.device}, fp32)")
+
+
+def _spread(features: torch.Tensor) -> float:
+    """How far features (N, D) are from their mean, as a share of their length; 0 where all are zero."""
+    length = float(features.norm())
+    return float((features - features.mean(dim=0)).norm()) / length if length else 0.0
+
+
+def _encode_blank(engine: Engine, size: int) -> None:
+    import torch
+
+    engine.encode(torch.zeros(1, 3, size, size), (Tap(),))
+
+
+def _numbers(column: Column, view: View, spec: EncoderSpec) -> int:
+    """How many numbers a column has for one image."""
+    return spec.embed_dim * ((view.size // spec.patch_size) ** 2 if column.kind == "patches" else 1)

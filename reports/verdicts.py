@@ -1,0 +1,212 @@
+"""Is the difference more than noise? Paired comparisons of the checkpoints of a report, and their ranks.
+
+Two checkpoints are compared on the items that both were measured on, column by column, in the headline
+metric. Columns hold only what may be compared: one protocol, data fingerprint, task version and limit.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..bench.comparison import Difference, Ranking, compare, holm, rank, sentence
+from ..bench.errors import ConfigError, did_you_mean
+from ..bench.types import Array
+from .model import Checkpoint, Column, Entry, Report
+from .readings import Row
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One column of a comparison: the difference of ``challenger`` to ``reference``."""
+
+    column: Column
+    row: Row
+    reference: Checkpoint
+    challenger: Checkpoint
+    found: Difference
+    p: float | None
+    """Corrected by Holm over the columns of this pair; None where there is no test."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether the difference is more than noise at the 5% level, after correction."""
+        return self.p is not None and self.p < LEVEL
+
+    @property
+    def better(self) -> Checkpoint:
+        """The checkpoint with the better value."""
+        ahead = self.found.value >= 0
+        return self.challenger if ahead == self.row.metric.higher_is_better else self.reference
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words."""
+        return sentence(
+            self.reference.label,
+            self.challenger.label,
+            self.found,
+            self.p,
+            self.row.metric.unit,
+            self.row.metric.higher_is_better,
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two checkpoints on all columns that they share."""
+
+    reference: Checkpoint
+    challenger: Checkpoint
+    verdicts: tuple[Verdict, ...]
+    gaps: tuple[str, ...]
+    """What could not be compared, and why."""
+
+    @property
+    def summary(self) -> str:
+        """How often each is clearly better."""
+        if not self.verdicts:
+            both = f"{self.challenger.label} and {self.reference.label}"
+            return f"{both} share nothing that can be compared."
+        won = [sum(v.clear and v.better is c for v in self.verdicts) for c in self.pair]
+        columns = "column" if len(self.verdicts) == 1 else "columns"
+        rest = len(self.verdicts) - sum(won)
+        open_ones = f"; {rest} cannot be told apart" if rest else ""
+        return (
+            f"{self.challenger.label} against {self.reference.label} in {len(self.verdicts)} {columns}: "
+            f"clearly better in {won[0]}, clearly worse in {won[1]}{open_ones}."
+        )
+
+    @property
+    def pair(self) -> tuple[Checkpoint, Checkpoint]:
+        """Both, the challenger first."""
+        return self.challenger, self.reference
+
+
+def comparisons(report: Report, baseline: str | None = None) -> tuple[Comparison, ...]:
+    """Each checkpoint against the baseline.
+
+    Args:
+        report: columns and checkpoints, with the run folders that their items lie in.
+        baseline: label of the checkpoint that the others are compared with; by default the first that has
+            no random weights.
+
+    Raises:
+        ConfigError: there is no such label.
+    """
+    if len(report.checkpoints) < 2:
+        return ()
+    base = _baseline(report, baseline)
+    return tuple(_compare(report, base, other) for other in report.checkpoints if other is not base)
+
+
+def ranking(report: Report) -> tuple[Ranking, tuple[Checkpoint, ...]] | None:
+    """Average ranks over the columns that every checkpoint of three or more was scored on."""
+    full = [row for column in report.columns if (row := column.headline) and all(row.readings)]
+    if len(report.checkpoints) < 3 or not full:
+        return None
+    table = np.array([[reading.value for reading in row.readings if reading] for row in full])
+    return rank(table, [row.metric.higher_is_better for row in full]), report.checkpoints
+
+
+def _baseline(report: Report, label: str | None) -> Checkpoint:
+    if label is None:
+        trained = [c for c in report.checkpoints if not c.record.info.random_weights]
+        return (trained or list(report.checkpoints))[0]
+    for checkpoint in report.checkpoints:
+        if checkpoint.label == label:
+            return checkpoint
+    labels = [checkpoint.label for checkpoint in report.checkpoints]
+    raise ConfigError(f"there is no checkpoint {label!r} in these runs. {did_you_mean(label, labels)}")
+
+
+def _compare(report: Report, base: Checkpoint, other: Checkpoint) -> Comparison:
+    verdicts: list[Verdict] = []
+    gaps: list[str] = []
+    shared: set[tuple[str, str]] = set()
+    lone: dict[tuple[str, str], list[str]] = {}
+    for column in report.columns:
+        key = (column.task, column.data.name)
+        mine, theirs = column.cells[base.index], column.cells[other.index]
+        if not mine or not theirs:
+            if mine or theirs:
+                lone.setdefault(key, []).append(column.variant)
+            continue
+        shared.add(key)
+        row = column.headline
+        if row is None or row.readings[base.index] is None or row.readings[other.index] is None:
+            gaps.append(f"{column.task} on {column.data.name}: one of the two has no score")
+            continue
+        try:
+            found = _difference(mine, theirs, row.id, f"{column.id}/{base.label}/{other.label}")
+        except _NotPairedError as error:
+            gaps.append(f"{column.task} on {column.data.name}: {error}")
+            continue
+        verdicts.append(Verdict(column, row, base, other, found, None))
+    for (task, data), variants in lone.items():
+        if (task, data) not in shared:
+            differs = " against ".join(v for v in variants if v) if len(variants) > 1 else ""
+            reason = f"not the same protocol: {differs}" if differs else "only one of the two was scored"
+            gaps.append(f"{task} on {data}: {reason}")
+    tested = [i for i, v in enumerate(verdicts) if v.found.p is not None]
+    corrected = holm([verdicts[i].found.p or 0.0 for i in tested])
+    for i, p in zip(tested, corrected, strict=True):
+        verdicts[i] = replace(verdicts[i], p=p)
+    return Comparison(base, other, tuple(verdicts), tuple(gaps))
+
+
+class _NotPairedError(Exception):
+    """Two cells whose items cannot be paired; the text says why."""
+
+
+def _difference(mine: Sequence[Entry], theirs: Sequence[Entry], metric: str, name: str) -> Difference:
+    """The difference of theirs to mine, over the seeds that both have."""
+    by_seed = {entry.result.seed: entry for entry in theirs}
+    pairs = [(entry, by_seed[entry.result.seed]) for entry in mine if entry.result.seed in by_seed]
+    if not pairs:
+        raise _NotPairedError("they share no seed")
+    first, second = [], []
+    clusters: Array | None = None
+    for a, b in pairs:
+        terms_a, clusters = _terms(a, metric)
+        terms_b, _ = _terms(b, metric)
+        if terms_a.shape != terms_b.shape:
+            raise _NotPairedError(f"{terms_a.shape[-1]:,} items against {terms_b.shape[-1]:,}")
+        first.append(terms_a)
+        second.append(terms_b)
+    crossed = first[0].ndim == 2
+    if len({terms.shape for terms in first}) > 1:
+        raise _NotPairedError("their seeds were measured on different numbers of items")
+    join = np.concatenate if crossed else (lambda parts: np.mean(parts, axis=0))
+    # The draws follow from what is compared, so that the same runs give the same page.
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    return compare(join(first), join(second), rng, clusters=clusters, crossed=crossed)
+
+
+def _terms(entry: Entry, metric: str) -> tuple[Array, Array | None]:
+    """Per-item numbers whose mean is the metric's value, and the clusters that the items come in."""
+    if entry.folder is None:
+        raise _NotPairedError("the per-item numbers are not at hand")
+    path = Path(entry.folder) / "items" / f"{entry.result.cell}.npz"
+    try:
+        with np.load(path) as arrays:
+            first_order = arrays.get(f"{metric}/terms")
+            items = arrays[metric] if first_order is None else first_order
+            clusters = arrays.get(f"{metric}/clusters")
+    except (OSError, KeyError, ValueError) as error:
+        raise _NotPairedError(f"{path.name} holds no per-item numbers of {metric}") from error
+    if items.ndim == 2 and not _is_crossed(entry, metric, items):
+        raise _NotPairedError(f"{path.name} is of an earlier version; score the cells again")
+    return items, clusters
+
+
+def _is_crossed(entry: Entry, metric: str, items: Array) -> bool:
+    """Whether two axes are draws by items, whose mean is the value; else they are sums for a statistic."""
+    score = entry.result.score(metric)
+    return score is not None and bool(np.isclose(items.mean(), score.value, rtol=1e-5, atol=1e-7))

@@ -1,0 +1,216 @@
+"""Verdicts on made-up runs: what is paired, what is not and why; tables of every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lmim_bench.bench.errors import ConfigError
+from lmim_bench.bench.report_commands import compare, table
+from lmim_bench.reports.html import build_report
+from lmim_bench.reports.model import read_report
+from lmim_bench.reports.tables import write_table
+from lmim_bench.reports.verdicts import comparisons, ranking
+
+HOSTILE = "<img src=x onerror=alert(1)>|_\\"
+
+
+def hits(rate: float, n: int = 400, seed: int = 0) -> Any:
+    """Right and wrong answers that agree where both are right: the same difficulty for every encoder."""
+    return (np.random.default_rng(seed).random(n) < rate).astype(np.float32)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, result: Callable[..., Any], score: Callable[..., Any], write_run: Callable[..., Path]
+) -> Callable[..., Path]:
+    def make(
+        name: str,
+        labels: dict[str, float],
+        tasks: Sequence[str] = ("knn",),
+        items: bool = True,
+        **fields: Any,
+    ) -> Path:
+        results = []
+        for label, rate in labels.items():
+            for task in tasks:
+                answers = hits(rate)
+                scores = (score("top1@k=20", float(answers.mean()), chance=0.1),)
+                results.append(result(label, task, scores=scores, **fields))
+        folder = write_run(tmp_path / name, results)
+        (folder / "items").mkdir(exist_ok=True)
+        for made in results if items else []:
+            np.savez(
+                folder / "items" / f"{made.cell}.npz", **{"top1@k=20": hits(labels[made.checkpoint.label])}
+            )
+        return folder
+
+    return make
+
+
+def test_the_better_one_is_named_with_its_margin(run: Callable[..., Path]) -> None:
+    report = read_report([run("a", {"MAE": 0.5, "Latent MIM": 0.6}, tasks=("knn", "linear"))])
+    (comparison,) = comparisons(report)
+    assert comparison.summary == (
+        "Latent MIM against MAE in 2 columns: clearly better in 2, clearly worse in 0."
+    )
+    verdict = comparison.verdicts[0]
+    expected = (hits(0.6) - hits(0.5)).mean()
+    assert verdict.found.value == pytest.approx(expected)
+    assert verdict.better.label == "Latent MIM"
+    assert verdict.sentence.startswith("Latent MIM is better than MAE by")
+    assert verdict.found.test == "McNemar's exact test"
+    # Two columns of one p value each: Holm doubles the smaller.
+    assert verdict.p == pytest.approx(2 * verdict.found.p)
+
+
+def test_equal_encoders_are_not_told_apart(run: Callable[..., Path]) -> None:
+    (comparison,) = comparisons(read_report([run("a", {"x": 0.5, "y": 0.5})]))
+    assert "1 cannot be told apart" in comparison.summary
+    assert comparison.verdicts[0].sentence.startswith("y and x are alike: 0.0 points")
+
+
+def test_runs_are_compared_across_folders(run: Callable[..., Path]) -> None:
+    folders = [run("a", {"MAE": 0.5}), run("b", {"Latent MIM": 0.7})]
+    (comparison,) = comparisons(read_report(folders))
+    assert comparison.verdicts[0].clear
+
+
+def test_another_protocol_is_never_compared(run: Callable[..., Path]) -> None:
+    folders = [
+        run("a", {"MAE": 0.5}),
+        run("b", {"Latent MIM": 0.7}, protocol={"k": [1], "temperature": 0.07}),
+    ]
+    (comparison,) = comparisons(read_report(folders))
+    assert comparison.verdicts == ()
+    assert comparison.gaps == ("knn on toy: not the same protocol: k = 1, 20 against k = 1",)
+    assert "share nothing" in comparison.summary
+
+
+def test_a_task_that_one_lacks_is_said(run: Callable[..., Path]) -> None:
+    folders = [run("a", {"MAE": 0.5}, tasks=("knn", "linear")), run("b", {"Latent MIM": 0.7})]
+    (comparison,) = comparisons(read_report(folders))
+    assert comparison.gaps == ("linear on toy: only one of the two was scored",)
+
+
+def test_items_that_are_missing_or_differ_are_said(run: Callable[..., Path]) -> None:
+    (comparison,) = comparisons(read_report([run("a", {"x": 0.5, "y": 0.6}, items=False)]))
+    assert "holds no per-item numbers of top1@k=20" in comparison.gaps[0]
+    folder = run("b", {"x": 0.5, "y": 0.6})
+    path = next(folder.glob("items/y--*.npz"))
+    np.savez(path, **{"top1@k=20": hits(0.6, n=300)})
+    (comparison,) = comparisons(read_report([folder]))
+    assert comparison.gaps == ("knn on toy: 400 items against 300",)
+
+
+def test_first_order_terms_stand_in_for_sums(run: Callable[..., Path]) -> None:
+    folder = run("a", {"x": 0.5, "y": 0.6})
+    for path, shift in (
+        (next(folder.glob("items/x--*.npz")), 0.0),
+        (next(folder.glob("items/y--*.npz")), 0.1),
+    ):
+        sums = np.ones((50, 6))
+        terms = np.random.default_rng(1).normal(0.5 + shift, 0.01, size=50)
+        np.savez(
+            path, **{"top1@k=20": sums, "top1@k=20/terms": terms, "top1@k=20/clusters": np.arange(50) // 5}
+        )
+    (comparison,) = comparisons(read_report([folder]))
+    found = comparison.verdicts[0].found
+    assert found.value == pytest.approx(0.1)
+    assert (found.items, found.independent) == (50, 10)
+
+
+def test_the_baseline(run: Callable[..., Path]) -> None:
+    report = read_report([run("a", {"x": 0.5, "y": 0.6, "z": 0.7})])
+    assert [c.reference.label for c in comparisons(report)] == ["x", "x"]
+    assert [(c.reference.label, c.challenger.label) for c in comparisons(report, "z")] == [
+        ("z", "x"),
+        ("z", "y"),
+    ]
+    with pytest.raises(ConfigError, match="no checkpoint 'zz'"):
+        comparisons(report, "zz")
+
+
+def test_random_weights_are_not_the_baseline(run: Callable[..., Path]) -> None:
+    control = run("a", {"control": 0.1}, info={"random_weights": True})
+    report = read_report([control, run("b", {"trained": 0.6})])
+    assert [c.reference.label for c in comparisons(report)] == ["trained"]
+
+
+def test_ranks_of_three(run: Callable[..., Path]) -> None:
+    report = read_report([run("a", {"x": 0.5, "y": 0.6, "z": 0.7}, tasks=("knn", "linear"))])
+    found = ranking(report)
+    assert found is not None
+    assert found[0].ranks == (3.0, 2.0, 1.0)
+    assert ranking(read_report([run("b", {"x": 0.5, "y": 0.6})])) is None
+
+
+def test_the_page_shows_it_and_hostile_names_stay_text(run: Callable[..., Path]) -> None:
+    folder = run("a", {HOSTILE: 0.5, "y": 0.7, "z": 0.6}, tasks=("knn", "linear"))
+    page = build_report(folder).read_text()
+    assert "Is the difference more than noise?" in page
+    assert "y is better than &lt;img src=x" in page
+    assert "<img src=x" not in page
+    assert "Average ranks" in page
+    assert build_report(folder).read_text() == page
+
+
+# ------------------------------------------------------------------------------------------- commands
+
+
+def invoke(command: Any, *arguments: Any) -> Any:
+    found = CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
+    assert found.exit_code == 0
+    return found.output
+
+
+def test_compare_prints_and_writes(run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = run("a", {"MAE": 0.5, "Latent MIM": 0.7})
+    out = tmp_path / "c.html"
+    text = invoke(compare, folder, "--out", out)
+    assert "knn on toy: Latent MIM is better than MAE by" in text
+    assert out.read_text().startswith("<!doctype html>")
+    (found,) = json.loads(invoke(compare, folder, "--json"))
+    assert found["reference"] == "MAE"
+    assert found["columns"][0]["clear"] is True
+    with pytest.raises(ConfigError, match="hold one checkpoint"):
+        invoke(compare, run("b", {"x": 0.5}))
+
+
+def test_tables_of_every_format(run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = run("a", {HOSTILE: 0.5, "best": 0.7})
+    markdown = invoke(table, folder)
+    assert f"**{100 * hits(0.7).mean():.1f}**" in markdown
+    assert "&lt;img src=x" in markdown
+    assert markdown.count("\n| ") == 2
+    latex = invoke(table, folder, "--format", "latex")
+    assert r"\textbf{" in latex
+    assert r"|\_\textbackslash{}" in latex
+    assert latex.count("&") == 4
+    rows = list(csv.DictReader(io.StringIO(invoke(table, folder, "-f", "csv"))))
+    assert [row["metric"] for row in rows] == ["top1@k=20"] * 2
+    assert rows[0]["checkpoint"] == HOSTILE
+    assert float(rows[1]["value"]) == pytest.approx(hits(0.7).mean())
+    out = tmp_path / "t.csv"
+    invoke(table, folder, "-f", "csv", "-o", out)
+    assert out.read_text() == write_table(read_report([folder]), "csv")
+    with pytest.raises(ValueError, match="no table format"):
+        write_table(read_report([folder]), "doc")
+
+
+def test_a_failed_cell_is_in_the_tables(
+    run: Callable[..., Path], result: Any, write_run: Any, tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path / "f", [result("x", error="out of memory")])
+    report = read_report([folder])
+    assert "| failed |" in write_table(report, "md")
+    assert "& failed" in write_table(report, "latex")
+    assert write_table(report, "csv").rstrip().endswith(",failed")
