@@ -234,7 +234,7 @@ def selftest(ctx: click.Context, ckpt: str, out: Path | None) -> None:
     from ..reports.text import print_summary
     from .config import CheckpointConfig
     from .progress import Reporter
-    from .selftest import self_test
+    from .selftest import is_above, self_test
 
     checkpoint = CheckpointConfig.parse(ckpt)
     debug = bool(ctx.find_root().params.get("debug"))
@@ -243,16 +243,16 @@ def selftest(ctx: click.Context, ckpt: str, out: Path | None) -> None:
         found = self_test(checkpoint, out or working / "run", working, Reporter(), command_line(), debug)
     print_summary(found.run, Console())
     for note in found.notes:
-        click.echo(f"note     {note}")
+        click.echo(f"note       {note}")
     for verdict in found.verdicts:
-        click.echo(f"{verdict.task:<10} {verdict.text}")
+        click.echo(f"{verdict.column.task:<10} {verdict.sentence}")
     if found.verdicts:
-        above = [verdict.task for verdict in found.verdicts if verdict.above]
+        above = [verdict.column.task for verdict in found.verdicts if is_above(verdict)]
         named = f": {', '.join(above)}" if above else ""
-        click.echo(f"verdict  above random weights on {len(above)} of {len(found.verdicts)} tasks{named}")
+        click.echo(f"verdict    above random weights on {len(above)} of {len(found.verdicts)} tasks{named}")
     scored = "every cell was scored" if not found.failed else f"{found.failed} cells FAILED"
     click.echo(f"{scored} in {found.seconds:.0f} s; a self test on generated pictures: no benchmark numbers")
     if out:
-        click.echo(f"report   {out / 'report.html'}")
+        click.echo(f"report     {out / 'report.html'}")
     if found.failed:
         sys.exit(_EXIT_FAILED)

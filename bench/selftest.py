@@ -8,41 +8,28 @@ CPU thread; the numbers are those of no benchmark.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ..reports.model import make_report
+from ..reports.verdicts import Verdict, comparisons
 from .api import run
-from .comparison import Difference, compare, holm, sentence
 from .config import CheckpointConfig, RunConfig, validate
-from .context import generator
 from .data.embedded import Sizes, generate
 from .encoders import load_encoder
 from .errors import CheckpointError, LmimBenchError
 from .progress import Reporter
-from .results import Result, RunFile
-from .types import Encoder, Metric, Tap
+from .results import RunFile
+from .types import Encoder, Tap
 
 CONTROL = "random weights"
 
 _SIDE = 96
 # Whole sequences are exchanged in the test of videos: with fewer than eight it could never come out clear.
-_SIZES = Sizes(train_per_class=6, val_per_class=6, segmentation=(1, 24), sequences=8)
-_FRAMES = 8
+_SIZES = Sizes(train_per_class=6, val_per_class=5, segmentation=(1, 24), sequences=8)
+_FRAMES = 6
 _LIMIT = 100  # more than there are: it marks the results and the report as no full run
-_LEVEL = 0.05
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A task's headline against random weights. ``above``: better, by more than chance explains."""
-
-    task: str
-    above: bool
-    text: str
 
 
 @dataclass(frozen=True)
@@ -51,6 +38,7 @@ class SelfTest:
 
     run: RunFile
     verdicts: tuple[Verdict, ...]
+    """The headline of each task against random weights; none where there is no such row."""
     notes: tuple[str, ...]
     """Why nothing is compared, or how the test differs from the usual one."""
     seconds: float
@@ -110,8 +98,7 @@ def self_test(
         "",
     )
     finished = run(config=config, reporter=reporter, command=command, debug=debug)
-    verdicts = tuple(_verdicts(finished, checkpoint.label, out)) if len(rows) > 1 else ()
-    return SelfTest(finished, verdicts, tuple(notes), time.perf_counter() - started)
+    return SelfTest(finished, compared(finished, out), tuple(notes), time.perf_counter() - started)
 
 
 def _draw(folder: Path) -> list[str]:
@@ -148,38 +135,13 @@ def _protocol(side: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def _verdicts(finished: RunFile, label: str, out: Path) -> Iterator[Verdict]:
-    """The paired comparison of each headline, with p values corrected for there being several tasks."""
-    scored = {(r.checkpoint.label, r.task, r.data.name): r for r in finished.results if r.status == "ok"}
-    compared = [
-        (result, _difference(scored[CONTROL, task, data], result, out))
-        for (name, task, data), result in scored.items()
-        if name == label and (CONTROL, task, data) in scored
-    ]
-    corrected = iter(holm([found.p for _, found in compared if found.p is not None]))
-    for result, found in compared:
-        p = None if found.p is None else next(corrected)
-        metric = Metric(id=result.headline, **result.metrics[result.headline.split("@")[0]])
-        gain = found.value if metric.higher_is_better else -found.value
-        text = sentence(CONTROL, label, found, p, metric.unit, metric.higher_is_better)
-        yield Verdict(result.task, p is not None and p < _LEVEL and gain > 0, text)
+def compared(finished: RunFile, out: Path) -> tuple[Verdict, ...]:
+    """The paired comparison of each headline with random weights; p values hold for all tasks together."""
+    report = make_report([(finished, out)])
+    found = comparisons(report, CONTROL) if len(report.checkpoints) > 1 else ()
+    return tuple(verdict for comparison in found for verdict in comparison.verdicts)
 
 
-def _difference(control: Result, result: Result, out: Path) -> Difference:
-    before, clusters = _items(control, out)
-    after, _ = _items(result, out)
-    score = result.score(result.headline)
-    assert score is not None
-    # One row a draw of the training images, one column a test image: both are samples.
-    crossed = after.ndim == 2 and after.shape[1] == score.n
-    rng = generator(result.seed, result.task, "selftest", result.headline)
-    return compare(before, after, rng, clusters=clusters, crossed=crossed)
-
-
-def _items(result: Result, out: Path) -> tuple[Any, Any]:
-    """The per-item numbers of the headline whose mean is its value, and their clusters or None."""
-    with np.load(out / "items" / f"{result.cell}.npz") as arrays:
-        name = result.headline
-        items = arrays[f"{name}/terms" if f"{name}/terms" in arrays else name]
-        clusters = arrays.get(f"{name}/clusters")
-    return items, clusters
+def is_above(verdict: Verdict) -> bool:
+    """Whether the checkpoint is better than random weights by more than noise explains."""
+    return verdict.clear and verdict.better is verdict.challenger

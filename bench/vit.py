@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -159,7 +159,7 @@ def build_vit(arch: Mapping[str, Any], device: str = "cpu") -> VisionTransformer
     return _construct(vit, device)
 
 
-def _global_pool(vit: VitArch) -> str:
+def _global_pool(vit: VitArch) -> Literal["map", "token", "avg"]:
     if vit.map_pool:
         return "map"
     return "token" if vit.class_token and not vit.fc_norm else "avg"
@@ -189,7 +189,8 @@ def _construct(vit: VitArch, device: str) -> VisionTransformer:
             fc_norm=vit.fc_norm,
             pre_norm=vit.pre_norm,
             act_layer=torch.nn.SiLU if vit.swiglu else _ACTIVATIONS[vit.activation],
-            mlp_layer=SwiGLUPacked if vit.swiglu else Mlp,
+            # A partial class, which timm's annotation does not foresee.
+            mlp_layer=cast("type[torch.nn.Module]", SwiGLUPacked if vit.swiglu else Mlp),
             norm_layer=partial(torch.nn.LayerNorm, eps=vit.eps),
             device=device,
         )

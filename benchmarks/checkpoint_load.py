@@ -31,7 +31,8 @@ import timm, torch
 from safetensors.torch import load_file
 clock()
 model = timm.create_model(arch, num_classes=0)
-payload = load_file(path) if path.endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
+safe = path.endswith(".safetensors")
+payload = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
 model.load_state_dict(payload.get("model", payload), strict=True)
 parts = model.state_dict()
 """
@@ -97,9 +98,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         paths = write_files(Path(folder), args.arch, args.seed)
-        print(
-            f"{args.arch}, {args.rounds} rounds, seed {args.seed}, {platform.processor() or platform.machine()}"
-        )
+        print(f"{args.arch}, {args.rounds} rounds, seed {args.seed}, {platform.machine()}")
         print("file            MB     side   seconds (range)        peak MB  peak / encoder")
         for name, path in paths.items():
             rows: dict[str, list[dict[str, Any]]] = {"plain": [], "ours": []}

@@ -226,8 +226,8 @@ def _groups(ranks: Sequence[float], critical: float) -> list[tuple[float, float]
 @styled
 def draw_pareto(
     title: str,
-    sizes: Sequence[float | None],
-    values: Sequence[float | None],
+    sizes: Points,
+    values: Points,
     unit: str,
     better_is_higher: bool,
     labels: Sequence[str],

@@ -126,7 +126,7 @@ def _pareto(report: Report) -> list[tuple[str, Any]]:
     """Score against size for each column, where the encoders differ in size."""
     from markupsafe import Markup
 
-    sizes = [checkpoint.record.info.parameters or None for checkpoint in report.checkpoints]
+    sizes = tuple(checkpoint.record.info.parameters or None for checkpoint in report.checkpoints)
     if len({size for size in sizes if size}) < 2:
         return []
     figures = []
@@ -134,7 +134,7 @@ def _pareto(report: Report) -> list[tuple[str, Any]]:
         row = column.headline
         if row is None or len(row.found) < 2:
             continue
-        values = [reading.value if reading else None for reading in row.readings]
+        values = tuple(reading.value if reading else None for reading in row.readings)
         title = f"{column.task} on {column.data.name}"
         svg = draw_pareto(
             row.metric.title,

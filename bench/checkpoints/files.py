@@ -212,7 +212,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _is_swapped(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
-    """Whether the numbers are not little-endian; not looked at where torch was told to leave out checksums."""
+    """Whether the numbers are big-endian; not looked at where torch was told to leave out checksums."""
     return bool(record.CRC) and archive.read(record) != b"little"
 
 

@@ -1,7 +1,7 @@
 """Memory of mapped files: give back the pages that were read.
 
-A tensor of a mapped file and its copy in the model would count twice. Only Linux has a way to drop the pages of
-a mapping that is in use; elsewhere the system takes them back when memory is short.
+A tensor of a mapped file and its copy in the model would count twice. Only Linux has a way to drop the
+pages of a mapping that is in use; elsewhere the system takes them back when memory is short.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Drafts of families whose network timm has, under another name or in another size than any registered one."""
+"""Drafts of families whose network timm has, under another name or in another size than a registered one."""
 
 from __future__ import annotations
 

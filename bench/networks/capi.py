@@ -1,7 +1,7 @@
-"""The encoder of CAPI (Darcet et al. 2025; facebookresearch/capi, model.py), with the decoder block of its evaluation.
+"""The encoder of CAPI (Darcet et al. 2025; facebookresearch/capi) and the decoder block of its evaluation.
 
-Pre-norm blocks with RMS norms and without biases. Queries and keys are rotated by the position in the unit square
-(rows, then columns) with frequencies that are stored; registers sit on the square's edge.
+Pre-norm blocks with RMS norms and without biases. Queries and keys are rotated by the position in the unit
+square (rows, then columns) with frequencies that are stored; registers sit on the square's edge.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Capi(Network):
         queries = self.mask_token[None].expand(len(tokens), grid[0] * grid[1], -1).to(tokens.dtype)
         seen = self.decoder(queries, places[self.n_prefix :], self.norm(tokens), places)
         body = tokens[:, self.n_prefix :]
-        return Features(self.norm(seen).mean(dim=1), body.unflatten(1, grid), body.mean(dim=1))
+        return Features(self.norm(seen).mean(dim=1), body.reshape(len(body), *grid, -1), body.mean(dim=1))
 
     def _places(self, grid: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
         rows, columns = (torch.linspace(0, 1, n, device=like.device, dtype=like.dtype) for n in grid)
@@ -171,7 +171,7 @@ class _Attention(nn.Module):
         self, x: torch.Tensor, places: torch.Tensor, seen: torch.Tensor, seen_places: torch.Tensor
     ) -> torch.Tensor:
         def split(tokens: torch.Tensor) -> torch.Tensor:
-            return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return tokens.reshape(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
         query = self._rotate(split(self.q_proj(x)), places)
         key = self._rotate(split(self.k_proj(seen)), seen_places)
@@ -182,4 +182,5 @@ class _Attention(nn.Module):
     def _rotate(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         angle = places @ self.rope["freqs"].to(places.dtype)
         first, second = x.chunk(2, dim=-1)
-        return x * angle.cos() + torch.cat((-second, first), dim=-1) * angle.sin()
+        turned: torch.Tensor = x * angle.cos() + torch.cat((-second, first), dim=-1) * angle.sin()
+        return turned

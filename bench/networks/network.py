@@ -46,4 +46,4 @@ class Network(nn.Module, ABC):
     def read(self, tokens: torch.Tensor, grid: tuple[int, int]) -> Features:
         """Features of the tokens of a block, after the final norm where that is asked for."""
         body = tokens[:, self.n_prefix :]
-        return Features(self.global_token(tokens), body.unflatten(1, grid), body.mean(dim=1))
+        return Features(self.global_token(tokens), body.reshape(len(body), *grid, -1), body.mean(dim=1))

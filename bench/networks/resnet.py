@@ -1,7 +1,8 @@
 """Residual networks in torchvision's names, of any depth and width, made of torchvision's blocks.
 
-torchvision and timm fix the first convolution at 64 channels; the wide networks of self-supervised papers (SwAV,
-VICReg: all widths twice to five times) and those for small images (a 3x3 first convolution, no pooling) do not.
+torchvision and timm fix the first convolution at 64 channels; the wide networks of self-supervised papers
+(SwAV, VICReg: all widths twice to five times) and those for small images (a 3x3 first convolution, no
+pooling) do not.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class ResNet(Network):
 
     def read(self, tokens: torch.Tensor, grid: tuple[int, int]) -> Features:
         """The map and its mean; a map that is wider than the patches is averaged over each of them."""
-        places = tokens.unflatten(1, (grid[0] + self.wider, grid[1] + self.wider))
+        places = tokens.reshape(len(tokens), grid[0] + self.wider, grid[1] + self.wider, -1)
         patches = places
         if self.wider:
             patches = F.adaptive_avg_pool2d(places.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1)

@@ -1,9 +1,9 @@
 """The encoder of V-JEPA 2 for images (Assran et al. 2025; facebookresearch/vjepa2, src/models).
 
-A plain pre-norm transformer on tubelets without a position table: queries and keys are rotated by the position
-along time, height and width, a third of a head each (rounded down to even), and the rest is not rotated. The
-frequencies are tiled over the two halves while neighbouring numbers are the pairs that turn; the published
-weights were trained with that, so it is kept.
+A plain pre-norm transformer on tubelets without a position table: queries and keys are rotated by the
+position along time, height and width, a third of a head each (rounded down to even), and the rest is not
+rotated. The frequencies are tiled over the two halves while neighbouring numbers are the pairs that turn;
+the published weights were trained with that, so it is kept.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class VJepa2(Network):
         self, images: torch.Tensor, grid: tuple[int, int], method: PosInterpolation
     ) -> tuple[torch.Tensor, Rotations]:
         """All frames are alike, so one tubelet is embedded and repeated."""
-        proj = self.patch_embed["proj"]
+        proj: Any = self.patch_embed["proj"]
         weight = proj.weight.sum(dim=2)
         tokens = F.conv2d(images, weight, proj.bias, stride=proj.stride[1:]).flatten(2).transpose(1, 2)
         return tokens.repeat(1, self.frames, 1), self._rotations(grid, tokens)
@@ -104,7 +104,7 @@ class VJepa2(Network):
 
     def read(self, tokens: torch.Tensor, grid: tuple[int, int]) -> Features:
         """The patches are the mean over time; the mean over all tokens stands for the image."""
-        body = tokens.unflatten(1, (self.frames, *grid)).mean(dim=1)
+        body = tokens.reshape(len(tokens), self.frames, *grid, -1).mean(dim=1)
         return Features(cls=None, patches=body, mean=body.mean(dim=(1, 2)))
 
     def _rotations(self, grid: tuple[int, int], like: torch.Tensor) -> Rotations:
@@ -143,6 +143,6 @@ def _rotate(x: torch.Tensor, rotations: Rotations) -> torch.Tensor:
     parts = []
     for i, (cos, sin) in enumerate(rotations):
         part = x[..., i * size : (i + 1) * size]
-        first, second = part.unflatten(-1, (-1, 2)).unbind(-1)
+        first, second = part[..., ::2], part[..., 1::2]
         parts.append(part * cos + torch.stack((-second, first), dim=-1).flatten(-2) * sin)
     return torch.cat([*parts, x[..., len(rotations) * size :]], dim=-1)

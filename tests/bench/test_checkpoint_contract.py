@@ -222,7 +222,9 @@ def test_families_are_whole() -> None:
 
 def test_families_are_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
-    assert all(f"| `{family.name}`" in text for family in loading.families())
+    for family in loading.families():
+        assert f"| `{family.name}` | {family.title} | {family.known_by} |" in text
+        assert f"| {family.evaluated} | {family.source} |" in text
 
 
 def test_prefixes_are_whole_components() -> None:

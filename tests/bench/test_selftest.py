@@ -10,7 +10,7 @@ from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.cli import cli
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.results import load_run
-from lmim_bench.bench.selftest import CONTROL, _side, _verdicts
+from lmim_bench.bench.selftest import CONTROL, _side, compared, is_above
 from lmim_bench.bench.vit import vit_spec
 
 TASKS = {"knn", "linear", "unsup_seg", "vos", "few_shot"}
@@ -69,8 +69,8 @@ def test_the_output_says_that_it_is_no_benchmark_and_has_a_line_a_task(finished)
     assert load_run(out).limited
 
 
-def tampered(finished, tmp_path, task, change):
-    """The verdict on a task where the items of the checkpoint are other ones."""
+def tampered(finished, tmp_path, task, value):
+    """The verdict on a task where every item of the checkpoint has this value."""
     _, out = finished
     for path in (out / "items").glob("*.npz"):
         target = tmp_path / "items" / path.name
@@ -78,21 +78,31 @@ def tampered(finished, tmp_path, task, change):
         with np.load(path) as stored:
             arrays = dict(stored)
         if path.name.startswith(f"mine--{task}--"):
-            arrays = {k: v if k.endswith("/clusters") else change(v) for k, v in arrays.items()}
+            arrays = {k: v if k.endswith("/clusters") else np.full_like(v, value) for k, v in arrays.items()}
         np.savez(target, **arrays)
-    verdicts = {v.task: v for v in _verdicts(load_run(out), "mine", tmp_path)}
-    assert set(verdicts) == TASKS
-    return verdicts[task]
+    run = load_run(out)
+    results = [
+        result.model_copy(
+            update={"scores": tuple(score.model_copy(update={"value": value}) for score in result.scores)}
+        )
+        if (result.checkpoint.label, result.task) == ("mine", task)
+        else result
+        for result in run.results
+    ]
+    verdicts = compared(run.model_copy(update={"results": tuple(results)}), tmp_path)
+    assert [v.column.task for v in verdicts].count(task) == 1
+    assert len(verdicts) == len(TASKS)
+    return next(v for v in verdicts if v.column.task == task)
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_a_clear_lead_on_a_task_is_above_and_a_clear_loss_is_not(finished, tmp_path, task):
-    better = tampered(finished, tmp_path, task, lambda items: np.ones_like(items) * 2)
-    assert better.above
-    assert better.text.startswith("mine is better than random weights by ")
-    worse = tampered(finished, tmp_path, task, lambda items: np.zeros_like(items) - 1)
-    assert not worse.above
-    assert worse.text.startswith("random weights is better than mine by ")
+    better = tampered(finished, tmp_path, task, 2.0)
+    assert is_above(better)
+    assert better.sentence.startswith("mine is better than random weights by ")
+    worse = tampered(finished, tmp_path, task, -1.0)
+    assert not is_above(worse)
+    assert worse.sentence.startswith("random weights is better than mine by ")
 
 
 def test_without_out_nothing_is_left_behind(smallest, tmp_path, monkeypatch):

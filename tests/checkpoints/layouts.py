@@ -1,9 +1,10 @@
-"""Checkpoints as their trainers write them, rebuilt from keys and shapes, and what the original code made of them.
+"""Checkpoints as their trainers write them, rebuilt from keys and shapes, and what the originals made of them.
 
-A layout is two files in ``references``: ``NAME.json`` has the tree of the file (keys, shapes, plain values),
-and ``NAME.npz`` the features that the original code gave for it, with the few values that are no free choice
-(buffers). All other values follow from the place of a tensor in the file, so that no weights need keeping.
-``originals`` has the scripts that made the references, one for each repository, and a README.
+A layout is two files in ``references``: ``NAME.json`` has the tree of the file (keys, shapes, plain
+values), and ``NAME.npz`` the features that the original code gave for it, with the few values that are no
+free choice (buffers). All other values follow from the place of a tensor in the file, so that no weights
+need keeping. ``originals`` has the scripts that made the references, one for each repository, and a
+README.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """CAPI as the official code saves and serves it (facebookresearch/capi, model.py).
 
-The official evaluation takes the normed tokens after the registers for patches, and for the image the mean of what
-the first block of the decoder predicts for every position.
+The official evaluation takes the normed tokens after the registers for patches, and for the image the mean
+of what the first block of the decoder predicts for every position.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ Options = Mapping[str, Any]
 def _config(root: Root) -> tuple[Options, Options]:
     """The tower and the preprocessing in open_clip_config.json beside the file, or nothing.
 
-    The tower's options are those of ``vision_cfg``, ``quick_gelu`` of the whole model, and the norms' ``eps``.
+    The tower's options are ``vision_cfg``, with ``quick_gelu`` of the whole model and the norms' ``eps``.
     """
     folder = root.tree.folder
     if folder is None or not (folder / _CONFIG).is_file():

@@ -1,7 +1,7 @@
 """ConvNeXt and ConvNeXt V2, in the official names (facebookresearch/ConvNeXt, ConvNeXt-V2) and in timm's.
 
-The official model norms the mean of the last map; patch features carry no norm. A file of ConvNeXt V2's masked
-pre-training holds sparse convolutions in other shapes, which are turned as its own conversion does.
+The official model norms the mean of the last map; patch features carry no norm. A file of ConvNeXt V2's
+masked pre-training holds sparse convolutions in other shapes, which are turned as its own conversion does.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ normalises by ImageNet's mean and deviation, the Lite models by (x - 127) / 128 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 

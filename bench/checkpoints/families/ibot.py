@@ -1,4 +1,4 @@
-"""iBOT as the official code saves it (bytedance/ibot, main_ibot.py), and as extract_backbone_weights.py writes it."""
+"""iBOT as the official code saves it (bytedance/ibot: main_ibot.py, extract_backbone_weights.py)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """I-JEPA as the official code saves it (facebookresearch/ijepa, src/train.py).
 
-There is no class token: the representation is the mean of all tokens after the norm. The file holds the online
-and the target encoder; the paper evaluates the target encoder. timm and transformers convert ``encoder``.
+There is no class token: the representation is the mean of all tokens after the norm. The file holds the
+online and the target encoder; the paper evaluates the target encoder. timm and transformers convert
+``encoder``.
 """
 
 from __future__ import annotations

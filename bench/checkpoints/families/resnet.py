@@ -32,8 +32,8 @@ def _draft(name: str, root: Root, tensors: Tensors, heads: int | None) -> Draft:
     )
     if kernel not in (3, 7) or weight.shape[1] != 3:
         raise CheckpointError(
-            f"conv1.weight has shape {tuple(weight.shape)}; residual networks of RGB images have (D, 3, 7, 7), or "
-            "(D, 3, 3, 3) for small images"
+            f"conv1.weight has shape {tuple(weight.shape)}; residual networks of RGB images have (D, 3, 7, 7), "
+            "or (D, 3, 3, 3) for small images"
         )
     small = kernel == 3
     inner = tensors["layer1.0.conv1.weight"].shape[0]
@@ -41,7 +41,7 @@ def _draft(name: str, root: Root, tensors: Tensors, heads: int | None) -> Draft:
     solo = small and any(key.startswith("classifier.") for key in _beside(root))
     arch = ResNetArch(
         block="bottleneck" if bottleneck else "basic",
-        layers=layers,  # type: ignore[arg-type]
+        layers=layers,
         width=width,
         groups=groups,
         base_width=inner * 64 // (width * groups) if bottleneck else 64,
@@ -67,8 +67,8 @@ def _draft(name: str, root: Root, tensors: Tensors, heads: int | None) -> Draft:
     if small:
         padding = "2, as solo-learn builds it" if solo else "1, the usual one"
         notes.append(
-            f"for small images: a 3x3 first convolution without pooling, padding {padding} (the file does not "
-            "say it); ImageNet's mean and std are assumed, set #mean=a:b:c,std=a:b:c where they differ"
+            f"for small images: a 3x3 first convolution without pooling, padding {padding} (the file does "
+            "not say it); ImageNet's mean and std are assumed, set #mean=a:b:c,std=a:b:c where they differ"
         )
     return Draft(tensors, spec, tuple(notes))
 

@@ -1,7 +1,9 @@
-"""Swin transformers: timm's files, the official ones (microsoft/Swin-Transformer) and SimMIM's pre-training.
+"""Swin transformers: timm's files, the official ones (microsoft/Swin-Transformer) and SimMIM's
+pre-training.
 
-The official names count the merging of patches to the stage before it, timm's to the stage after. Heads and windows
-follow from the tables of position biases; the size of the image from the attention masks where they are stored.
+The official names count the merging of patches to the stage before it, timm's to the stage after. Heads
+and windows follow from the tables of position biases; the size of the image from the attention masks where
+they are stored.
 """
 
 from __future__ import annotations

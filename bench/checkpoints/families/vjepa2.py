@@ -1,7 +1,8 @@
-"""V-JEPA 2 as the official code saves it (facebookresearch/vjepa2, app/vjepa/train.py), as an image encoder.
+"""V-JEPA 2 as the official code saves it (facebookresearch/vjepa2, app/vjepa/train.py), as an image
+encoder.
 
-The official image evaluation (evals/image_classification_frozen) repeats an image 16 times as a video, reads the
-target encoder, and has no class token: the mean over all tokens stands for the image.
+The official image evaluation (evals/image_classification_frozen) repeats an image 16 times as a video,
+reads the target encoder, and has no class token: the mean over all tokens stands for the image.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     weight = tensors["patch_embed.proj.weight"]
     if weight.shape[1] != 3 or weight.shape[3] != weight.shape[4]:
         raise CheckpointError(
-            f"patch_embed.proj.weight has shape {tuple(weight.shape)}; expected (D, 3, t, p, p) for RGB videos"
+            f"patch_embed.proj.weight has shape {tuple(weight.shape)}; expected (D, 3, t, p, p) for videos"
         )
     depth = depth_of(tensors)
     n_heads, note = infer_heads(weight.shape[0], depth, heads, usual={1408: 22, 1664: 26})

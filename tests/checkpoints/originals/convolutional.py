@@ -1,4 +1,4 @@
-"""Residual networks of SwAV, VICReg, Barlow Twins, MoCo and DINO, ConvNeXt and Swin, by their repositories."""
+"""Residual networks of SwAV, VICReg, Barlow Twins, MoCo and DINO; ConvNeXt; Swin; each by its own code."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def ijepa(peers: Path) -> None:
 
     record(
         "ijepa",
-        made_by="facebookresearch/ijepa 52c1ae9, src.models.vision_transformer.VisionTransformer (target_encoder)",
+        made_by="facebookresearch/ijepa 52c1ae9, VisionTransformer (target_encoder)",
         files={
             "jepa-ep300.pth.tar": {
                 "encoder": prefixed("module.", encoder.state_dict()),
@@ -209,7 +209,7 @@ def vjepa2(peers: Path) -> None:
 
     record(
         "vjepa2",
-        made_by="facebookresearch/vjepa2 c2963a4, src.models.vision_transformer.VisionTransformer (target_encoder)",
+        made_by="facebookresearch/vjepa2 c2963a4, VisionTransformer (target_encoder)",
         files={
             "latest.pt": {
                 "encoder": prefixed("module.backbone.", encoder.state_dict()),
