@@ -98,7 +98,8 @@ def self_test(
         "",
     )
     finished = run(config=config, reporter=reporter, command=command, debug=debug)
-    return SelfTest(finished, compared(finished, out), tuple(notes), time.perf_counter() - started)
+    verdicts = compared(finished, checkpoint.label, out)
+    return SelfTest(finished, verdicts, tuple(notes), time.perf_counter() - started)
 
 
 def _draw(folder: Path) -> list[str]:
@@ -135,11 +136,14 @@ def _protocol(side: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def compared(finished: RunFile, out: Path) -> tuple[Verdict, ...]:
+def compared(finished: RunFile, label: str, out: Path) -> tuple[Verdict, ...]:
     """The paired comparison of each headline with random weights; p values hold for all tasks together."""
     report = make_report([(finished, out)])
-    found = comparisons(report, CONTROL) if len(report.checkpoints) > 1 else ()
-    return tuple(verdict for comparison in found for verdict in comparison.verdicts)
+    if CONTROL not in {checkpoint.label for checkpoint in report.checkpoints}:
+        return ()
+    # The folder may hold earlier self tests.
+    mine = [found for found in comparisons(report, CONTROL) if found.challenger.label == label]
+    return tuple(verdict for found in mine for verdict in found.verdicts)
 
 
 def is_above(verdict: Verdict) -> bool:

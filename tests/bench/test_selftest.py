@@ -89,7 +89,7 @@ def tampered(finished, tmp_path, task, value):
         else result
         for result in run.results
     ]
-    verdicts = compared(run.model_copy(update={"results": tuple(results)}), tmp_path)
+    verdicts = compared(run.model_copy(update={"results": tuple(results)}), "mine", tmp_path)
     assert [v.column.task for v in verdicts].count(task) == 1
     assert len(verdicts) == len(TASKS)
     return next(v for v in verdicts if v.column.task == task)
@@ -128,6 +128,13 @@ def test_without_a_control_the_reason_is_said(smallest, reference, note):
     assert note in result.stdout
     assert "verdict" not in result.stdout
     assert "every cell was scored" in result.stdout
+
+
+def test_checkpoints_without_a_control_share_a_folder(smallest, tmp_path):
+    for reference in ("pixels", "other=pixels:32"):
+        result = invoke("--ckpt", reference, "--out", tmp_path / "out")
+        assert result.exit_code == 0, result.output
+    assert {r.checkpoint.label for r in load_run(tmp_path / "out").results} == {"pixels", "other"}
 
 
 def test_a_failed_cell_is_exit_code_one(smallest, tmp_path, monkeypatch):

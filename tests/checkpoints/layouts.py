@@ -1,4 +1,4 @@
-"""Checkpoints as their trainers write them, rebuilt from keys and shapes, and what the originals made of them.
+"""Checkpoints as their trainers write them, rebuilt from keys and shapes; and what the originals gave.
 
 A layout is two files in ``references``: ``NAME.json`` has the tree of the file (keys, shapes, plain
 values), and ``NAME.npz`` the features that the original code gave for it, with the few values that are no

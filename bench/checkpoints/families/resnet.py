@@ -32,7 +32,7 @@ def _draft(name: str, root: Root, tensors: Tensors, heads: int | None) -> Draft:
     )
     if kernel not in (3, 7) or weight.shape[1] != 3:
         raise CheckpointError(
-            f"conv1.weight has shape {tuple(weight.shape)}; residual networks of RGB images have (D, 3, 7, 7), "
+            f"conv1.weight has shape {tuple(weight.shape)}; residual networks have (D, 3, 7, 7), "
             "or (D, 3, 3, 3) for small images"
         )
     small = kernel == 3
