@@ -263,7 +263,7 @@ def inspect_checkpoint(reference: str) -> dict[str, Any]:
         "image_size": spec.image_size,
         "tokens": {
             "class": spec.has_cls,
-            "registers": spec.arch.get("reg_tokens", 0),
+            "registers": spec.arch.get("reg_tokens", spec.arch.get("registers", 0)),
             "patches": (spec.image_size // spec.patch_size) ** 2,
         },
         "preprocessing": {

@@ -283,8 +283,29 @@ def swin(peers: Path) -> None:
     )
 
 
+def efficientnet(peers: Path) -> None:
+    """The package efficientnet_lite_pytorch 0.1.0, which brings real weights in these names."""
+    fresh(peers / "efficientnet_lite_pytorch")
+    package = importlib.import_module("efficientnet_lite_pytorch")
+    net = package.EfficientNet.from_name("efficientnet-lite0").eval()
+
+    def features(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = net.extract_features(images)
+        return {"patches@-1": found.permute(0, 2, 3, 1), "mean@-1": found.mean((2, 3))}
+
+    record(
+        "efficientnet-lite0",
+        made_by="efficientnet_lite_pytorch 0.1.0 (EfficientNet-PyTorch), EfficientNet",
+        files={"efficientnet-lite0.pth": net.state_dict()},
+        features=features,
+        sizes=SIZES,
+        load="efficientnet-lite0.pth",
+        expect={"family": "efficientnet", "pooling": "mean", "name": "tf_efficientnet_lite0"},
+    )
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     solo_learn()
-    for recipe in (swav, vicreg, moco, moco_v3, barlow, dino, convnext, swin):
+    for recipe in (swav, vicreg, moco, moco_v3, barlow, dino, convnext, swin, efficientnet):
         recipe(folder)
