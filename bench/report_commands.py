@@ -24,8 +24,13 @@ _FOLDERS = click.argument(
     show_default=True,
     help="HTML file.",
 )
+@click.option(
+    "--published", is_flag=True, help="Put the numbers that others publish beside the measured ones."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and write no HTML.")
-def compare(folders: tuple[Path, ...], baseline: str | None, out: Path, as_json: bool) -> None:
+def compare(
+    folders: tuple[Path, ...], baseline: str | None, out: Path, published: bool, as_json: bool
+) -> None:
     """Compare checkpoints of one run or of several: paired tests on the same items, one report.
 
     Only what was scored under one protocol on the same data is compared; for the rest it says what differs.
@@ -49,7 +54,7 @@ def compare(folders: tuple[Path, ...], baseline: str | None, out: Path, as_json:
             print_line(f"  {verdict.column.task} on {verdict.column.data.name}: {verdict.sentence}")
         for gap in comparison.gaps:
             print_line(f"  not compared: {gap}")
-    click.echo(f"report   {build_report(folders, out, baseline)}")
+    click.echo(f"report   {build_report(folders, out, baseline, published=published)}")
 
 
 def _plain(comparison: Any) -> dict[str, Any]:

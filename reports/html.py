@@ -20,6 +20,7 @@ from .exhibits import Bars, Curve, Exhibits, Gallery, collect
 from .figures import draw_bars, draw_curve, draw_pareto, draw_ranks
 from .model import Report, read_report, reason
 from .pictures import Album, load_album
+from .published import published_for
 from .readings import clean, format_value, interval_text, show
 from .svg import COLOURS
 from .verdicts import comparisons, ranking
@@ -29,7 +30,11 @@ GALLERIES_SHOWN = 3
 
 
 def build_report(
-    folder: str | Path | Sequence[str | Path], out: str | Path | None = None, baseline: str | None = None
+    folder: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    baseline: str | None = None,
+    *,
+    published: bool = False,
 ) -> Path:
     """Write the report of a run folder, or of several runs side by side, as one HTML file.
 
@@ -37,6 +42,7 @@ def build_report(
         folder: run folder, or several.
         out: where to write; by default ``report.html`` in the (first) folder.
         baseline: label of the checkpoint that the others are compared with; see ``verdicts.comparisons``.
+        published: whether numbers that others publish stand in a section of their own.
 
     Returns:
         The path of the page. The same results give the same bytes.
@@ -47,13 +53,13 @@ def build_report(
     """
     folders = [Path(f) for f in ([folder] if isinstance(folder, (str, Path)) else folder)]
     path = Path(out) if out is not None else folders[0] / "report.html"
-    page = render(read_report(folders), baseline)
+    page = render(read_report(folders), baseline, published=published)
     with atomic_write(path) as stream:
         stream.write(page)
     return path
 
 
-def render(report: Report, baseline: str | None = None) -> str:
+def render(report: Report, baseline: str | None = None, *, published: bool = False) -> str:
     """The page as text. Raises DataError where a picture's path leads out of its run folder."""
     from jinja2 import Environment as Jinja
     from jinja2 import FunctionLoader, StrictUndefined
@@ -103,6 +109,7 @@ def render(report: Report, baseline: str | None = None) -> str:
         comparisons=comparisons(report, baseline),
         ranks=_ranks(report),
         pareto=_pareto(report),
+        published=published_for(report) if published else (),
     )
 
 
