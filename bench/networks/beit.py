@@ -16,15 +16,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationError
+from pydantic import Field
 from timm.layers.mlp import Mlp
 from torch import nn
 
 from ..backbones import resample_positions
 from ..errors import CheckpointError, TaskError
 from ..types import EncoderSpec, Frozen, PosInterpolation
-from ..vit import first_problem
-from .network import Network
+from .network import Network, read_arch
 
 _BASE = 10000.0
 _TOKENS = 3
@@ -93,10 +92,7 @@ def build_beit(arch: Mapping[str, Any]) -> Network:
 
 
 def _arch(fields: Mapping[str, Any]) -> BeitArch:
-    try:
-        arch = BeitArch.model_validate(dict(fields))
-    except ValidationError as error:
-        raise CheckpointError(f"not a transformer of the BEiT kind: {first_problem(error)}") from error
+    arch = read_arch(BeitArch, fields, "a transformer of the BEiT kind")
     per_head = 4 if arch.rotary else 1
     if arch.embed_dim % (arch.num_heads * per_head):
         raise CheckpointError(

@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import nn
 
 from ..errors import CheckpointError
 from ..types import EncoderSpec, Features, Frozen, PosInterpolation
-from ..vit import first_problem
-from .network import Network
+from .network import Network, read_arch
 
 _EPS = 1e-5
 # Turns over the unit square.
@@ -60,10 +59,7 @@ def build_capi(arch: Mapping[str, Any]) -> Network:
 
 
 def _arch(fields: Mapping[str, Any]) -> CapiArch:
-    try:
-        arch = CapiArch.model_validate(dict(fields))
-    except ValidationError as error:
-        raise CheckpointError(f"not a CAPI encoder: {first_problem(error)}") from error
+    arch = read_arch(CapiArch, fields, "a CAPI encoder")
     if arch.embed_dim % arch.num_heads or arch.decoder_dim % arch.decoder_heads:
         raise CheckpointError(f"not a CAPI encoder: {arch.num_heads} heads for width {arch.embed_dim}")
     if arch.decoder_dim != arch.embed_dim:

@@ -12,15 +12,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationError
+from pydantic import Field
 from timm.layers.mlp import Mlp
 from torch import nn
 
 from ..backbones import resample_positions
 from ..errors import CheckpointError
 from ..types import EncoderSpec, Frozen, PosInterpolation
-from ..vit import first_problem
-from .network import Network
+from .network import Network, read_arch
 
 _EPS = 1e-6
 
@@ -62,10 +61,7 @@ def build_data2vec2(arch: Mapping[str, Any]) -> Network:
 
 
 def _arch(fields: Mapping[str, Any]) -> Data2Vec2Arch:
-    try:
-        arch = Data2Vec2Arch.model_validate(dict(fields))
-    except ValidationError as error:
-        raise CheckpointError(f"not a data2vec 2.0 encoder: {first_problem(error)}") from error
+    arch = read_arch(Data2Vec2Arch, fields, "a data2vec 2.0 encoder")
     if arch.embed_dim % arch.num_heads or arch.image_size % arch.patch_size:
         raise CheckpointError(
             f"not a data2vec 2.0 encoder: {arch.num_heads} heads for width {arch.embed_dim}, patches of "

@@ -14,14 +14,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationError
+from pydantic import Field
 from timm.layers.mlp import Mlp, SwiGLU
 from torch import nn
 
 from ..errors import CheckpointError
 from ..types import EncoderSpec, Frozen, PosInterpolation
-from ..vit import first_problem
-from .network import Network
+from .network import Network, read_arch
 
 _BASE = 100.0
 Rotation = tuple[torch.Tensor, torch.Tensor]
@@ -67,10 +66,7 @@ def build_dinov3(arch: Mapping[str, Any]) -> Network:
 
 
 def _arch(fields: Mapping[str, Any]) -> DinoV3Arch:
-    try:
-        arch = DinoV3Arch.model_validate(dict(fields))
-    except ValidationError as error:
-        raise CheckpointError(f"not a DINOv3 encoder: {first_problem(error)}") from error
+    arch = read_arch(DinoV3Arch, fields, "a DINOv3 encoder")
     if arch.embed_dim % (4 * arch.num_heads):
         raise CheckpointError(f"not a DINOv3 encoder: {arch.num_heads} heads for width {arch.embed_dim}")
     return arch

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from ..types import Features, PosInterpolation
+from ..errors import CheckpointError
+from ..types import Features, Frozen, PosInterpolation
+from ..vit import first_problem
+
+Arch = TypeVar("Arch", bound=Frozen)
+
+
+def read_arch(model: type[Arch], fields: Mapping[str, Any], what: str) -> Arch:
+    """The fields of a spec's ``arch`` as the model that declares them.
+
+    Raises:
+        CheckpointError: a field is unknown, missing or not valid, or the numbers do not go together.
+    """
+    try:
+        return model.model_validate(dict(fields))
+    except ValidationError as error:
+        raise CheckpointError(f"not {what}: {first_problem(error)}") from error
 
 
 class Network(nn.Module, ABC):

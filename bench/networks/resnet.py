@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ..errors import CheckpointError
 from ..types import Features, Frozen, PosInterpolation
-from ..vit import first_problem
-from .network import Network
+from .network import Network, read_arch
 
 
 class ResNetArch(Frozen):
@@ -40,11 +39,11 @@ class ResNetArch(Frozen):
 
 def build_resnet(arch: Mapping[str, Any]) -> ResNet:
     """The network that ``arch`` describes. Raises CheckpointError where its numbers do not go together."""
+    numbers = read_arch(ResNetArch, arch, "a residual network")
     try:
-        return ResNet(ResNetArch.model_validate(dict(arch)))
-    except (ValidationError, ValueError) as error:
-        words = first_problem(error) if isinstance(error, ValidationError) else str(error)
-        raise CheckpointError(f"not a residual network: {words}") from error
+        return ResNet(numbers)
+    except ValueError as error:  # torchvision's blocks have rules of their own
+        raise CheckpointError(f"not a residual network: {error}") from error
 
 
 class ResNet(Network):

@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationError
+from pydantic import Field
 from timm.layers.mlp import Mlp
 from torch import nn
 
 from ..errors import CheckpointError
 from ..types import EncoderSpec, Features, Frozen, PosInterpolation
-from ..vit import first_problem
-from .network import Network
+from .network import Network, read_arch
 
 FRAMES = 16
 """Copies of the image that the official image evaluation makes a video of."""
@@ -66,10 +65,7 @@ def build_vjepa2(arch: Mapping[str, Any]) -> Network:
 
 
 def _arch(fields: Mapping[str, Any]) -> VJepa2Arch:
-    try:
-        arch = VJepa2Arch.model_validate(dict(fields))
-    except ValidationError as error:
-        raise CheckpointError(f"not a V-JEPA 2 encoder: {first_problem(error)}") from error
+    arch = read_arch(VJepa2Arch, fields, "a V-JEPA 2 encoder")
     if arch.embed_dim % arch.num_heads or arch.embed_dim // arch.num_heads < 6:
         raise CheckpointError(f"not a V-JEPA 2 encoder: {arch.num_heads} heads for width {arch.embed_dim}")
     return arch

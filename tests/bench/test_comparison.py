@@ -22,6 +22,12 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@pytest.fixture
+def few_exchanges(monkeypatch):
+    """Simulations need many tests, each of which can do with fewer exchanges."""
+    monkeypatch.setattr(comparison, "PERMUTATIONS", 499)
+
+
 # ------------------------------------------------------------------------------------------- tests
 
 
@@ -57,7 +63,7 @@ def test_no_difference_at_all_is_no_evidence():
 
 
 @pytest.mark.parametrize("clustered", [False, True])
-def test_the_level_of_the_permutation_test_holds(clustered):
+def test_the_level_of_the_permutation_test_holds(clustered, few_exchanges):
     false_alarms, trials = 0, 300
     groups = np.repeat(np.arange(30), 4) if clustered else np.arange(60)
     for i in range(trials):
@@ -81,7 +87,7 @@ def test_the_level_of_the_exact_test_is_not_exceeded():
 # ------------------------------------------------------------------------------------------- intervals
 
 
-def test_the_interval_of_a_difference_covers_it():
+def test_the_interval_of_a_difference_covers_it(few_exchanges):
     hits = 0
     for i in range(300):
         random = rng(i)
