@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .stats import bootstrap, crossed_bootstrap_values, percentile_interval
+from .stats import bootstrap, crossed_bootstrap_values, crossed_interval
 from .types import Array, mean_statistic
 
 PERMUTATIONS = 9999
@@ -90,7 +90,7 @@ def _crossed(difference: Array, value: float, rng: np.random.Generator) -> Diffe
     if draws < 2 or items < 2:
         return Difference(value, None, None, None, "none: a single draw or item", None, items, items)
     values = crossed_bootstrap_values(difference, rng)
-    low, high = percentile_interval(values)
+    low, high = crossed_interval(difference, values)
     # The smallest level at which the interval still holds zero.
     tail = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0)) + 1
     p = min(1.0, 2 * tail / (len(values) + 1))

@@ -2,8 +2,9 @@
 
 The bias-corrected and accelerated bootstrap (Efron 1987, "Better Bootstrap Confidence Intervals"; Efron and
 Tibshirani 1993, chapter 14), and Wilson's score interval for shares of independent 0/1 outcomes, which holds
-its level where all outcomes are alike (Brown, Cai and DasGupta 2001). Pure functions of arrays and a
-generator; nothing here knows a task.
+its level where all outcomes are alike (Brown, Cai and DasGupta 2001). Few independent items make a bootstrap
+too narrow, as a normal quantile in place of Student's would: its levels are widened to match (Hesterberg
+2015, "What Teachers Should Know About the Bootstrap"). Pure functions of arrays and a generator.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def bootstrap(
     value = float(statistic((total[:-1] / total[-1])[None])[0])
     left_out = total[None] - table
     jackknife = statistic(left_out[:, :-1] / left_out[:, -1:])
-    return _bca(value, values, jackknife, counts, level)
+    return _bca(value, values, jackknife, counts, _reach(level, groups - 1, groups))
 
 
 def crossed_bootstrap(
@@ -155,7 +156,21 @@ def crossed_bootstrap(
     """
     if min(table.shape) < 2:
         return None
-    return percentile_interval(crossed_bootstrap_values(table, rng, resamples), level)
+    return crossed_interval(table, crossed_bootstrap_values(table, rng, resamples), level)
+
+
+def crossed_interval(table: Array, values: Array, level: float = LEVEL) -> tuple[float, float]:
+    """The interval of a crossed table's mean from its resampled means.
+
+    The few draws weigh in by Satterthwaite's degrees of freedom: as much as they make up of the variance.
+    """
+    parts = [table.mean(axis=1 - axis).var(ddof=1) / table.shape[axis] for axis in (0, 1)]
+    whole = sum(parts)
+    if whole <= 0:
+        return _percentiles(values, NormalDist().inv_cdf((1 + level) / 2))
+    spread = sum(part**2 / (n - 1) for part, n in zip(parts, table.shape, strict=True))
+    freedom = whole**2 / spread
+    return _percentiles(values, _reach(level, freedom, freedom + 1))
 
 
 def crossed_bootstrap_values(table: Array, rng: np.random.Generator, resamples: int = RESAMPLES) -> Array:
@@ -171,11 +186,18 @@ def crossed_bootstrap_values(table: Array, rng: np.random.Generator, resamples: 
     return values
 
 
-def percentile_interval(values: Array, level: float = LEVEL) -> tuple[float, float]:
-    """The interval between the outer quantiles of resampled values."""
-    tail = (1 - level) / 2
+def _percentiles(values: Array, reach: float) -> tuple[float, float]:
+    """The interval between two quantiles of resampled values, ``reach`` normal deviations apart each."""
+    tail = NormalDist().cdf(-reach)
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _reach(level: float, freedom: float, groups: float) -> float:
+    """How many normal deviations the ends of an interval lie out, for so few independent items."""
+    from scipy.special import stdtrit
+
+    return float((groups / (groups - 1)) ** 0.5 * stdtrit(freedom, (1 + level) / 2))
 
 
 def _by_cluster(rows: Array, clusters: Array | None) -> tuple[Array, Array]:
@@ -187,19 +209,18 @@ def _by_cluster(rows: Array, clusters: Array | None) -> tuple[Array, Array]:
     return sums, sizes.astype(np.float64)
 
 
-def _bca(value: float, values: Array, jackknife: Array, counts: Array, level: float) -> tuple[float, float]:
+def _bca(value: float, values: Array, jackknife: Array, counts: Array, reach: float) -> tuple[float, float]:
     normal = NormalDist()
     below = (np.count_nonzero(values < value) + 0.5 * np.count_nonzero(values == value)) / len(values)
-    tail = (1 - level) / 2
     if below in (0.0, 1.0):  # every resample on one side: the correction is infinite, so leave it out
-        return percentile_interval(values, level)
+        return _percentiles(values, reach)
     bias = normal.inv_cdf(below)
     centre = np.average(jackknife, weights=counts)
     spread = np.sum(counts * (centre - jackknife) ** 2)
     skew = np.sum(counts * (centre - jackknife) ** 3)
     acceleration = skew / (6 * spread**1.5) if spread > 0 else 0.0
     bounds = []
-    for z in (normal.inv_cdf(tail), normal.inv_cdf(1 - tail)):
+    for z in (-reach, reach):
         shifted = bias + z
         bounds.append(normal.cdf(bias + shifted / (1 - acceleration * shifted)))
     low, high = np.quantile(values, bounds)
