@@ -82,6 +82,7 @@ def _sections(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "built as": arch.get("builder"),
             "with": ", ".join(f"{key} {_short(value)}" for key, value in described.items()),
             "parameters": f"{found['parameters']:,}",
+            "arithmetic": f"{found['flops'] / 1e9:.3g} GFLOP an image" if found["flops"] else "not counted",
             "width": found["embed_dim"],
             "depth": found["depth"],
             "heads": heads["source"] or heads["number"],

@@ -26,6 +26,7 @@ from torch import nn
 from .backbones import ViTEncoder
 from .building import build_model, make_encoder
 from .checkpoints.loading import load_file
+from .cost import encoder_flops
 from .errors import CheckpointError, ConfigError, did_you_mean
 from .modules import ModuleEncoder, PixelEncoder, module_info
 from .timm_models import create_timm, timm_encoder, timm_spec
@@ -257,6 +258,7 @@ def inspect_checkpoint(reference: str) -> dict[str, Any]:
         "family": spec.family,
         "architecture": spec.arch,
         "parameters": info.parameters,
+        "flops": encoder_flops(encoder),
         "embed_dim": spec.embed_dim,
         "depth": spec.depth,
         "patch_size": spec.patch_size,

@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ class FeatureStore:
             labels=labels,
             index=index,
             fingerprint=key,
+            images_per_second=meta.get("images_per_second"),
         )
         return bank, skipped
 
@@ -106,6 +108,7 @@ class FeatureStore:
             kept: list[Array] = []
             broken: list[str] = []
             row = 0
+            clock = _Clock()
             batch_size = engine.batch_for(view.size, view.size)
             with progress(len(split), f"features of {data.name}/{split_name} at {view.size} px") as bar:
                 for positions, pixels, failed in iterate_batches(
@@ -116,9 +119,10 @@ class FeatureStore:
                     if not len(positions):
                         continue
                     images = normalise(pixels.to(engine.device, non_blocking=True), view)
-                    found = engine.encode(images, taps)
-                    for column in columns:
-                        values = _values(column, found[column.tap]).cpu().numpy()
+                    with clock.time(len(positions)):
+                        found = engine.encode(images, taps)
+                        batch = {c: _values(c, found[c.tap]).cpu().numpy() for c in columns}
+                    for column, values in batch.items():
                         if column.id not in writers:
                             writers[column.id] = self._allocate(staging, column, len(split), values)
                         writers[column.id][row : row + len(values)] = values
@@ -131,7 +135,8 @@ class FeatureStore:
                 if row < len(split):
                     _truncate(staging / f"{column.id}.npy", row)
             writers.clear()
-            self._publish(staging, folder, engine, data, split_name, view, np.concatenate(kept), broken)
+            index = np.concatenate(kept)
+            self._publish(staging, folder, engine, data, split_name, view, index, broken, clock.rate)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         self._evict(keep=folder)
@@ -158,6 +163,7 @@ class FeatureStore:
         view: View,
         index: Array,
         broken: Sequence[str],
+        images_per_second: float,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for path in staging.glob("*.npy"):
@@ -176,6 +182,7 @@ class FeatureStore:
                 "precision": engine.precision,
                 "images": len(index),
                 "skipped": list(broken),
+                "images_per_second": images_per_second,
             },
         )
 
@@ -191,6 +198,24 @@ class FeatureStore:
             if bank != keep:
                 total -= folder_bytes(bank)
                 shutil.rmtree(bank, ignore_errors=True)
+
+
+class _Clock:
+    """Images a second over the batches that were timed; the first one warms up, and counts only if alone."""
+
+    def __init__(self) -> None:
+        self._laps: list[tuple[int, float]] = []
+
+    @contextmanager
+    def time(self, images: int) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._laps.append((images, time.perf_counter() - start))
+
+    @property
+    def rate(self) -> float:
+        laps = self._laps[1:] or self._laps
+        return round(sum(n for n, _ in laps) / sum(s for _, s in laps), 2)
 
 
 def bank_key(engine: Engine, data: Dataset, split_name: str, view: View) -> str:

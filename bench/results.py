@@ -37,6 +37,8 @@ class CheckpointRecord(Frozen):
     fingerprint: str
     spec: EncoderSpec
     info: CheckpointInfo
+    flops: float | None = None
+    """FLOPs for one image at the encoder's own size (``cost.encoder_flops``); None where not counted."""
 
 
 class DataRecord(Frozen):
@@ -90,11 +92,16 @@ class Result(Frozen):
     """The protocol fields that differ from the task's defaults."""
     headline: str
     """Metric id that stands for the task."""
+    scored: bool = True
+    """Whether the task gives scores; False for a diagnosis, which nothing counts or ranks."""
     metrics: dict[str, dict[str, Any]] = {}
     """Declared metric families: title, unit, higher_is_better."""
     scores: tuple[Score, ...] = ()
     artefacts: tuple[Artefact, ...] = ()
     notes: tuple[str, ...] = ()
+    images_per_second: float | None = None
+    """Images through the encoder when the features of this cell were made, without the decoding of images;
+    None where the task reads no bank of features."""
     seconds: dict[str, float] = {}
     """Wall time by phase: ``features`` (shared passes are counted where they ran), ``task``, ``score``."""
     environment: Environment

@@ -17,6 +17,7 @@ from .cache import cache_folder, clear_stale
 from .cells import Banks, Cell, requests_of, scores_of, wanted_by, write_items
 from .config import RunConfig
 from .context import RunContext
+from .cost import encoder_flops
 from .data import load_data
 from .encoders import load_encoder
 from .engine import Engine, resolve_device
@@ -149,12 +150,12 @@ class Run:
         skipped: tuple[str, ...] = ()
         shutil.rmtree(self.plan.out / "artefacts" / cell.id, ignore_errors=True)
         context: RunContext | None = None
+        opened: dict[str, FeatureBank] = {}
         scores: list[Score] = []
         measurements: list[Measurement] = []
         error: str | None = None
         try:
             requests = requests_of(cell, engine.encoder.spec, data)
-            opened: dict[str, FeatureBank] = {}
             for request in requests:
                 for split in request.splits:
                     opened[split], left_out = banks.get(split, request.view)
@@ -203,10 +204,12 @@ class Run:
             protocol=cell.evaluation.config.model_dump(mode="json"),
             overrides=cell.evaluation.overrides,
             headline=task.headline(cell.evaluation.config),
+            scored=task.scored,
             metrics={m.id: m.model_dump(mode="json", exclude={"id"}) for m in task.metrics},
             scores=tuple(scores),
             artefacts=tuple(context.artefacts) if context and not error else (),
             notes=tuple(context.notes) if context else (),
+            images_per_second=_speed(opened.values()),
             seconds={phase: round(value, 4) for phase, value in seconds.items()},
             environment=environment(self.device, self.plan.config.precision),
             finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -245,6 +248,7 @@ def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = Fals
             fingerprint=encoder.fingerprint,
             spec=encoder.spec,
             info=encoder.info,
+            flops=encoder_flops(encoder),
         )
     data: dict[str, Dataset] = {}
     for name, entry in plan.data.items():
@@ -326,6 +330,12 @@ def _plan_order(out: Path) -> Any:
     plan = json.loads((out / "plan.json").read_text(encoding="utf-8"))
     rank = {cell["cell"]: i for i, cell in enumerate(plan["cells"])}
     return lambda result: (rank.get(result.cell, len(rank)), result.cell)
+
+
+def _speed(banks: Iterable[FeatureBank]) -> float | None:
+    """Images a second of the largest bank, which its start and end disturb least."""
+    timed = [bank for bank in banks if bank.images_per_second is not None]
+    return max(timed, key=len).images_per_second if timed else None
 
 
 def _result_path(out: Path, cell: str) -> Path:

@@ -88,6 +88,7 @@ def self_test(
         RunConfig,
         {
             "checkpoints": rows,
+            "tasks": tuple(_protocol(side)),
             "data": _draw(working / "data"),
             "overrides": _protocol(side),
             "limit": _LIMIT,

@@ -59,6 +59,15 @@ class EncoderSpec(Frozen):
     """How position embeddings are resampled to another grid, as the family's own code does."""
 
 
+class TrainingPoint(Frozen):
+    """When in its training a checkpoint was saved."""
+
+    run: str
+    """The same for all checkpoints of one training, and for no other training."""
+    epoch: float
+    """As the file says: some trainers count the epochs that were finished, others name the last one."""
+
+
 class CheckpointInfo(Frozen):
     """What is known of a loaded checkpoint: where it came from, what was used, what was dropped."""
 
@@ -74,6 +83,8 @@ class CheckpointInfo(Frozen):
     notes: tuple[str, ...] = ()
     """Choices and conversions that a reader should know (heads and their source, position tables...)."""
     random_weights: bool = False
+    training: TrainingPoint | None = None
+    """None where the file does not say at which epoch it was saved."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +209,8 @@ class FeatureBank:
     labels: Array | None
     index: Array
     fingerprint: str = ""
+    images_per_second: float | None = None
+    """Speed of the encoder in the pass that made the bank, on the device of that pass."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -442,6 +455,8 @@ class TaskSpec:
     features: Callable[[Any, EncoderSpec, Dataset], Sequence[FeatureRequest]]
     """What the task needs extracted; empty for a task that encodes by itself through ``ctx.encode``."""
     run: Callable[[Context, Any], Sequence[Measurement]]
+    scored: bool = True
+    """False for a diagnosis: it explains scores, and no summary, ranking or comparison counts it as one."""
     doc: str = ""
     origin: str = "lmim-bench"
     """Distribution and version that supplied the task."""

@@ -1,6 +1,6 @@
 """Is it learning, or has it collapsed? Measures of representations, and a k-NN on held-out images.
 
-The measures are pure functions of features. Verdicts come from measures over *different* images: telling the
+Verdicts come from measures over *different* images: telling the
 patches of one image apart can be solved by a code of their position, which no measure inside an image sees.
 """
 
@@ -31,49 +31,26 @@ from ..bench.types import (
 )
 from ..bench.vit import build_vit
 from ..tasks._math import knn
+from ..tasks._math import representation as measure
 from .encoder import build_projector
 from .recipe import Recipe
 
-COLLAPSED_COSINE = 0.99
-POSITION_CODE = 0.9
 MONITORED = 256
 """Held-out images that the measures are taken on."""
 
 
-def pooled_cosine(patches: torch.Tensor) -> float:
-    """Mean cosine between the mean-pooled latents (N, P, D) of *different* images: 1.00 when collapsed
-    (the collapse measure of the Latent MIM paper, Table 1: 1.00 for the naive model, 0.50 with momentum).
-    """
-    pooled = F.normalize(patches.double().mean(dim=1), dim=-1)
-    n = len(pooled)
-    if not pooled.any():
-        return 1.0  # latents that are all zero have no direction, and are as collapsed as can be
-    return float((pooled.sum(0).square().sum() - n) / (n * (n - 1)))
-
-
-def effective_rank(rows: torch.Tensor) -> float:
-    """RankMe: the exponential of the entropy of the normalised singular values of rows (N, D)
-    (Garrido et al., ICML 2023). Rows are not centred.
-    """
-    values = torch.linalg.svdvals(rows.double())
-    shares = values / values.sum().clamp_min(1e-30) + 1e-7
-    return float(torch.exp(-(shares * shares.log()).sum()))
-
-
-def position_share(patches: torch.Tensor) -> float:
-    """Share of the variance of patch latents (N, P, D) that their position alone explains: the variance of
-    the mean over images at each position, over the variance of all patches. 0 where nothing varies.
-    """
-    x = patches.double()
-    total = (x - x.mean(dim=(0, 1))).square().mean()
-    by_position = x.mean(dim=0)
-    explained = (by_position - by_position.mean(dim=0)).square().mean()
-    return float(explained / total) if total > 0 else 0.0
-
-
 @dataclass(frozen=True)
 class Health:
-    """Measures of an encoder on held-out images, before (``encoder``) and behind the projector."""
+    """Measures of an encoder on held-out images.
+
+    Attributes:
+        pooled_cosine: mean cosine between the mean-pooled latents of *different* images: 1 when collapsed
+            (the collapse measure of the Latent MIM paper, Table 1: 1.00 for the naive model, 0.50 with
+            momentum).
+        projected_cosine: the same behind the projector.
+        effective_rank: RankMe of the mean-pooled latents.
+        position_share: share of the variance of patch latents that their position alone explains.
+    """
 
     pooled_cosine: float
     projected_cosine: float
@@ -83,12 +60,12 @@ class Health:
     def warnings(self) -> list[str]:
         """What is wrong with the representations, in sentences; [] where nothing is."""
         found = []
-        if self.projected_cosine > COLLAPSED_COSINE:
+        if self.projected_cosine > measure.COLLAPSED:
             found.append(
                 "the representations have collapsed: latents of different images have a cosine of "
                 f"{self.projected_cosine:.3f} on average (effective rank {self.effective_rank:.1f})"
             )
-        if self.position_share > POSITION_CODE:
+        if self.position_share > measure.POSITION_CODE:
             found.append(
                 f"the latents are mostly a code of position: it explains {100 * self.position_share:.0f}% of "
                 "the variance of patches"
@@ -147,11 +124,13 @@ class Watcher:
         # Spread over the split, which lists one class after the other.
         chosen = torch.linspace(0, len(images) - 1, min(MONITORED, len(images))).long()
         patches = torch.cat([f.patches.flatten(1, 2) for f in self._encode(engine, images[chosen], Tap(-1))])
+        pooled, projected = (x.double().mean(dim=1).cpu().numpy() for x in (patches, projector(patches)))
+        spectrum = measure.spectrum(pooled, centre=False)
         return Health(
-            pooled_cosine=pooled_cosine(patches),
-            projected_cosine=pooled_cosine(projector(patches)),
-            effective_rank=effective_rank(patches.mean(dim=1)),
-            position_share=position_share(patches),
+            pooled_cosine=float(measure.mean_cosines(pooled).mean()),
+            projected_cosine=float(measure.mean_cosines(projected).mean()),
+            effective_rank=measure.effective_rank(spectrum.values, measure.RANKME_EPS),
+            position_share=float(measure.position_items(patches.cpu().numpy()).mean()),
         )
 
     def _knn(self, engine: Engine) -> float:

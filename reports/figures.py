@@ -225,37 +225,73 @@ def _groups(ranks: Sequence[float], critical: float) -> list[tuple[float, float]
 
 @styled
 def draw_pareto(
-    title: str,
-    sizes: Points,
-    values: Points,
-    unit: str,
-    better_is_higher: bool,
+    score: str,
+    cost: str,
+    points: Sequence[tuple[float, float, int]],
     labels: Sequence[str],
     prefix: str,
+    *,
+    unit: str,
+    higher_is_better: bool,
+    more_is_cheaper: bool = False,
 ) -> str:
-    """A score against the number of parameters; a line joins what no smaller encoder reaches."""
+    """A score against a cost; a line joins what no encoder at the same cost or less reaches.
+
+    Args:
+        score: what the score is called.
+        cost: what the cost is called, with its unit.
+        points: (cost, score, index of the checkpoint); the cost is positive.
+        labels: name of each checkpoint, by index.
+        prefix: id of the figure, unique on the page.
+        unit: of the score.
+        higher_is_better: whether a higher score is better.
+        more_is_cheaper: whether the cost is a speed, of which more is better.
+    """
     figure, axes = _figure(4.3, 2.8)
-    points = [
-        (size, value, i)
-        for i, (size, value) in enumerate(zip(sizes, _scale(values, unit), strict=True))
-        if size and math.isfinite(value)
-    ]
-    best: float | None = None
-    front = []
-    for size, value, _ in sorted(points):
-        if best is None or (value != best and (value > best) == better_is_higher):
-            front.append((size, value))
-            best = value
-    axes.plot(*zip(*front, strict=True), color=RULE, linewidth=2, zorder=1)
-    for size, value, i in points:
+    _cost_axis(axes, [x for x, _, _ in points])
+    front = _front(points, higher_is_better, more_is_cheaper)
+    axes.plot(
+        [x for x, _ in front], _scale(tuple(y for _, y in front), unit), color=RULE, linewidth=2, zorder=1
+    )
+    for x, y, i in points:
         axes.plot(
-            size, value, linestyle="", color=colour(i), marker=MARKERS[i % len(MARKERS)], markersize=7,
-            markeredgecolor=SURFACE, markeredgewidth=0.8,
+            x, _scale((y,), unit), linestyle="", color=colour(i), marker=MARKERS[i % len(MARKERS)],
+            markersize=7, markeredgecolor=SURFACE, markeredgewidth=0.8,
         )  # fmt: skip
-    axes.set_xscale("log")
     axes.grid(axis="y")
     axes.margins(x=0.08, y=0.12)
-    axes.set_xlabel("parameters of the encoder")
-    axes.set_ylabel(_short(title, 40))
-    names = ", ".join(labels[i] for _, _, i in points)
-    return to_svg(figure, prefix, f"{title} against parameters for {names}.")
+    axes.set_xlabel(cost)
+    axes.set_ylabel(_short(score, 40))
+    described = ", ".join(f"{labels[i]} {format_value(y, unit)} at {_engineering(x)}" for x, y, i in points)
+    return to_svg(figure, prefix, f"{score} against {cost}: {described}.")
+
+
+def _cost_axis(axes: Axes, costs: Sequence[float]) -> None:
+    """A logarithmic axis with a few ticks whatever it spans, in thousands, millions and so on."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    span = max(costs) / min(costs)
+    steps = (1, 2, 5) if span < 30 else (1, 3) if span < 1000 else (1,)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _engineering(x)))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _engineering(x: float) -> str:
+    from matplotlib.ticker import EngFormatter
+
+    return str(EngFormatter(sep="\N{NO-BREAK SPACE}").format_eng(float(f"{x:.3g}")))
+
+
+def _front(
+    points: Sequence[tuple[float, float, int]], higher_is_better: bool, more_is_cheaper: bool
+) -> list[tuple[float, float]]:
+    """The points that no other one beats in score at the same cost or less, from the cheapest on."""
+    front: list[tuple[float, float]] = []
+    for x, y, _ in sorted(
+        points, key=lambda p: (-p[0] if more_is_cheaper else p[0], -p[1] if higher_is_better else p[1])
+    ):
+        if not front or (y > front[-1][1] if higher_is_better else y < front[-1][1]):
+            front.append((x, y))
+    return front

@@ -9,17 +9,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..bench.results import atomic_write
+from ..bench.results import Result, atomic_write
 from .exhibits import Bars, Curve, Exhibits, Gallery, collect
 from .figures import draw_bars, draw_curve, draw_pareto, draw_ranks
 from .model import Report, read_report, reason
 from .pictures import Album, load_album
+from .progression import progression
 from .published import published_for
 from .readings import clean, format_value, interval_text, show
 from .svg import COLOURS
@@ -93,7 +94,7 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
         "picture": lambda strip, file: album.pictures[strip.folder, file],
         "p_value": lambda p: "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
         "prose": prose,
-        "summarise": lambda report: [column.summary() for column in report.columns],
+        "summarise": lambda report: [column.summary() for column in report.summarised],
     }
     return jinja.get_template("report.html.j2").render(
         report=report,
@@ -109,6 +110,7 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
         comparisons=comparisons(report, baseline),
         ranks=_ranks(report),
         pareto=_pareto(report),
+        progression=progression(report),
         published=published_for(report) if published else (),
     )
 
@@ -116,6 +118,13 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="#2456d6" '
     'd="M1 8h4v7H1zM6 4h4v11H6zM11 1h4v14h-4z"/></svg>'
+)
+
+
+_COSTS: tuple[tuple[str, Callable[[Result], float | None], bool], ...] = (
+    ("parameters of the encoder", lambda result: result.checkpoint.info.parameters, False),
+    ("FLOPs for an image at the encoder's own size", lambda result: result.checkpoint.flops, False),
+    ("images a second, as measured in this run", lambda result: result.images_per_second, True),
 )
 
 
@@ -129,31 +138,37 @@ def _ranks(report: Report) -> tuple[Any, Any] | None:
     return found[0], Markup(draw_ranks(found[0], _labels(report), "ranks"))
 
 
-def _pareto(report: Report) -> list[tuple[str, Any]]:
-    """Score against size for each column, where the encoders differ in size."""
+def _pareto(report: Report) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """Scores against each cost, a figure a column, where encoders of different architectures are compared."""
     from markupsafe import Markup
 
-    sizes = tuple(checkpoint.record.info.parameters or None for checkpoint in report.checkpoints)
-    if len({size for size in sizes if size}) < 2:
-        return []
-    figures = []
-    for column in report.columns:
-        row = column.headline
-        if row is None or len(row.found) < 2:
-            continue
-        values = tuple(reading.value if reading else None for reading in row.readings)
-        title = f"{column.task} on {column.data.name}"
-        svg = draw_pareto(
-            row.metric.title,
-            sizes,
-            values,
-            row.metric.unit,
-            row.metric.higher_is_better,
-            _labels(report),
-            f"size-{column.id}",
-        )
-        figures.append((title, Markup(svg)))
-    return figures
+    groups = []
+    if len({(c.record.info.parameters, c.record.flops) for c in report.checkpoints}) > 1:
+        for number, (cost, of, more_is_cheaper) in enumerate(_COSTS):
+            figures = []
+            for column in report.scored:
+                row = column.headline
+                points = [
+                    (found, reading.value, i)
+                    for i, entries in enumerate(column.cells)
+                    if row and (reading := row.readings[i]) and (found := of(entries[0].result))
+                ]
+                if row is None or len(points) < 2:
+                    continue
+                svg = draw_pareto(
+                    row.metric.title,
+                    cost,
+                    points,
+                    _labels(report),
+                    f"cost{number}-{column.id}",
+                    unit=row.metric.unit,
+                    higher_is_better=row.metric.higher_is_better,
+                    more_is_cheaper=more_is_cheaper,
+                )
+                figures.append((f"{column.task} on {column.data.name}", Markup(svg)))
+            if figures:
+                groups.append((cost, figures))
+    return groups
 
 
 def _template(name: str) -> str:
@@ -181,7 +196,7 @@ def lead(report: Report) -> list[str]:
     """What the summary table says, in sentences: how often each checkpoint is best."""
     if len(report.checkpoints) < 2:
         return []
-    rows = [row for column in report.columns if (row := column.headline) and len(row.found) > 1]
+    rows = [row for column in report.scored if (row := column.headline) and len(row.found) > 1]
     wins = [(sum(r.standings[c.index] == "best" for r in rows), c) for c in report.checkpoints]
     out = [
         f"{c.label} is best in {count} of {len(rows)} columns."

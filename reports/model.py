@@ -113,7 +113,8 @@ class Column:
                 out.append(Cell("failed" if errors else "missing", errors=errors))
                 continue
             state: State = "partial" if errors else "ok"
-            heat, span = row.heat(reading), row.span(reading)
+            heat = row.heat(reading) if self.first.scored else 0.0
+            span = row.span(reading)
             out.append(Cell(state, reading, row.standings[index], heat, span, errors))
         return tuple(out)
 
@@ -130,6 +131,16 @@ class Report:
     """What is odd about the results themselves, as sentences."""
 
     @property
+    def scored(self) -> tuple[Column, ...]:
+        """The columns that hold scores; the others are diagnoses, which nothing counts or ranks."""
+        return tuple(column for column in self.columns if column.first.scored)
+
+    @property
+    def summarised(self) -> tuple[Column, ...]:
+        """The columns of the summary: the scores, or the diagnoses where there is nothing else."""
+        return self.scored or self.columns
+
+    @property
     def entries(self) -> tuple[Entry, ...]:
         """All entries, by column, checkpoint and seed."""
         return tuple(entry for column in self.columns for entry in column.entries)
@@ -137,12 +148,11 @@ class Report:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader should know of a checkpoint first: that it collapsed, that its heads are a guess."""
-        return tuple(
-            f"{c.label}: {note.removeprefix('WARNING: ')}"
-            for c in self.checkpoints
-            for note in c.record.info.notes
-            if note.startswith("WARNING: ")
-        )
+        said = [(c, note) for c in self.checkpoints for note in c.record.info.notes]
+        for column in self.columns:
+            said += [(self.checkpoints[i], note) for note, found in column.notes.items() for i in found]
+        warnings = (f"{c.label}: {n.removeprefix('WARNING: ')}" for c, n in said if n.startswith("WARNING: "))
+        return tuple(dict.fromkeys(warnings))
 
     @property
     def limits(self) -> tuple[int, ...]:

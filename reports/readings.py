@@ -170,7 +170,10 @@ def metric_rows(first: Result, cells: Sequence[Sequence[Result]]) -> tuple[Row, 
             readings = tuple(_reading(results, metric_id, metric) for results in cells)
             parameters = metric_id.partition("@")[2]
             headline = metric_id == first.headline
-            rows.append(Row(metric_id, metric, parameters, headline, readings, _standings(readings, metric)))
+            standings: tuple[Standing, ...] = tuple("" for _ in readings)
+            if first.scored:
+                standings = _standings(readings, metric)
+            rows.append(Row(metric_id, metric, parameters, headline, readings, standings))
     return tuple(rows)
 
 

@@ -42,7 +42,7 @@ def write_table(report: Report, form: str) -> str:
 
 
 def _grid(report: Report) -> list[list[Cell]]:
-    columns = [column.summary() for column in report.columns]
+    columns = [column.summary() for column in report.summarised]
     return [[cells[checkpoint.index] for cells in columns] for checkpoint in report.checkpoints]
 
 
@@ -59,7 +59,7 @@ def _note(report: Report) -> str:
 
 
 def _markdown(report: Report) -> str:
-    heads = [_head(column) for column in report.columns]
+    heads = [_head(column) for column in report.summarised]
     lines = [
         "| checkpoint | " + " | ".join(f"{_cell(name)}<br>{_cell(metric)}" for name, metric in heads) + " |",
         "|---|" + "---:|" * len(heads),
@@ -78,7 +78,7 @@ def _markdown(report: Report) -> str:
 
 
 def _latex(report: Report) -> str:
-    heads = [_head(column) for column in report.columns]
+    heads = [_head(column) for column in report.summarised]
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{tabular}{l" + "r" * len(heads) + "}",

@@ -61,7 +61,7 @@ class SummaryTable:
             yield Text(line, style="dim")
 
     def _grid(self) -> Grid:
-        columns = self.report.columns
+        columns = self.report.summarised
         grid = [["checkpoint", *(_head(column) for column in columns)]]
         summaries = [column.summary() for column in columns]
         for checkpoint in self.report.checkpoints:
@@ -100,7 +100,7 @@ class SummaryTable:
         ]
 
     def _legend(self) -> list[str]:
-        rows = [row for column in self.report.columns if (row := column.headline)]
+        rows = [row for column in self.report.summarised if (row := column.headline)]
         marks = [mark for row in rows for mark in row.standings]
         if "best" not in marks:
             return []

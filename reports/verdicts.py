@@ -108,7 +108,7 @@ def comparisons(report: Report, baseline: str | None = None) -> tuple[Comparison
 
 def ranking(report: Report) -> tuple[Ranking, tuple[Checkpoint, ...]] | None:
     """Average ranks over the columns that every checkpoint of three or more was scored on."""
-    full = [row for column in report.columns if (row := column.headline) and all(row.readings)]
+    full = [row for column in report.scored if (row := column.headline) and all(row.readings)]
     if len(report.checkpoints) < 3 or not full:
         return None
     table = np.array([[reading.value for reading in row.readings if reading] for row in full])
@@ -131,7 +131,7 @@ def _compare(report: Report, base: Checkpoint, other: Checkpoint) -> Comparison:
     gaps: list[str] = []
     shared: set[tuple[str, str]] = set()
     lone: dict[tuple[str, str], list[str]] = {}
-    for column in report.columns:
+    for column in report.scored:
         key = (column.task, column.data.name)
         mine, theirs = column.cells[base.index], column.cells[other.index]
         if not mine or not theirs:

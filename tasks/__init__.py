@@ -24,7 +24,7 @@ from ..bench.types import (
 )
 
 ENTRY_POINT_GROUP = "lmim_bench.tasks"
-_BUILT_IN = ("knn", "linear", "unsup_seg", "vos", "few_shot")
+_BUILT_IN = ("knn", "linear", "unsup_seg", "vos", "few_shot", "diagnose")
 
 
 def _no_features(config: Any, spec: EncoderSpec, data: Dataset) -> Sequence[FeatureRequest]:
@@ -41,6 +41,7 @@ def task(
     metrics: Sequence[Metric],
     headline: Callable[[Any], str],
     features: Callable[[Any, EncoderSpec, Dataset], Sequence[FeatureRequest]] = _no_features,
+    scored: bool = True,
 ) -> Callable[[Callable[[Context, Any], Sequence[Measurement]]], TaskSpec]:
     """Declare a task. The decorated function takes (context, config) and returns measurements.
 
@@ -53,11 +54,14 @@ def task(
         metrics: the metric families that the task returns.
         headline: from the config to the one metric id that stands for the task.
         features: from (config, encoder spec, data set) to what must be extracted before the task runs.
+        scored: False for a diagnosis, which no summary, ranking or comparison counts as a score.
     """
 
     def register(function: Callable[[Context, Any], Sequence[Measurement]]) -> TaskSpec:
         doc = inspect.getdoc(inspect.getmodule(function)) or inspect.getdoc(function) or ""
-        return TaskSpec(name, version, title, data, config, tuple(metrics), headline, features, function, doc)
+        return TaskSpec(
+            name, version, title, data, config, tuple(metrics), headline, features, function, scored, doc
+        )
 
     return register
 

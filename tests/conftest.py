@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 COUNTS = pytest.StashKey[dict[str, int]]()
-MARKS = ("slow", "gpu", "realdata")
+MARKS = ("slow", "gpu", "realdata", "browser")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

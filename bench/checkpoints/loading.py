@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +20,7 @@ import torch
 from ..building import build_model, make_encoder
 from ..errors import CheckpointError, did_you_mean
 from ..timm_models import create_timm, timm_spec
-from ..types import CheckpointInfo, Encoder
+from ..types import CheckpointInfo, Encoder, EncoderSpec, TrainingPoint
 from . import families as built_in
 from . import native
 from .contract import few, fill
@@ -261,6 +264,18 @@ def _outline(tree: Tree) -> str:
     return ", ".join(shown[:_SHOWN]) + more
 
 
+def _training_point(container: Container, root: str, spec: EncoderSpec) -> TrainingPoint | None:
+    """The epoch that a trainer wrote beside its weights. Files of one folder that hold the same encoder are
+    taken for checkpoints of one training.
+    """
+    epoch = container.payload.get("epoch")
+    if isinstance(epoch, bool) or not isinstance(epoch, (int, float)) or not math.isfinite(epoch):
+        return None
+    folder = container.path.resolve().parent
+    run = json.dumps([str(folder), root, spec.family, spec.arch], sort_keys=True, default=str)
+    return TrainingPoint(run=hashlib.sha256(run.encode()).hexdigest()[:16], epoch=epoch)
+
+
 def _assemble(
     container: Container, root: str, draft: Draft, dropped: Mapping[str, str], notes: Sequence[str]
 ) -> Encoder:
@@ -279,5 +294,6 @@ def _assemble(
         dropped=dict(dropped),
         notes=(*notes, *draft.notes, *fill_notes, *container.notes),
         random_weights=ours and native.is_untrained(container.payload),
+        training=native.training_point(container.payload) if ours else _training_point(container, root, spec),
     )
     return make_encoder(model, spec, info)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from ..errors import CheckpointError
 from ..results import atomic_write
-from ..types import EncoderSpec
+from ..types import EncoderSpec, TrainingPoint
 from ..vit import first_problem
 from .family import Draft
 
@@ -89,6 +90,16 @@ def is_untrained(payload: Mapping[str, Any]) -> bool:
     """Whether a checkpoint of this project holds the weights that a training starts from."""
     recipe = payload.get("recipe")
     return isinstance(recipe, Mapping) and recipe.get("step") == 0
+
+
+def training_point(payload: Mapping[str, Any]) -> TrainingPoint | None:
+    """When a training of this project saved the encoder: one recipe on one data set is one training."""
+    recipe = payload.get("recipe")
+    if not isinstance(recipe, Mapping) or "recipe" not in recipe or "step" not in recipe:
+        return None
+    identity = json.dumps([recipe["recipe"], recipe.get("data")], sort_keys=True)
+    run = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return TrainingPoint(run=run, epoch=recipe.get("epochs", recipe["step"]))
 
 
 def _notes(recipe: object) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     button.type = "button";
     button.className = "sort";
     button.title = "Sort by this column";
-    button.setAttribute("aria-label", "Sort by " + head.innerText.trim().split("\n")[0]);
+    button.setAttribute("aria-label", "Sort by " + head.innerText.trim().split(/\n+/, 2).join(", "));
     head.append(button);
     button.addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") !== "descending";

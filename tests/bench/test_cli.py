@@ -59,7 +59,7 @@ def test_unknown_command_names_the_nearest(invoke):
     assert "Did you mean 'run'?" in result.output
 
 
-def test_tasks_lists_the_five_with_their_headline(invoke):
+def test_tasks_lists_each_with_its_headline(invoke):
     output = invoke("tasks").output
     for name, headline in {
         "knn": "top1@k=20",
@@ -67,6 +67,7 @@ def test_tasks_lists_the_five_with_their_headline(invoke):
         "unsup_seg": "miou",
         "vos": "jf_mean",
         "few_shot": "ncm@shots=5",
+        "diagnose": "collapse",
     }.items():
         assert any(line.split()[:1] == [name] and headline in line for line in output.splitlines())
 
@@ -317,5 +318,12 @@ def test_demo_trains_scores_and_reports(invoke, tmp_path):
     recorded = json.loads((out / "results.json").read_text(encoding="utf-8"))
     labels = [r["checkpoint"]["label"] for r in recorded["results"]]
     assert list(dict.fromkeys(labels)) == ["Latent MIM", "MAE", "random weights"]
-    assert {r["task"] for r in recorded["results"]} == {"knn", "linear", "unsup_seg", "vos", "few_shot"}
+    assert {r["task"] for r in recorded["results"]} == {
+        "knn",
+        "linear",
+        "unsup_seg",
+        "vos",
+        "few_shot",
+        "diagnose",
+    }
     assert (out / "report.html").is_file()

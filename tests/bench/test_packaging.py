@@ -35,7 +35,13 @@ def test_the_wheel_holds_every_module_and_template_and_one_top_level_name(tmp_pa
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    patterns = ("reports/templates/*", "bench/suites/*.yaml", "pretrain/recipes/*.yaml", "pretrain/*.yaml", "reports/*.yaml")
+    patterns = (
+        "reports/templates/*",
+        "bench/suites/*.yaml",
+        "pretrain/recipes/*.yaml",
+        "pretrain/*.yaml",
+        "reports/*.yaml",
+    )
     extra = [p for pattern in patterns for p in REPO.glob(pattern)]
     for path in [*sources(), *extra, REPO / "py.typed"]:
         assert f"lmim_bench/{path.relative_to(REPO).as_posix()}" in names
@@ -99,6 +105,7 @@ LEVELS = [
         "bench.export",
         "bench.data",
         "bench.engine",
+        "bench.cost",
     ),
     ("bench.features",),
     ("tasks",),

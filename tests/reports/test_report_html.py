@@ -274,3 +274,16 @@ def test_a_warning_about_a_checkpoint_stands_above_the_summary(result, write_run
     page = build_report(tmp_path).read_text(encoding="utf-8")
     warning = page.index("naive: &lt;b&gt;it has collapsed")
     assert page.index("Before you read the numbers") < warning < page.index('id="summary"')
+
+
+def test_a_diagnosis_has_a_section_but_no_column_and_no_verdict(tmp_path, result, write_run):
+    results = [result(label) for label in ("a", "b")]
+    results += [result(label, task="diagnose", scored=False) for label in ("a", "b")]
+    page = build_report(write_run(tmp_path / "run", results)).read_text()
+    assert page.count("The diagnose task") >= 1
+    summary = page.partition('id="summary"')[2].partition("</section>")[0]
+    assert "The knn task" in summary
+    assert "The diagnose task" not in summary
+    compared = page.partition('id="comparison"')[2].partition("</section>")[0]
+    assert "knn" in compared
+    assert "diagnose" not in compared

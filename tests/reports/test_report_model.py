@@ -255,3 +255,23 @@ def test_equal_notes_and_equal_protocols_are_joined(result):
 )
 def test_the_end_is_told_to_the_minute(result, finished, text):
     assert report_of(result(finished=finished)).finished == text
+
+
+# ------------------------------------------------------------------------------------------- diagnoses
+
+
+def test_a_diagnosis_is_counted_nowhere_but_shown_where_it_is_alone(result):
+    def diagnosis(label, note):
+        return result(label, task="diagnose", scored=False, notes=(note,))
+
+    scores = [result("a"), result("b")]
+    diagnoses = [diagnosis("a", "WARNING: it has collapsed"), diagnosis("b", "it has not collapsed")]
+    report = report_of(*scores, *diagnoses)
+    assert [c.task for c in report.columns] == ["knn", "diagnose"]
+    assert [c.task for c in report.scored] == [c.task for c in report.summarised] == ["knn"]
+    assert report.warnings == ("a: it has collapsed",)
+    for row in report.columns[1].rows:
+        assert set(row.standings) == {""}
+    (alone,) = report_of(*diagnoses).summarised
+    assert {cell.heat for cell in alone.summary()} == {0.0}
+    assert not report_of(*diagnoses).scored

@@ -33,8 +33,8 @@ def test_every_task_declares_itself_completely(name):
         spec.metric("nothing@k=1")
 
 
-def test_the_five_tasks_are_there():
-    assert set(TASKS) >= {"knn", "linear", "unsup_seg", "vos", "few_shot"}
+def test_the_built_in_tasks_are_there():
+    assert set(TASKS) >= {"knn", "linear", "unsup_seg", "vos", "few_shot", "diagnose"}
 
 
 def test_an_unknown_task_names_the_nearest():
