@@ -381,10 +381,12 @@ class Artefact(Frozen):
     kind ``curve``: ``data`` is {"x": [...], "series": {name: [...]}, "x_label", "y_label", "log_x"}.
     kind ``bars``:  ``data`` is {"labels": [...], "values": [...], "y_label"}; drawn per checkpoint, and
     beside each other over checkpoints where labels agree.
+    kind ``features``: ``files`` is one .npz with ``features`` (N, D) and the ``ids`` (N,) of their images;
+    checkpoints are compared by CKA over the images that all of them have.
     """
 
     name: str
-    kind: Literal["image", "curve", "bars"]
+    kind: Literal["image", "curve", "bars", "features"]
     title: str
     caption: str = ""
     files: tuple[str, ...] = ()
@@ -432,6 +434,11 @@ class Context(Protocol):
         self, name: str, kind: Literal["curve", "bars"], title: str, data: dict[str, Any], caption: str = ""
     ) -> None:
         """Keep numbers for the report to draw."""
+
+    def save_features(
+        self, name: str, features: Array, ids: Sequence[str], title: str, caption: str = ""
+    ) -> None:
+        """Keep features (N, D) of some images, for the report to compare checkpoints by CKA."""
 
     def save_file(self, relative: str, content: bytes) -> None:
         """Keep a file of the task's own below its artefact folder (result PNGs of the VOS task)."""

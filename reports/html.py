@@ -23,6 +23,7 @@ from .pictures import Album, load_album
 from .progression import progression
 from .published import published_for
 from .readings import clean, format_value, interval_text, show
+from .resemblance import resemblances
 from .svg import COLOURS
 from .verdicts import comparisons, ranking
 
@@ -68,6 +69,7 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
 
     exhibits = {column.id: collect(column) for column in report.columns}
     album = load_album(_wanted(report, exhibits))
+    likeness = {column.id: resemblances(column) for column in report.columns}
     script = _template("report.js")
     jinja = Jinja(
         loader=FunctionLoader(_template),
@@ -99,13 +101,19 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
     return jinja.get_template("report.html.j2").render(
         report=report,
         exhibits=exhibits,
+        likeness={name: found for name, (found, _) in likeness.items()},
         album=album,
         css=Markup(_template("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         icon=quote(_ICON),
         many_seeds=any(len(column.seeds) > 1 for column in report.columns),
-        problems=[*report.problems, *(p for e in exhibits.values() for p in e.problems), *_gaps(album)],
+        problems=[
+            *report.problems,
+            *(p for e in exhibits.values() for p in e.problems),
+            *(p for _, found in likeness.values() for p in found),
+            *_gaps(album),
+        ],
         lead=lead(report),
         comparisons=comparisons(report, baseline),
         ranks=_ranks(report),

@@ -57,7 +57,7 @@ def load_album(wanted: Sequence[tuple[Path, str]], budget: int = BUDGET) -> Albu
     for folder, file in dict.fromkeys(wanted):
         key = (folder, file)
         try:
-            sources[key] = _inside(folder, file).read_bytes()
+            sources[key] = inside(folder, file).read_bytes()
             with _open(sources[key]) as image:
                 image.load()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -85,12 +85,11 @@ def load_album(wanted: Sequence[tuple[Path, str]], budget: int = BUDGET) -> Albu
     return Album(pictures, f"{note}; the originals are in the run folder.")
 
 
-def _inside(folder: Path, file: str) -> Path:
+def inside(folder: Path, file: str) -> Path:
+    """The path of a file of a run folder. Raises DataError where it leads out of the folder."""
     root, path = folder.resolve(), (folder / file).resolve()
     if not path.is_relative_to(root):
-        raise DataError(
-            f"the results in {folder} name a picture outside of it ({file!r}); run the cell again"
-        )
+        raise DataError(f"the results in {folder} name a file outside of it ({file!r}); run the cell again")
     return path
 
 

@@ -17,7 +17,6 @@ Which way is better is set for the extremes: towards collapse, towards a code of
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -124,7 +123,13 @@ def TASK(ctx: Context, cfg: DiagnoseConfig) -> Sequence[Measurement]:  # noqa: N
         ctx, "similarity", "Similarity of features", similarity, (_COSINES[1:] + _COSINES[:-1]) / 2, "cosine"
     )
     _save_layers(ctx, cfg, bank)
-    _save_features(ctx, bank, rows)
+    ctx.save_features(
+        "features",
+        rows[:_KEPT],
+        bank.ids[:_KEPT],
+        "Likeness of checkpoints",
+        "Debiased linear CKA of the global features: 1 alike but for rotation and scale, 0 unrelated.",
+    )
     save_patch_maps(ctx, tokens.pixels, tokens.patches)
     return result
 
@@ -376,14 +381,3 @@ def _save_layers(ctx: Context, cfg: DiagnoseConfig, bank: FeatureBank) -> None:
         "unit": "",
     }
     ctx.save_data("cka", "curve", "CKA with the block that is read", data, "Debiased linear CKA.")
-
-
-def _save_features(ctx: Context, bank: FeatureBank, rows: Array) -> None:
-    """Keep features for a CKA between checkpoints: half precision, at a mean square of 1, with image ids."""
-    kept = np.asarray(rows[:_KEPT], dtype=np.float64)
-    scale = np.sqrt(np.square(kept).mean()) or 1.0
-    stream = io.BytesIO()
-    np.savez_compressed(
-        stream, features=(kept / scale).astype(np.float16), ids=np.array(bank.ids[:_KEPT], dtype=np.str_)
-    )
-    ctx.save_file("features.npz", stream.getvalue())

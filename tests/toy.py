@@ -79,6 +79,7 @@ class ToyContext:
     notes: list[str] = field(default_factory=list)
     images: dict[str, list[Array]] = field(default_factory=dict)
     saved: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kept: dict[str, tuple[Array, list[str]]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
 
     def bank(self, split: str) -> FeatureBank:
@@ -112,6 +113,13 @@ class ToyContext:
     def save_data(self, name: str, kind: str, title: str, data: dict[str, Any], caption: str = "") -> None:
         assert name not in self.saved
         self.saved[name] = data
+
+    def save_features(
+        self, name: str, features: Array, ids: Sequence[str], title: str, caption: str = ""
+    ) -> None:
+        assert name not in self.kept
+        assert len(features) == len(ids)
+        self.kept[name] = (np.asarray(features), list(ids))
 
     def save_file(self, relative: str, content: bytes) -> None:
         self.files[relative] = content

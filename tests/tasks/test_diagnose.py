@@ -1,6 +1,5 @@
 """Diagnostics: measures against slow statements of them, and the task on encoders whose state is known."""
 
-import io
 import itertools
 
 import numpy as np
@@ -501,9 +500,7 @@ def test_features_are_kept_for_a_later_comparison(toy):
     held, _ = context(toy, patches)
     held.run(TASK, pictures=0)
     assert not [name for name in held.images if name != "cka"]
-    with np.load(io.BytesIO(held.files["features.npz"])) as stored:
-        features, ids = stored["features"], stored["ids"].tolist()
-    assert features.dtype == np.float16
+    features, ids = held.kept["features"]
     assert features.shape == (256, 16)
     rows = patches.mean(axis=(1, 2))[[int(name[4:8]) for name in ids]]
     assert measure.cka([features, rows])[0, 1] == pytest.approx(1, abs=1e-4)
