@@ -172,8 +172,8 @@ class Report:
 
     @property
     def tasks(self) -> dict[str, tuple[Column, ...]]:
-        """Columns by task, in order of first appearance."""
-        names = dict.fromkeys(column.task for column in self.columns)
+        """Columns by task, in order of first appearance, scores before diagnoses."""
+        names = dict.fromkeys(c.task for c in sorted(self.columns, key=lambda c: not c.first.scored))
         return {name: tuple(c for c in self.columns if c.task == name) for name in names}
 
     @property

@@ -272,7 +272,7 @@ def _verdict(ctx: Context, found: dict[str, Measurement], images: int) -> None:
     rank = found["effective_rank"].detail
     spread = (
         f"different images have a cosine of {values['collapse']:.3f} on average, and {images} images span "
-        f"{rank['rank']:.1f} effective dimensions of at most {rank['largest possible']}"
+        f"{rank['rank']:.1f} effective dimensions of at most {rank['largest possible']} about their mean"
     )
     if values["collapse"] > measure.COLLAPSED:
         ctx.note(f"WARNING: the global feature has collapsed: {spread}")

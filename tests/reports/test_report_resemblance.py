@@ -47,6 +47,7 @@ def test_checkpoints_are_compared_over_the_images_that_all_have(folder):
     page = build_report(folder).read_text()
     assert "Likeness" in page
     assert "Over 30 images." in page
+    assert "not as it should be" not in page
 
 
 def test_a_file_that_is_missing_or_broken_is_named(folder):
