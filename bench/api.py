@@ -9,7 +9,7 @@ from typing import Any
 from .config import CheckpointConfig, RunConfig, validate
 from .plan import make_plan
 from .progress import Reporter
-from .results import RunFile
+from .results import RunFile, atomic_write
 
 
 def run(
@@ -37,7 +37,6 @@ def run(
     Raises:
         LmimBenchError: an option, checkpoint or data set that cannot be used.
     """
-    from ..reports.html import build_report
     from .runner import open_run
 
     if config is None:
@@ -50,10 +49,21 @@ def run(
     try:
         finished = opened.execute()
     except KeyboardInterrupt:
-        build_report(plan.out)
+        _report(plan.out)
         raise
-    build_report(plan.out)
+    _report(plan.out)
     return finished
+
+
+def _report(out: Path) -> None:
+    """``report.html``, and ``results.csv`` for a spreadsheet."""
+    from ..reports.html import build_report
+    from ..reports.model import read_report
+    from ..reports.tables import write_table
+
+    build_report(out)
+    with atomic_write(out / "results.csv") as stream:
+        stream.write(write_table(read_report([out]), "csv"))
 
 
 def make_config(

@@ -188,7 +188,14 @@ def rank(table: Array, higher_is_better: Sequence[bool], level: float = 0.05) ->
 
 
 def sentence(
-    first: str, second: str, found: Difference, p: float | None, unit: str, better_is_higher: bool
+    first: str,
+    second: str,
+    found: Difference,
+    p: float | None,
+    unit: str,
+    better_is_higher: bool,
+    items: str = "items",
+    groups: str = "groups",
 ) -> str:
     """A comparison in words: "B is better by 4.1 points (3.2 to 5.0), p < 0.001, on 2,640 items".
 
@@ -198,6 +205,7 @@ def sentence(
         p: the p value to print, corrected where several are compared.
         unit: of the metric.
         better_is_higher: whether greater values are better.
+        items, groups: what the items are, and what they come in, in the plural.
     """
     scale, points, digits = (100, " points", 1) if unit == "%" else (1, "", 3)
     signed = found.value if better_is_higher else -found.value
@@ -207,8 +215,8 @@ def sentence(
     if found.low is not None and found.high is not None:
         ends = sorted(scale * (x if found.value >= 0 else -x) for x in (found.low, found.high))
         interval = f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})"
-    by = f"{found.items:,} items" + (
-        f" in {found.independent:,} groups" if found.independent != found.items else ""
+    by = f"{found.items:,} {items}" + (
+        f" in {found.independent:,} {groups}" if found.independent != found.items else ""
     )
     if p is None:
         return f"{winner} leads {loser} by {size} on {by}; too few independent items for a test"

@@ -81,7 +81,13 @@ class RunContext:
             self.notes.append(text)
 
     def save_image(
-        self, name: str, images: Sequence[Array], title: str, caption: str = "", downscale: int = 320
+        self,
+        name: str,
+        images: Sequence[Array],
+        title: str,
+        caption: str = "",
+        downscale: int = 320,
+        sequence: bool = False,
     ) -> None:
         """Keep pictures, uint8 RGB (H, W, 3), as PNG; the longer side is at most ``downscale``."""
         from PIL import Image
@@ -93,8 +99,9 @@ class RunContext:
             buffer = io.BytesIO()
             picture.save(buffer, format="PNG", optimize=True)
             files.append(self._write(f"{slug(name)}-{i}.png", buffer.getvalue()))
+        data = {"sequence": True} if sequence else {}
         self.artefacts.append(
-            Artefact(name=name, kind="image", title=title, caption=caption, files=tuple(files))
+            Artefact(name=name, kind="image", title=title, caption=caption, files=tuple(files), data=data)
         )
 
     def save_data(

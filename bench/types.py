@@ -377,7 +377,8 @@ class Metric(Frozen):
 class Artefact(Frozen):
     """Something for the report: a picture on disk, or numbers to draw.
 
-    kind ``image``: ``files`` are PNG paths below the run folder, shown in order as one strip.
+    kind ``image``: ``files`` are PNG paths below the run folder, shown in order as one strip; where ``data``
+    has a true ``sequence``, they are frames of a film that can be played.
     kind ``curve``: ``data`` is {"x": [...], "series": {name: [...]}, "x_label", "y_label", "log_x"}.
     kind ``bars``:  ``data`` is {"labels": [...], "values": [...], "y_label"}; drawn per checkpoint, and
     beside each other over checkpoints where labels agree.
@@ -426,9 +427,17 @@ class Context(Protocol):
         """A remark that belongs beside the score: something left out, a fall-back that was named."""
 
     def save_image(
-        self, name: str, images: Sequence[Array], title: str, caption: str = "", downscale: int = 320
+        self,
+        name: str,
+        images: Sequence[Array],
+        title: str,
+        caption: str = "",
+        downscale: int = 320,
+        sequence: bool = False,
     ) -> None:
-        """Keep uint8 RGB pictures (H, W, 3) for the report, the longer side at most ``downscale``."""
+        """Keep uint8 RGB pictures (H, W, 3) for the report, the longer side at most ``downscale``; of a
+        ``sequence`` the page makes a film.
+        """
 
     def save_data(
         self, name: str, kind: Literal["curve", "bars"], title: str, data: dict[str, Any], caption: str = ""

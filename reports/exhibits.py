@@ -92,6 +92,8 @@ class Gallery:
     title: str
     caption: str
     strips: tuple[Strip, ...]
+    sequence: bool = False
+    """Whether the pictures of a strip are frames of a film."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ def _gallery(name: str, found: Sequence[Found]) -> Gallery:
         if folder is not None:
             strips.append(Strip(index, ". ".join(filter(None, own)), folder, artefact.files))
     title = titles.pop() if len(titles) == 1 else plain
-    return Gallery(name, title, captions.pop() if len(captions) == 1 else "", tuple(strips))
+    caption = captions.pop() if len(captions) == 1 else ""
+    return Gallery(name, title, caption, tuple(strips), all(a.data.get("sequence") for _, _, a in found))
 
 
 # ------------------------------------------------------------------------------------------- numbers

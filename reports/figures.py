@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..bench.comparison import Ranking
 from .exhibits import Bars, Curve, Line, Points
 from .readings import clean, format_value
-from .svg import RULE, SURFACE, TEXT, colour, styled, to_svg
+from .svg import RULE, SURFACE, TEXT, colour, mark, styled, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,12 @@ def draw_curve(curve: Curve, labels: Sequence[str], prefix: str) -> list[str]:
             f"{curve.title}{f', {title}' if title else ''}: {curve.y_label} over {curve.x_label} for {names}."
         )
         out.append(
-            to_svg(figure, f"{prefix}-{number}", f"{what} The numbers are in the table below the figure.")
+            to_svg(
+                figure,
+                f"{prefix}-{number}",
+                f"{what} The numbers are in the table below the figure.",
+                labels,
+            )
         )
     return out
 
@@ -80,6 +85,7 @@ def draw_bars(bars: Bars, labels: Sequence[str], prefix: str) -> list[tuple[str,
                 f"{prefix}-{number}",
                 f"{bars.title}{f', {heading}' if heading else ''}: {bars.y_label} for {names}. "
                 "The numbers are in the table below the figure.",
+                labels,
             ),
         )
         for number, (heading, shown) in enumerate(panels)
@@ -102,11 +108,12 @@ def _draw_line(axes: Axes, line: Line, unit: str, dash: Any) -> None:
     paint, y = colour(line.checkpoint), _scale(line.y, unit)
     if line.low:
         low, high = _scale(line.low, unit), _scale(line.high, unit)
-        axes.fill_between(line.x, low, high, color=paint, alpha=0.14, linewidth=0)
+        axes.fill_between(line.x, low, high, color=paint, alpha=0.14, linewidth=0, gid=mark(line.checkpoint))
     marker = MARKERS[line.checkpoint % len(MARKERS)] if len(line.x) <= 24 else ""
     axes.plot(
-        line.x, y, color=paint, linestyle=dash, marker=marker, markeredgecolor=SURFACE, markeredgewidth=0.8
-    )
+        line.x, y, color=paint, linestyle=dash, marker=marker, markeredgecolor=SURFACE, markeredgewidth=0.8,
+        gid=mark(line.checkpoint),
+    )  # fmt: skip
 
 
 def _curve_axes(axes: Axes, curve: Curve, positions: list[float]) -> None:
@@ -160,6 +167,7 @@ def _draw_panel(bars: Bars, shown: Sequence[int]) -> Figure:
                 markersize=max(5.5, 8 - rank),
                 markeredgecolor=SURFACE,
                 markeredgewidth=0.8,
+                gid=mark(checkpoint),
             )
     axes.set_yticks(rows, [_short(bars.labels[j], 26) for j in shown])
     axes.tick_params(axis="y", labelcolor=TEXT)
@@ -192,8 +200,9 @@ def draw_ranks(ranking: Ranking, labels: Sequence[str], prefix: str) -> str:
         place = ranking.ranks[i]
         axes.plot([place, place], [0, -row - 1], color=RULE, linewidth=1, zorder=1)
         axes.plot(
-            place, 0, color=colour(i), marker=MARKERS[i % len(MARKERS)], markersize=7, linestyle="", zorder=3
-        )
+            place, 0, color=colour(i), marker=MARKERS[i % len(MARKERS)], markersize=7, linestyle="", zorder=3,
+            gid=mark(i),
+        )  # fmt: skip
         axes.annotate(
             f"{_short(labels[i], 40)}  {place:.2f}",
             (place, -row - 1),
@@ -210,7 +219,7 @@ def draw_ranks(ranking: Ranking, labels: Sequence[str], prefix: str) -> str:
     axes.set_xlabel(f"average rank over {ranking.columns} columns; 1 is the best")
     axes.spines["left"].set_visible(False)
     names = ", ".join(f"{labels[i]} {ranking.ranks[i]:.2f}" for i in order)
-    return to_svg(figure, prefix, f"Average ranks: {names}.")
+    return to_svg(figure, prefix, f"Average ranks: {names}.", labels)
 
 
 def _groups(ranks: Sequence[float], critical: float) -> list[tuple[float, float]]:
@@ -256,14 +265,14 @@ def draw_pareto(
     for x, y, i in points:
         axes.plot(
             x, _scale((y,), unit), linestyle="", color=colour(i), marker=MARKERS[i % len(MARKERS)],
-            markersize=7, markeredgecolor=SURFACE, markeredgewidth=0.8,
+            markersize=7, markeredgecolor=SURFACE, markeredgewidth=0.8, gid=mark(i),
         )  # fmt: skip
     axes.grid(axis="y")
     axes.margins(x=0.08, y=0.12)
     axes.set_xlabel(cost)
     axes.set_ylabel(_short(score, 40))
     described = ", ".join(f"{labels[i]} {format_value(y, unit)} at {_engineering(x)}" for x, y, i in points)
-    return to_svg(figure, prefix, f"{score} against {cost}: {described}.")
+    return to_svg(figure, prefix, f"{score} against {cost}: {described}.", labels)
 
 
 def _cost_axis(axes: Axes, costs: Sequence[float]) -> None:

@@ -11,7 +11,7 @@ import functools
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from xml.etree import ElementTree
 
@@ -80,13 +80,19 @@ def colour(checkpoint: int) -> str:
     return f"#0b000{checkpoint % COLOURS}"
 
 
-def to_svg(figure: Figure, prefix: str, description: str) -> str:
+def mark(checkpoint: int) -> str:
+    """The ``gid`` of an artist that belongs to a checkpoint: the page can hide it, and names it on hover."""
+    return f"checkpoint-{checkpoint}"
+
+
+def to_svg(figure: Figure, prefix: str, description: str, labels: Sequence[str] = ()) -> str:
     """The figure as an ``svg`` element that is safe to stand inside a page.
 
     Args:
         figure: drawn under ``styled``.
         prefix: start of every id inside, unique on the page.
         description: what a reader who cannot see it is told.
+        labels: name of each checkpoint, shown on hover over what is marked as its own.
     """
     stream = io.StringIO()
     silent = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -95,10 +101,10 @@ def to_svg(figure: Figure, prefix: str, description: str) -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         warnings.filterwarnings("ignore", message="constrained_layout not applied")
         figure.savefig(stream, format="svg", transparent=True, metadata=silent)
-    return _inline(stream.getvalue(), prefix, description)
+    return _inline(stream.getvalue(), prefix, description, labels)
 
 
-def _inline(text: str, prefix: str, description: str) -> str:
+def _inline(text: str, prefix: str, description: str, labels: Sequence[str]) -> str:
     root = ElementTree.fromstring(text)
     for parent in list(root.iter()):
         for child in list(parent):
@@ -106,12 +112,18 @@ def _inline(text: str, prefix: str, description: str) -> str:
             if child.tag in (f"{{{_SVG}}}style", f"{{{_SVG}}}metadata"):
                 parent.remove(child)
     used = set(re.findall(r"#([\w-]+)", " ".join(_references(root))))
-    for element in root.iter():
+    for element in list(root.iter()):
         element.tag = element.tag.removeprefix(f"{{{_SVG}}}")
         for name, value in list(element.attrib.items()):
             if name == "id":  # a reference is kept, under a name that no other figure has
                 del element.attrib[name]
-                if value in used:
+                if found := re.fullmatch(r"checkpoint-(\d+)", value):
+                    element.set("data-c", found[1])
+                    if int(found[1]) < len(labels):
+                        title = ElementTree.Element("title")
+                        title.text = clean(labels[int(found[1])])
+                        element.insert(0, title)
+                elif value in used:
                     element.set("id", f"{prefix}-{value}")
             elif name == f"{{{_XLINK}}}href":
                 del element.attrib[name]

@@ -15,11 +15,17 @@ import numpy as np
 
 from ..bench.comparison import Difference, Ranking, compare, holm, rank, sentence
 from ..bench.errors import ConfigError, did_you_mean
-from ..bench.types import Array
+from ..bench.types import Array, DataKind
 from .model import Checkpoint, Column, Entry, Report
 from .readings import Row
 
 LEVEL = 0.05
+_NOUNS: dict[DataKind, tuple[str, str]] = {
+    "classification": ("test images", "groups"),
+    "segmentation": ("test images", "groups"),
+    "video": ("objects", "sequences"),
+}
+"""What the items of a metric are, and what they come in."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Verdict:
             self.p,
             self.row.metric.unit,
             self.row.metric.higher_is_better,
+            *_NOUNS[self.column.data.kind],
         )
 
 

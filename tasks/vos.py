@@ -367,6 +367,10 @@ def _same_size(clip: _Clip, i: int, array: Pixels, what: str) -> None:
         )
 
 
+_SHOWN = 9
+"""Frames of a sequence in the report: a strip that can be read, and a film that can be followed."""
+
+
 def _illustrate(ctx: Context, tracks: Sequence[_Track]) -> None:
     """Bars of J&F by sequence, and strips of the best, the median and the worst sequence."""
     from ._math.davis_frames import overlay, read_indexed_png
@@ -386,10 +390,11 @@ def _illustrate(ctx: Context, tracks: Sequence[_Track]) -> None:
     for number, place in places.items():
         track, clip = tracks[number], tracks[number].clip
         frame, mask = clip.sequence.frame, clip.sequence.mask
-        shown = np.unique(np.linspace(0, len(clip.sequence) - 2, 5).round().astype(int)).tolist()
+        shown = np.unique(np.linspace(0, len(clip.sequence) - 2, _SHOWN).round().astype(int)).tolist()
         ctx.save_image(
             f"strip-{place}",
             [overlay(frame(i), read_indexed_png(track.pngs[i]), mask(i), clip.objects) for i in shown],
             f"{clip.sequence.name}: {place} of {len(tracks)}, J&F {100 * by_sequence[number]:.1f}",
             "Propagated masks in colour, outlines of the true masks in white; the first frame is given.",
+            sequence=True,
         )

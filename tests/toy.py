@@ -78,9 +78,11 @@ class ToyContext:
     asked: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     images: dict[str, list[Array]] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
     saved: dict[str, dict[str, Any]] = field(default_factory=dict)
     kept: dict[str, tuple[Array, list[str]]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
+    steps: int = 0
 
     def bank(self, split: str) -> FeatureBank:
         self.asked.append(split)
@@ -97,22 +99,31 @@ class ToyContext:
         bar = _Bar()
         yield bar
         assert bar.done == total, f"{label}: {bar.done} of {total} steps were reported"
+        self.steps += total
 
     def note(self, text: str) -> None:
         self.notes.append(text)
 
     def save_image(
-        self, name: str, images: Sequence[Array], title: str, caption: str = "", downscale: int = 320
+        self,
+        name: str,
+        images: Sequence[Array],
+        title: str,
+        caption: str = "",
+        downscale: int = 320,
+        sequence: bool = False,
     ) -> None:
         for image in images:
             assert image.dtype == np.uint8
             assert image.shape[2] == 3
         assert name not in self.images
         self.images[name] = list(images)
+        self.titles[name] = title
 
     def save_data(self, name: str, kind: str, title: str, data: dict[str, Any], caption: str = "") -> None:
         assert name not in self.saved
         self.saved[name] = data
+        self.titles[name] = title
 
     def save_features(
         self, name: str, features: Array, ids: Sequence[str], title: str, caption: str = ""

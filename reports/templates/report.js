@@ -30,6 +30,54 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// The names at the top switch checkpoints off and on, wherever the page shows them side by side.
+const names = [...document.querySelectorAll("[data-checkpoint]")];
+for (const item of names.length > 1 ? names : []) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "toggle";
+  button.title = "Hide or show this checkpoint";
+  button.setAttribute("aria-pressed", "true");
+  button.append(...item.childNodes);
+  item.append(button);
+  button.addEventListener("click", () => {
+    const shown = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", String(shown));
+    for (const part of document.querySelectorAll(`[data-c="${item.dataset.checkpoint}"]`)) {
+      part.style.display = shown ? "" : "none";
+    }
+  });
+}
+// Strips of frames play as a film, one frame in the place of all.
+for (const film of document.querySelectorAll("[data-film]")) {
+  const frames = film.querySelectorAll("img");
+  if (frames.length < 2) continue;
+  const button = document.createElement("button");
+  let timer = 0;
+  let now = 0;
+  const show = (place) => {
+    frames[now].classList.remove("now");
+    now = place % frames.length;
+    frames[now].classList.add("now");
+  };
+  const stop = () => {
+    clearInterval(timer);
+    timer = 0;
+    film.classList.remove("playing");
+    button.textContent = "▶ Play";
+  };
+  button.type = "button";
+  button.className = "play";
+  button.addEventListener("click", () => {
+    if (timer) return stop();
+    film.classList.add("playing");
+    button.textContent = "■ Stop";
+    show(0);
+    timer = setInterval(() => show(now + 1), 350);
+  });
+  stop();
+  film.previousElementSibling.append(button);
+}
 // Print shows all that is folded.
 addEventListener("beforeprint", () => {
   for (const fold of document.querySelectorAll("details:not([open])")) {

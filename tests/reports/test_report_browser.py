@@ -169,6 +169,7 @@ def artefacts(label: str, index: int, seed: int) -> tuple[Artefact, ...]:
                 title=f"Strip {i}",
                 caption=f"{label} {i}",
                 files=tuple(f"{base}/strip-{i}-{j}.png" for j in range(8)),
+                data={"sequence": True} if i == 0 else {},
             )
             for i in range(4)
         ),
@@ -304,6 +305,38 @@ def test_a_click_on_a_head_sorts_down_then_up_and_says_so(browser: Browser, page
     assert column_of(browser, 1) == values
     heads[0].find_element("css selector", "button").click()
     assert [head.get_attribute("aria-sort") for head in heads[:2]] == ["descending", None]
+
+
+def test_a_checkpoint_is_switched_off_and_on_everywhere(browser: Browser, page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.open(page)
+    parts = browser.all('[data-c="1"]')
+    assert {part.tag_name for part in parts} >= {"tr", "td", "div", "g", "li"}
+    seen = {part for part in parts if part.is_displayed()}
+    buttons = browser.all("button.toggle")
+    assert len(buttons) == len(LABELS)
+    assert buttons[1].get_attribute("aria-pressed") == "true"
+    buttons[1].click()
+    assert buttons[1].get_attribute("aria-pressed") == "false"
+    assert not any(part.is_displayed() for part in parts)
+    assert any(part.is_displayed() for part in browser.all('[data-c="0"]'))
+    buttons[1].send_keys(Keys.SPACE)
+    assert {part for part in parts if part.is_displayed()} == seen
+
+
+def test_a_strip_of_frames_plays_and_stops(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    film = browser.all("[data-film]")[0]
+    frames = film.find_elements("css selector", "img")
+    button = film.find_element("xpath", "preceding-sibling::*").find_element("css selector", "button")
+    browser.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+    button.click()
+    assert button.text.endswith("Stop")
+    assert sum(frame.is_displayed() for frame in frames) == 1
+    button.click()
+    assert button.text.endswith("Play")
+    assert all(frame.is_displayed() for frame in frames)
 
 
 def test_failures_sort_below_all_scores_in_both_directions(browser: Browser, page: Path) -> None:
@@ -443,7 +476,7 @@ def test_paper_has_no_navigation_and_no_buttons(browser: Browser, page: Path) ->
     assert browser.find("nav").is_displayed()
     browser.open(page, theme="dark", media="print")
     assert not browser.find("nav").is_displayed()
-    assert not any(button.is_displayed() for button in browser.all("button"))
+    assert not any(button.is_displayed() for button in browser.all("button:not(.toggle)"))
     assert browser.find("table.summary").is_displayed()
     shade = browser.run("return getComputedStyle(document.documentElement).getPropertyValue('--surface')")
     assert shade == "#fff"

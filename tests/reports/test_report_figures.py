@@ -46,7 +46,9 @@ def texts(svg):
 def test_a_figure_brings_no_style_names_or_addresses_into_the_page():
     (svg,) = draw_curve(curve_with(checkpoints=(0, 1)), ["a", "b"], "f")
     root = ElementTree.fromstring(svg)
-    assert {e.tag for e in root.iter()} <= {"svg", "defs", "g", "path", "text", "use", "clipPath", "rect"}
+    assert {e.tag for e in root.iter()} <= {
+        "svg", "defs", "g", "path", "text", "use", "clipPath", "rect", "title",
+    }  # fmt: skip
     assert "http" not in svg
     assert "font-family" not in svg
     assert not re.search(r"#0[ab]000\d", svg)
@@ -79,7 +81,7 @@ def test_names_from_outside_stay_text(name, caplog):
     assert shown[:39] in "".join(t[:39] for t in texts(svg) if t)
     for drawn in (svg, bars):
         assert {e.tag for e in ElementTree.fromstring(drawn).iter()} <= {
-            "svg", "defs", "g", "path", "text", "use", "clipPath", "rect"
+            "svg", "defs", "g", "path", "text", "use", "clipPath", "rect", "title"
         }  # fmt: skip
 
 
@@ -134,3 +136,12 @@ def test_of_many_bars_the_largest_differences_are_shown():
     assert (name, low_name) == ("15 with the largest differences", "15 with the lowest mean")
     assert {t for t in texts(svg) if t in labels} == {f"c{i}" for i in range(0, 101, 7)}
     assert "var(--c3)" in svg
+
+
+def test_what_belongs_to_a_checkpoint_is_marked_and_named_on_hover():
+    (svg,) = draw_curve(curve_with(checkpoints=(0, 3)), ["a", "b", "c", HOSTILE[0]], "f")
+    marked = [e for e in ElementTree.fromstring(svg).iter() if "data-c" in e.attrib]
+    assert {e.get("data-c") for e in marked} == {"0", "3"}
+    assert {e.get("data-c"): e[0].text for e in marked} == {"0": "a", "3": HOSTILE[0]}
+    ((_, svg),) = draw_bars(bars_with(["x", "y"], 2), ["a", "b"], "f")
+    assert {e.get("data-c") for e in ElementTree.fromstring(svg).iter()} == {None, "0", "1"}

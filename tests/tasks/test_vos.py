@@ -1,8 +1,7 @@
 """The task end to end on toy videos, with pixels themselves as features."""
 
-import contextlib
 import io
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -42,56 +41,6 @@ class Video:
         return Video(self.frames[:n], self.masks[:n], self.name)
 
 
-@dataclass
-class ToyContext:
-    """Features are the mean colours of each patch and a constant."""
-
-    data: Dataset
-    spec: EncoderSpec = SPEC
-    seed: int = 0
-    device: str = "cpu"
-    batch_size: int = 1
-    limited: bool = False
-    notes: list = field(default_factory=list)
-    calls: list = field(default_factory=list)
-    files: dict = field(default_factory=dict)
-    images: dict = field(default_factory=dict)
-    numbers: dict = field(default_factory=dict)
-    done: int = 0
-
-    def bank(self, split):
-        raise AssertionError("the task streams")
-
-    def rng(self, *purpose):
-        raise AssertionError("nothing here is random")
-
-    def encode(self, images, tap, pos_interpolation=None):
-        self.calls.append((images, tap, pos_interpolation))
-        means = torch.nn.functional.avg_pool2d(images, self.spec.patch_size).permute(0, 2, 3, 1)
-        patches = torch.cat([means, torch.ones_like(means[..., :1])], dim=-1)
-        return Features(None, patches, patches.mean(dim=(1, 2)))
-
-    @contextlib.contextmanager
-    def progress(self, total, label):
-        self.total = total
-        yield self
-
-    def advance(self, n=1):
-        self.done += n
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def save_image(self, name, images, title, caption="", downscale=320):
-        self.images[name] = (images, title)
-
-    def save_data(self, name, kind, title, data, caption=""):
-        self.numbers[name] = (kind, data)
-
-    def save_file(self, relative, content):
-        self.files[relative] = content
-
-
 def moving(length=12, height=64, width=128, objects=1, step=4, name="toy"):
     """Coloured squares that move to the right over a smooth background."""
     y, x = np.mgrid[:height, :width]
@@ -107,9 +56,25 @@ def moving(length=12, height=64, width=128, objects=1, step=4, name="toy"):
     return Video(frames, masks, name)
 
 
-def context(*videos, **changes):
-    data = Dataset(name="toys", kind="video", fingerprint="0", sequences=tuple(videos))
-    return replace(ToyContext(data), **changes)
+@pytest.fixture
+def context(toy):
+    """Makes a context over videos; features are the mean colours of each patch and a constant."""
+
+    @dataclass
+    class MeanColours(toy.ToyContext):
+        calls: list = field(default_factory=list)
+
+        def encode(self, images, tap, pos_interpolation=None):
+            self.calls.append((images, tap, pos_interpolation))
+            means = torch.nn.functional.avg_pool2d(images, self.spec.patch_size).permute(0, 2, 3, 1)
+            patches = torch.cat([means, torch.ones_like(means[..., :1])], dim=-1)
+            return Features(None, patches, patches.mean(dim=(1, 2)))
+
+    def make(*videos, **changes):
+        data = Dataset(name="toys", kind="video", fingerprint="0", sequences=tuple(videos))
+        return MeanColours(**({"spec": SPEC, "data": data, "banks": {}, "batch_size": 1} | changes))
+
+    return make
 
 
 def scores(ctx, config=None):
@@ -120,12 +85,12 @@ def png(ctx, name):
     return np.asarray(Image.open(io.BytesIO(ctx.files[name])))
 
 
-def test_the_toy_is_a_context():
+def test_the_toy_is_a_context(context):
     public = {name for name in dir(Context) if not name.startswith("_")} | set(Context.__annotations__)
     assert public <= set(dir(context(moving())))
 
 
-def test_a_moving_square_is_followed():
+def test_a_moving_square_is_followed(context):
     ctx = context(moving())
     found = scores(ctx)
     assert found["j_mean"].items[0] > 0.85
@@ -135,10 +100,10 @@ def test_a_moving_square_is_followed():
         (found["j_mean"].items[0] + found["f_mean"].items[0]) / 2
     )
     assert found["j_mean"].detail["static_mask"] < 0.3, "the square leaves its first place"
-    assert ctx.done == ctx.total == 12
+    assert ctx.steps == 12
 
 
-def test_a_still_video_is_perfect():
+def test_a_still_video_is_perfect(context):
     """Squares aligned with the tokens: nothing is lost by the grid."""
     found = scores(context(moving(step=0)), VosConfig(**SMALL, upsample="nearest"))
     for name in ("jf_mean", "j_mean", "j_recall", "f_mean", "f_recall"):
@@ -147,7 +112,7 @@ def test_a_still_video_is_perfect():
     assert found["j_decay"].items.tolist() == [0.0]
 
 
-def test_scores_follow_from_the_kept_pngs():
+def test_scores_follow_from_the_kept_pngs(context):
     """One item an object, grouped by sequence; a reader of the PNGs finds the same numbers."""
     videos = moving(objects=2, name="two"), moving(objects=1, name="one", step=2)
     ctx = context(*videos)
@@ -164,7 +129,7 @@ def test_scores_follow_from_the_kept_pngs():
     assert all(measurement.chance is None for measurement in found.values())
 
 
-def test_pngs_are_indexed_with_the_davis_palette():
+def test_pngs_are_indexed_with_the_davis_palette(context):
     ctx = context(moving(objects=3))
     scores(ctx)
     assert len(ctx.files) == 12
@@ -176,7 +141,7 @@ def test_pngs_are_indexed_with_the_davis_palette():
     assert np.array_equal(davis_frames.read_indexed_png(davis_frames.indexed_png(labels)), labels)
 
 
-def test_object_ids_need_not_be_consecutive_and_void_is_background():
+def test_object_ids_need_not_be_consecutive_and_void_is_background(context):
     video = moving(objects=2)
     video.masks[video.masks == 2] = 9
     video.masks[:, :4, :4] = 255
@@ -187,7 +152,7 @@ def test_object_ids_need_not_be_consecutive_and_void_is_background():
     assert (found["j_mean"].items > 0.8).all()
 
 
-def test_portrait_frames_enter_upright():
+def test_portrait_frames_enter_upright(context):
     video = moving()
     turned = Video(video.frames.transpose(0, 2, 1, 3).copy(), video.masks.transpose(0, 2, 1).copy())
     ctx = context(turned)
@@ -197,7 +162,7 @@ def test_portrait_frames_enter_upright():
     assert found["j_mean"].items[0] > 0.7
 
 
-def test_batches_do_not_change_the_outcome_and_follow_the_area():
+def test_batches_do_not_change_the_outcome_and_follow_the_area(context):
     """The batch size counts images of 224 x 224: 6 frames of 64 x 128 have that area, 256 x 512 exceed it."""
     runs = {size: context(moving(), batch_size=size) for size in (1, 2)}
     found = {size: scores(ctx) for size, ctx in runs.items()}
@@ -210,7 +175,7 @@ def test_batches_do_not_change_the_outcome_and_follow_the_area():
     assert {len(images) for images, _, _ in large.calls} == {1}
 
 
-def test_what_the_encoder_is_given():
+def test_what_the_encoder_is_given(context):
     video = moving()
     ctx = context(video)
     scores(ctx, VosConfig(size=96, layer=-3, final_norm=False, pos_interpolation="timm", std="encoder"))
@@ -231,7 +196,7 @@ def test_what_the_encoder_is_given():
         ("dino-vos", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     ],
 )
-def test_colour_standard_deviation(std, spec_std, used):
+def test_colour_standard_deviation(context, std, spec_std, used):
     spec = SPEC.model_copy(update={"std": spec_std})
     video = moving(length=3, height=64, width=64)
     video.frames[:] = 255
@@ -242,7 +207,7 @@ def test_colour_standard_deviation(std, spec_std, used):
     assert any("0.228" in note for note in ctx.notes) == (used == (0.5, 0.5, 0.5))
 
 
-def test_a_patch_size_that_does_not_fit_is_noted():
+def test_a_patch_size_that_does_not_fit_is_noted(context):
     spec = SPEC.model_copy(update={"patch_size": 14})
     assert davis_frames.network_size(480, 854, 480, "dino64", 14) == (490, 840)
     ctx = context(moving(), spec=spec)
@@ -295,7 +260,7 @@ def test_presets_fill_what_is_not_given():
 
 
 @pytest.mark.parametrize("preset", ["dino-480", "dinov3-notebook", "crw-like"])
-def test_every_preset_follows_the_square(preset):
+def test_every_preset_follows_the_square(context, preset):
     found = scores(context(moving()), VosConfig(preset=preset, size=64))
     assert found["j_mean"].items[0] > 0.8
 
@@ -319,26 +284,25 @@ def test_wrong_fields_are_named(fields, message):
         validate(VosConfig, fields, "vos")
 
 
-def test_two_runs_are_identical():
+def test_two_runs_are_identical(context):
     first, second = context(moving(objects=3)), context(moving(objects=3))
     for a, b in zip(TASK.run(first, VosConfig(**SMALL)), TASK.run(second, VosConfig(**SMALL)), strict=True):
         assert a.items.tolist() == b.items.tolist()
     assert first.files == second.files
 
 
-def test_pictures_and_bars_for_the_report():
-    ctx = context(moving(name="a"), moving(step=9, length=9, name="b"), moving(step=0, name="c"))
+def test_pictures_and_bars_for_the_report(context):
+    ctx = context(moving(name="a"), moving(step=9, length=10, name="b"), moving(step=0, name="c"))
     scores(ctx)
-    kind, data = ctx.numbers["sequences"]
-    assert kind == "bars"
+    data = ctx.saved["sequences"]
     assert data["labels"] == ["a", "b", "c"]
-    assert {title.split(":")[1].split()[0] for _, title in ctx.images.values()} == {"best", "median", "worst"}
-    for images, _ in ctx.images.values():
-        assert len(images) == 5
+    assert {ctx.titles[name].split(":")[1].split()[0] for name in ctx.images} == {"best", "median", "worst"}
+    for images in ctx.images.values():
+        assert len(images) == 9
         assert all(image.dtype == np.uint8 and image.shape == (64, 128, 3) for image in images)
 
 
-def test_sequences_without_objects_are_left_out_by_name():
+def test_sequences_without_objects_are_left_out_by_name(context):
     empty = moving(name="nothing")
     empty.masks[0] = 0
     ctx = context(moving(), empty)
@@ -348,7 +312,7 @@ def test_sequences_without_objects_are_left_out_by_name():
         scores(context(empty))
 
 
-def test_an_object_too_small_for_the_grid_is_noted():
+def test_an_object_too_small_for_the_grid_is_noted(context):
     video = moving(objects=2)
     video.masks[video.masks == 2] = 0
     video.masks[:, 60, 90] = 2
@@ -358,7 +322,7 @@ def test_an_object_too_small_for_the_grid_is_noted():
     assert found["j_mean"].items[1] == 0
 
 
-def test_errors_name_the_sequence():
+def test_errors_name_the_sequence(context):
     with pytest.raises(TaskError, match="toy has 2 frames"):
         scores(context(moving(length=2)))
     video = moving()
