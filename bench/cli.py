@@ -11,7 +11,7 @@ import click
 from .. import __version__
 from .checkpoint_commands import doctor, formats, inspect, selftest
 from .errors import LmimBenchError
-from .report_commands import compare, table
+from .report_commands import compare, figures, table
 from .training_commands import ablate, command_line, export, pretrain
 
 _EXIT_FAILED_CELLS = 1
@@ -327,7 +327,7 @@ def cache(part: str | None, cache_dir: Path | None) -> None:
         click.echo(f"{name:<12} {entries:>6} entries {size / 1e6:>10.1f} MB")
 
 
-for command in (inspect, formats, doctor, selftest, pretrain, ablate, export, compare, table):
+for command in (inspect, formats, doctor, selftest, pretrain, ablate, export, compare, table, figures):
     cli.add_command(command)
 
 

@@ -36,6 +36,7 @@ class RunContext:
         *,
         task: str,
         cell: str,
+        reference: str,
         engine: Engine,
         data: Dataset,
         banks: Mapping[str, FeatureBank],
@@ -44,6 +45,7 @@ class RunContext:
         reporter: Reporter,
     ) -> None:
         self.spec = engine.encoder.spec
+        self.reference = reference
         self.data = data
         self.seed = seed
         self.device = engine.device
@@ -88,6 +90,7 @@ class RunContext:
         caption: str = "",
         downscale: int = 320,
         sequence: bool = False,
+        similarity: Array | None = None,
     ) -> None:
         """Keep pictures, uint8 RGB (H, W, 3), as PNG; the longer side is at most ``downscale``."""
         from PIL import Image
@@ -99,13 +102,20 @@ class RunContext:
             buffer = io.BytesIO()
             picture.save(buffer, format="PNG", optimize=True)
             files.append(self._write(f"{slug(name)}-{i}.png", buffer.getvalue()))
-        data = {"sequence": True} if sequence else {}
+        data: dict[str, Any] = {"sequence": True} if sequence else {}
+        if similarity is not None:
+            data["similarity"] = self._similarity(name, similarity)
         self.artefacts.append(
             Artefact(name=name, kind="image", title=title, caption=caption, files=tuple(files), data=data)
         )
 
     def save_data(
-        self, name: str, kind: Literal["curve", "bars"], title: str, data: dict[str, Any], caption: str = ""
+        self,
+        name: str,
+        kind: Literal["curve", "bars", "points"],
+        title: str,
+        data: dict[str, Any],
+        caption: str = "",
     ) -> None:
         """Keep numbers for the report to draw; numpy scalars and arrays become plain JSON."""
         plain = json.loads(json.dumps(data, default=_plain, allow_nan=False))
@@ -125,6 +135,19 @@ class RunContext:
         self.artefacts.append(
             Artefact(name=name, kind="features", title=title, caption=caption, files=(file,))
         )
+
+    def _similarity(self, name: str, cosines: Array) -> str:
+        """Cosines (n, h, w, h, w) in steps of 1/127, of each pair of patches once."""
+        count, height, width = cosines.shape[:3]
+        upper = np.triu_indices(height * width)
+        pairs = cosines.reshape(count, height * width, -1)[:, upper[0], upper[1]]
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            grid=np.array([height, width]),
+            cosines=(np.clip(pairs, -1, 1) * 127).round().astype(np.int8),
+        )
+        return self._write(f"{slug(name)}.npz", buffer.getvalue())
 
     def save_file(self, relative: str, content: bytes) -> None:
         """Keep a file of the task's own below the cell's artefact folder."""

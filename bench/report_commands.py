@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -82,6 +82,27 @@ def _plain(comparison: Any) -> dict[str, Any]:
         ],
         "not_compared": list(comparison.gaps),
     }
+
+
+@click.command()
+@_FOLDERS
+@click.option(
+    "--format", "-f", "form", type=click.Choice(["svg", "png", "pdf"]), default="svg", show_default=True
+)
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder. [default: figures/ in the first run]",
+)
+def figures(folders: tuple[Path, ...], form: Literal["svg", "png", "pdf"], out: Path | None) -> None:
+    """Write every figure of the report as a file, for papers and slides."""
+    from ..reports.figure_files import write_figures
+    from ..reports.model import read_report
+
+    folder = out or folders[0] / "figures"
+    written = write_figures(read_report(folders), folder, form)
+    click.echo(f"figures  {len(written)} in {folder}")
 
 
 @click.command()

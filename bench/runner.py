@@ -164,6 +164,7 @@ class Run:
             context = RunContext(
                 task=task.name,
                 cell=cell.id,
+                reference=cell.checkpoint.reference,
                 engine=engine,
                 data=data,
                 banks=opened,
@@ -250,6 +251,7 @@ def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = Fals
             info=encoder.info,
             flops=encoder_flops(encoder),
         )
+    left_out = _left_out(plan, reporter)
     data: dict[str, Dataset] = {}
     for name, entry in plan.data.items():
         loaded = load_data(
@@ -280,8 +282,37 @@ def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = Fals
             digest=digest(_identity(records[label], evaluation, data[evaluation.data], seed, config)),
         )
         for label, evaluation, seed in plan.cells()
+        if (label, evaluation.task.name) not in left_out
     ]
     return Run(plan, reporter, command, device, data, cells, debug)
+
+
+def _left_out(plan: RunPlan, reporter: Reporter) -> set[tuple[str, str]]:
+    """The (label, task) that do not go together, with a line for each reason.
+
+    Raises:
+        ConfigError: nothing is left of a task that was asked for by its name, or of the run.
+    """
+    tasks = {e.task.name: e.task for e in plan.evaluations}
+    checkpoints = plan.config.checkpoints
+    reasons = {
+        (checkpoint.label, name): reason
+        for name, task in tasks.items()
+        for checkpoint in checkpoints
+        if (reason := task.applies(checkpoint.reference)) is not None
+    }
+    nothing_left = len(reasons) == len(tasks) * len(checkpoints)
+    for name in tasks:
+        labels: dict[str, list[str]] = {}
+        for checkpoint in checkpoints:
+            if (checkpoint.label, name) in reasons:
+                labels.setdefault(reasons[checkpoint.label, name], []).append(checkpoint.label)
+        alone = sum(map(len, labels.values())) == len(checkpoints)
+        if alone and (nothing_left or name in plan.config.tasks):
+            raise ConfigError(f"{name} can run on no checkpoint of this run: {'; '.join(labels)}")
+        for reason, where in labels.items():
+            reporter.line(f"{name} is left out for {', '.join(where)}: {reason}")
+    return set(reasons)
 
 
 def _identity(

@@ -378,16 +378,19 @@ class Artefact(Frozen):
     """Something for the report: a picture on disk, or numbers to draw.
 
     kind ``image``: ``files`` are PNG paths below the run folder, shown in order as one strip; where ``data``
-    has a true ``sequence``, they are frames of a film that can be played.
+    has a true ``sequence``, they are frames of a film that can be played; where it names a ``similarity``
+    file, each image is followed by a map of it, which shows the similarity to a patch that a reader clicks.
     kind ``curve``: ``data`` is {"x": [...], "series": {name: [...]}, "x_label", "y_label", "log_x"}.
     kind ``bars``:  ``data`` is {"labels": [...], "values": [...], "y_label"}; drawn per checkpoint, and
     beside each other over checkpoints where labels agree.
+    kind ``points``: ``data`` is {"x": [...], "y": [...], "group": [...], "groups": [names], "colours":
+    ["#rrggbb", ...]}; positions have no scale, ``group`` counts into the other two; of the first seed.
     kind ``features``: ``files`` is one .npz with ``features`` (N, D) and the ``ids`` (N,) of their images;
     checkpoints are compared by CKA over the images that all of them have.
     """
 
     name: str
-    kind: Literal["image", "curve", "bars", "features"]
+    kind: Literal["image", "curve", "bars", "points", "features"]
     title: str
     caption: str = ""
     files: tuple[str, ...] = ()
@@ -401,9 +404,11 @@ class Progress(Protocol):
 
 
 class Context(Protocol):
-    """The only thing a task is handed. It never sees argv, the checkpoint path or the output folder."""
+    """The only thing a task is handed. It never sees argv or the output folder."""
 
     spec: EncoderSpec
+    reference: str
+    """Of the checkpoint, as it was given: for a task that needs what lies beside the encoder."""
     data: Dataset
     seed: int
     device: str
@@ -434,13 +439,22 @@ class Context(Protocol):
         caption: str = "",
         downscale: int = 320,
         sequence: bool = False,
+        similarity: Array | None = None,
     ) -> None:
-        """Keep uint8 RGB pictures (H, W, 3) for the report, the longer side at most ``downscale``; of a
-        ``sequence`` the page makes a film.
+        """Keep uint8 RGB pictures (H, W, 3) for the report, the longer side at most ``downscale``.
+
+        Of a ``sequence`` the page makes a film. ``similarity``: cosines (n, h, w, h, w) between the patches
+        of n images, where the pictures are n pairs of an image and a map of it; the page turns the map into
+        the similarity to a patch that is clicked.
         """
 
     def save_data(
-        self, name: str, kind: Literal["curve", "bars"], title: str, data: dict[str, Any], caption: str = ""
+        self,
+        name: str,
+        kind: Literal["curve", "bars", "points"],
+        title: str,
+        data: dict[str, Any],
+        caption: str = "",
     ) -> None:
         """Keep numbers for the report to draw."""
 
@@ -476,6 +490,8 @@ class TaskSpec:
     doc: str = ""
     origin: str = "lmim-bench"
     """Distribution and version that supplied the task."""
+    applies: Callable[[str], str | None] = lambda reference: None
+    """From the reference of a checkpoint to the reason why the task says nothing about it, or None."""
 
     def metric(self, metric_id: str) -> Metric:
         """The declared family of a metric id. Raises KeyError where the task did not declare it."""

@@ -62,17 +62,10 @@ class MaskedImageModel(nn.Module):
         """
         config = self.recipe
         patches = cut_patches(images, config.model.patch_size, offsets)
-        latents = self.encoder(take(patches, masks.visible), masks.visible)
-        groups, per_group = masks.hidden.shape[1:]
+        latents, predictions = self.predict(patches, masks)
         with torch.set_grad_enabled(torch.is_grad_enabled() and config.target.kind == "shared"):
             targets = self.targets(patches, masks)
-        hidden = masks.hidden.flatten(0, 1)  # (B*M, T)
-        predictions = self.decoder(
-            latents.repeat_interleave(groups, 0), masks.visible.repeat_interleave(groups, 0), hidden
-        )
-        loss = reconstruction_loss(
-            predictions, targets.reshape(-1, per_group, targets.shape[-1]), config.objective
-        )
+        loss = reconstruction_loss(predictions, targets.reshape(predictions.shape), config.objective)
         terms = {"reconstruction": loss.detach()}
         cosines = {
             "cosine_predictions": mean_cosine(predictions),
@@ -85,6 +78,19 @@ class MaskedImageModel(nn.Module):
                 constrained, similarity_aim
             )
         return Losses(loss, {**terms, **{name: value.detach() for name, value in cosines.items()}})
+
+    def predict(self, patches: torch.Tensor, masks: Masks) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents (B, prefix + V, D) of what is seen of patches (B, N, p*p*3), and the predictions from them,
+        (B*M, T, out).
+        """
+        latents = self.encoder(take(patches, masks.visible), masks.visible)
+        groups = masks.hidden.shape[1]
+        predictions = self.decoder(
+            latents.repeat_interleave(groups, 0),
+            masks.visible.repeat_interleave(groups, 0),
+            masks.hidden.flatten(0, 1),
+        )
+        return latents, predictions
 
     def targets(self, patches: torch.Tensor, masks: Masks) -> torch.Tensor:
         """What is to be predicted, (B, M*T, out), from all patches (B, N, p*p*3) of the images."""

@@ -45,9 +45,7 @@ def patch_discrimination(
     the batch, where the next K images come first, each with one patch.
     """
     if config.standardise:
-        mean = predictions.mean(dim=1, keepdim=True)
-        deviation = predictions.std(dim=1, keepdim=True) if predictions.shape[1] > 1 else 1.0
-        predictions = (predictions - mean) / (deviation + 1e-4)
+        predictions = standardise_channels(predictions)
     predictions, targets = F.normalize(predictions, dim=-1), F.normalize(targets, dim=-1)
     if config.negatives == "batch":
         predictions, targets = (x.transpose(0, 1).flatten(0, 1)[None] for x in (predictions, targets))
@@ -58,6 +56,13 @@ def patch_discrimination(
         ahead = (places - places[:, None]) % n
         logits = logits.masked_fill(ahead > config.num_negatives, -torch.inf)
     return 2 * config.tau * F.cross_entropy(logits.flatten(0, 1), places.repeat(len(logits)))
+
+
+def standardise_channels(predictions: torch.Tensor) -> torch.Tensor:
+    """Predictions (B, T, D), each channel standardised over the patches of its image (unbiased, + 1e-4)."""
+    mean = predictions.mean(dim=1, keepdim=True)
+    deviation = predictions.std(dim=1, keepdim=True) if predictions.shape[1] > 1 else 1.0
+    return (predictions - mean) / (deviation + 1e-4)
 
 
 def mean_cosine(x: torch.Tensor) -> torch.Tensor:

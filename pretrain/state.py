@@ -85,6 +85,16 @@ def states(folder: Path) -> list[tuple[Path, int]]:
     return sorted(found, key=lambda one: -one[1])
 
 
+def load_state(path: Path) -> dict[str, Any]:
+    """One state; what is not looked at is not read. Raises CheckpointError where it cannot be read."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except _UNREADABLE as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{path} cannot be read ({reason[0]})") from error
+    return state
+
+
 def read_state(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     """The newest state that can be read, and a line for each newer one that cannot.
 
@@ -94,10 +104,9 @@ def read_state(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     broken: list[str] = []
     for path, _ in states(folder):
         try:
-            return path, torch.load(path, map_location="cpu", weights_only=True, mmap=True), broken
-        except _UNREADABLE as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            broken.append(f"{path} cannot be read ({reason[0]}); going back to the one before")
+            return path, load_state(path), broken
+        except CheckpointError as error:
+            broken.append(f"{error}; going back to the one before")
     if broken:
         raise CheckpointError(f"no training state below {folder} can be read; the newest: {broken[0]}")
     raise CheckpointError(f"{folder} holds no training state (step-*.pth)")

@@ -6,6 +6,7 @@ Malformed data of an artefact never ends the report: it is left out and named in
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ class Strip:
     caption: str
     folder: Path
     files: tuple[str, ...]
+    similarity: str = ""
+    """The file with the similarities of patches, where the pictures are pairs of an image and a map of it."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,26 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Scatter:
+    """Points in the plane under one artefact name, in groups that are the same for all checkpoints."""
+
+    name: str
+    title: str
+    caption: str
+    groups: tuple[str, ...]
+    colours: tuple[str, ...]
+    """Of the groups, hexadecimal RGB."""
+    clouds: Mapping[int, tuple[tuple[float, float, int], ...]]
+    """(x, y, group) of each point, by checkpoint index."""
+
+
+@dataclass(frozen=True)
 class Exhibits:
     """All that a column has to draw and to show."""
 
     curves: tuple[Curve, ...]
     bars: tuple[Bars, ...]
+    points: tuple[Scatter, ...]
     galleries: tuple[Gallery, ...]
     problems: tuple[str, ...]
 
@@ -118,15 +136,17 @@ def collect(column: Column) -> Exhibits:
         for entry in entries:
             for artefact in entry.result.artefacts:
                 key = (artefact.kind, artefact.name)
+                first_seed = entry.result.seed == entries[0].result.seed
                 if artefact.kind == "image":
-                    first_seed = entry.result.seed == entries[0].result.seed
                     if first_seed and entry.folder is not None:
                         groups.setdefault(key, []).append((index, entry.folder, artefact))
                     continue
                 if artefact.kind == "features":  # of all checkpoints at once: resemblance.py
                     continue
+                if artefact.kind == "points" and not first_seed:
+                    continue
                 try:
-                    (_check_curve if artefact.kind == "curve" else _check_bars)(artefact.data)
+                    _CHECKS[artefact.kind](artefact.data)
                 except (KeyError, TypeError, ValueError) as error:
                     problems.append(
                         f"{entry.result.cell}: {artefact.kind} {artefact.name!r} is left out, its data is "
@@ -141,6 +161,7 @@ def collect(column: Column) -> Exhibits:
     return Exhibits(
         tuple(_curve(name, found) for name, found in of("curve")),
         tuple(_bars(name, found) for name, found in of("bars")),
+        tuple(_scatter(name, found) for name, found in of("points")),
         tuple(_gallery(name, found) for name, found in of("image")),
         tuple(problems),
     )
@@ -154,7 +175,8 @@ def _gallery(name: str, found: Sequence[Found]) -> Gallery:
     for index, folder, artefact in found:
         own = (artefact.title if len(titles) > 1 else "", artefact.caption if len(captions) > 1 else "")
         if folder is not None:
-            strips.append(Strip(index, ". ".join(filter(None, own)), folder, artefact.files))
+            similarity = str(artefact.data.get("similarity", ""))
+            strips.append(Strip(index, ". ".join(filter(None, own)), folder, artefact.files, similarity))
     title = titles.pop() if len(titles) == 1 else plain
     caption = captions.pop() if len(captions) == 1 else ""
     return Gallery(name, title, caption, tuple(strips), all(a.data.get("sequence") for _, _, a in found))
@@ -188,6 +210,21 @@ def _check_bars(data: Mapping[str, Any]) -> None:
         raise ValueError(f"{len(values)} values for {len(labels)} labels")
     if len(set(map(str, labels))) != len(labels):
         raise ValueError("a label occurs twice")
+
+
+def _check_points(data: Mapping[str, Any]) -> None:
+    groups, colours = list(data["groups"]), list(data["colours"])
+    if not data["x"] or not len(data["x"]) == len(data["y"]) == len(data["group"]):
+        raise ValueError("no points, or not as many of x, y and group")
+    if any(_number(v) is None for v in (*data["x"], *data["y"])):
+        raise ValueError("a point is not finite")
+    if len(groups) != len(colours) or not all(re.fullmatch("#[0-9a-fA-F]{6}", str(c)) for c in colours):
+        raise ValueError("not one #rrggbb colour for each group")
+    if not set(data["group"]) <= set(range(len(groups))):
+        raise ValueError(f"a group that is not one of the {len(groups)}")
+
+
+_CHECKS = {"curve": _check_curve, "bars": _check_bars, "points": _check_points}
 
 
 def _unit(found: Sequence[Found], values: Callable[[Mapping[str, Any]], list[float]]) -> str:
@@ -268,3 +305,20 @@ def _bars(name: str, found: Sequence[Found]) -> Bars:
     return Bars(
         name, first.title, _captions(found), _label(first.data.get("y_label"), unit), unit, labels, values
     )
+
+
+def _scatter(name: str, found: Sequence[Found]) -> Scatter:
+    """One scatter; a group of the same name keeps one colour, the one that it was first given."""
+    colours: dict[str, str] = {}
+    for _, _, artefact in found:
+        for group, paint in zip(artefact.data["groups"], artefact.data["colours"], strict=True):
+            colours.setdefault(str(group), str(paint))
+    place = {group: i for i, group in enumerate(colours)}
+    clouds = {}
+    for index, _, artefact in found:
+        data, own = artefact.data, [place[str(group)] for group in artefact.data["groups"]]
+        clouds[index] = tuple(
+            (float(x), float(y), own[g]) for x, y, g in zip(data["x"], data["y"], data["group"], strict=True)
+        )
+    first = found[0][2]
+    return Scatter(name, first.title, _captions(found), tuple(colours), tuple(colours.values()), clouds)

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..bench.comparison import Ranking
-from .exhibits import Bars, Curve, Line, Points
+from ..bench.types import Metric
+from .exhibits import Bars, Curve, Line, Points, Scatter
 from .readings import clean, format_value
-from .svg import RULE, SURFACE, TEXT, colour, mark, styled, to_svg
+from .style import DASHES, MARKERS, Drawing, colour, ink, mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _OVERLAY = 3
 """Up to this many series share one panel, told apart by their dashes; more get a panel each, and so do
 series with bands, which would cover one another."""
@@ -24,25 +23,23 @@ _SHOWN = 15
 """Labels in one panel of bars, where there are too many for all to be legible."""
 
 
-@styled
-def draw_curve(curve: Curve, labels: Sequence[str], prefix: str) -> list[str]:
-    """One SVG a panel: all series together where they are few, else a panel a series.
+def draw_curve(curve: Curve, labels: Sequence[str]) -> list[Drawing]:
+    """All series together where they are few, else a panel a series.
 
     Args:
         curve: what to draw.
         labels: name of each checkpoint, by index, for the description.
-        prefix: start of every id inside, unique on the page.
     """
     drawn = sorted({line.checkpoint for line in curve.lines})
     crowded = len(drawn) > 1 and any(line.low for line in curve.lines)
     together = len(curve.series) <= (1 if crowded else _OVERLAY)
     panels = [curve.series] if together else [(name,) for name in curve.series]
     out = []
-    for number, series in enumerate(panels):
+    for series in panels:
         figure, axes = _figure(4.3, 2.8)
         shown = [line for line in curve.lines if line.series in series]
         for line in shown:
-            _draw_line(axes, line, curve.unit, _DASHES[series.index(line.series) % len(_DASHES)])
+            _draw_line(axes, line, curve.unit, DASHES[series.index(line.series) % len(DASHES)])
         _curve_axes(axes, curve, sorted({x for line in shown for x in line.x}))
         title = series[0] if len(panels) > 1 else ""
         if title:
@@ -51,20 +48,13 @@ def draw_curve(curve: Curve, labels: Sequence[str], prefix: str) -> list[str]:
         what = (
             f"{curve.title}{f', {title}' if title else ''}: {curve.y_label} over {curve.x_label} for {names}."
         )
-        out.append(
-            to_svg(
-                figure,
-                f"{prefix}-{number}",
-                f"{what} The numbers are in the table below the figure.",
-                labels,
-            )
-        )
+        seen = f"{what} The numbers are in the table below the figure."
+        out.append(Drawing(figure, seen, title, drawn, series if len(series) > 1 else ()))
     return out
 
 
-@styled
-def draw_bars(bars: Bars, labels: Sequence[str], prefix: str) -> list[tuple[str, str]]:
-    """(heading, SVG) of each panel: all labels where they are few, else those that tell most."""
+def draw_bars(bars: Bars, labels: Sequence[str]) -> list[Drawing]:
+    """All labels where they are few, else a panel each of those that tell most."""
     order = sorted(range(len(bars.labels)), key=lambda i: (-bars.mean(i), bars.labels[i]))
     if len(order) <= 2 * _SHOWN:
         panels = [("", order)]
@@ -78,18 +68,34 @@ def draw_bars(bars: Bars, labels: Sequence[str], prefix: str) -> list[tuple[str,
         panels = [(f"{_SHOWN} highest", order[:_SHOWN]), (f"{_SHOWN} lowest", order[-_SHOWN:])]
     names = ", ".join(labels[i] for i in bars.values)
     return [
-        (
+        Drawing(
+            _draw_panel(bars, shown),
+            f"{bars.title}{f', {heading}' if heading else ''}: {bars.y_label} for {names}. "
+            "The numbers are in the table below the figure.",
             heading,
-            to_svg(
-                _draw_panel(bars, shown),
-                f"{prefix}-{number}",
-                f"{bars.title}{f', {heading}' if heading else ''}: {bars.y_label} for {names}. "
-                "The numbers are in the table below the figure.",
-                labels,
-            ),
+            tuple(bars.values),
         )
-        for number, (heading, shown) in enumerate(panels)
+        for heading, shown in panels
     ]
+
+
+def draw_points(scatter: Scatter, labels: Sequence[str]) -> list[Drawing]:
+    """A panel a checkpoint; positions have no scale, so the axes have none."""
+    drawings = []
+    for checkpoint, cloud in scatter.clouds.items():
+        figure, axes = _figure(3.1, 3.1)
+        for group, paint in enumerate(scatter.colours):
+            places = [(x, y) for x, y, g in cloud if g == group]
+            axes.plot(
+                [x for x, _ in places], [y for _, y in places], linestyle="", marker="o", markersize=2.6,
+                color=paint, markeredgewidth=0,
+            )  # fmt: skip
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_axis_off()
+        what = f"{scatter.title} of {labels[checkpoint]}: {len(cloud)} points. {scatter.caption}"
+        key = tuple(zip(scatter.groups, scatter.colours, strict=True))
+        drawings.append(Drawing(figure, what, labels[checkpoint], (checkpoint,), groups=key))
+    return drawings
 
 
 def _scale(values: Points, unit: str) -> list[float]:
@@ -111,8 +117,8 @@ def _draw_line(axes: Axes, line: Line, unit: str, dash: Any) -> None:
         axes.fill_between(line.x, low, high, color=paint, alpha=0.14, linewidth=0, gid=mark(line.checkpoint))
     marker = MARKERS[line.checkpoint % len(MARKERS)] if len(line.x) <= 24 else ""
     axes.plot(
-        line.x, y, color=paint, linestyle=dash, marker=marker, markeredgecolor=SURFACE, markeredgewidth=0.8,
-        gid=mark(line.checkpoint),
+        line.x, y, color=paint, linestyle=dash, marker=marker, markeredgecolor=ink("surface"),
+        markeredgewidth=0.8, gid=mark(line.checkpoint),
     )  # fmt: skip
 
 
@@ -155,7 +161,7 @@ def _draw_panel(bars: Bars, shown: Sequence[int]) -> Figure:
         for y, here in enumerate(zip(*columns.values(), strict=True)):
             found = [v for v in here if math.isfinite(v)]
             if found:
-                axes.plot([min(found), max(found)], [y, y], color=RULE, linewidth=3, zorder=1)
+                axes.plot([min(found), max(found)], [y, y], color=ink("rule"), linewidth=3, zorder=1)
         for rank, (checkpoint, values) in enumerate(columns.items()):
             axes.plot(
                 values,
@@ -165,12 +171,12 @@ def _draw_panel(bars: Bars, shown: Sequence[int]) -> Figure:
                 marker=MARKERS[checkpoint % len(MARKERS)],
                 # Later ones are smaller, so that equal values hide none.
                 markersize=max(5.5, 8 - rank),
-                markeredgecolor=SURFACE,
+                markeredgecolor=ink("surface"),
                 markeredgewidth=0.8,
                 gid=mark(checkpoint),
             )
     axes.set_yticks(rows, [_short(bars.labels[j], 26) for j in shown])
-    axes.tick_params(axis="y", labelcolor=TEXT)
+    axes.tick_params(axis="y", labelcolor=ink("text"))
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
@@ -191,14 +197,13 @@ def _short(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-@styled
-def draw_ranks(ranking: Ranking, labels: Sequence[str], prefix: str) -> str:
+def draw_ranks(ranking: Ranking, labels: Sequence[str]) -> Drawing:
     """Average ranks on one line, the best at the left; a bar joins those that are not told apart."""
     order = sorted(range(len(labels)), key=lambda i: ranking.ranks[i])
     figure, axes = _figure(6.4, 0.9 + 0.26 * len(order))
     for row, i in enumerate(order):
         place = ranking.ranks[i]
-        axes.plot([place, place], [0, -row - 1], color=RULE, linewidth=1, zorder=1)
+        axes.plot([place, place], [0, -row - 1], color=ink("rule"), linewidth=1, zorder=1)
         axes.plot(
             place, 0, color=colour(i), marker=MARKERS[i % len(MARKERS)], markersize=7, linestyle="", zorder=3,
             gid=mark(i),
@@ -210,16 +215,17 @@ def draw_ranks(ranking: Ranking, labels: Sequence[str], prefix: str) -> str:
             textcoords="offset points",
             va="center",
             fontsize=8,
+            bbox={"facecolor": ink("surface"), "edgecolor": "none", "pad": 1},
         )
     if ranking.critical_difference is not None:
         for row, group in enumerate(_groups(sorted(ranking.ranks), ranking.critical_difference)):
-            axes.plot(group, [0.35 + 0.3 * row] * 2, color=TEXT, linewidth=2.5, solid_capstyle="butt")
+            axes.plot(group, [0.35 + 0.3 * row] * 2, color=ink("text"), linewidth=2.5, solid_capstyle="butt")
     axes.set_xlim(0.8, len(labels) + 0.2)
     axes.set_yticks([])
     axes.set_xlabel(f"average rank over {ranking.columns} columns; 1 is the best")
     axes.spines["left"].set_visible(False)
     names = ", ".join(f"{labels[i]} {ranking.ranks[i]:.2f}" for i in order)
-    return to_svg(figure, prefix, f"Average ranks: {names}.", labels)
+    return Drawing(figure, f"Average ranks: {names}.")
 
 
 def _groups(ranks: Sequence[float], critical: float) -> list[tuple[float, float]]:
@@ -232,47 +238,49 @@ def _groups(ranks: Sequence[float], critical: float) -> list[tuple[float, float]
     return [(ranks[a], ranks[b]) for a, b in spans]
 
 
-@styled
 def draw_pareto(
-    score: str,
+    title: str,
+    metric: Metric,
     cost: str,
     points: Sequence[tuple[float, float, int]],
     labels: Sequence[str],
-    prefix: str,
     *,
-    unit: str,
-    higher_is_better: bool,
     more_is_cheaper: bool = False,
-) -> str:
+) -> Drawing:
     """A score against a cost; a line joins what no encoder at the same cost or less reaches.
 
     Args:
-        score: what the score is called.
+        title: the heading of the figure.
+        metric: whose values the scores are.
         cost: what the cost is called, with its unit.
         points: (cost, score, index of the checkpoint); the cost is positive.
         labels: name of each checkpoint, by index.
-        prefix: id of the figure, unique on the page.
-        unit: of the score.
-        higher_is_better: whether a higher score is better.
         more_is_cheaper: whether the cost is a speed, of which more is better.
     """
     figure, axes = _figure(4.3, 2.8)
     _cost_axis(axes, [x for x, _, _ in points])
-    front = _front(points, higher_is_better, more_is_cheaper)
+    front = _front(points, metric.higher_is_better, more_is_cheaper)
     axes.plot(
-        [x for x, _ in front], _scale(tuple(y for _, y in front), unit), color=RULE, linewidth=2, zorder=1
+        [x for x, _ in front],
+        _scale(tuple(y for _, y in front), metric.unit),
+        color=ink("rule"),
+        linewidth=2,
+        zorder=1,
     )
     for x, y, i in points:
         axes.plot(
-            x, _scale((y,), unit), linestyle="", color=colour(i), marker=MARKERS[i % len(MARKERS)],
-            markersize=7, markeredgecolor=SURFACE, markeredgewidth=0.8, gid=mark(i),
+            x, _scale((y,), metric.unit), linestyle="", color=colour(i), marker=MARKERS[i % len(MARKERS)],
+            markersize=7, markeredgecolor=ink("surface"), markeredgewidth=0.8, gid=mark(i),
         )  # fmt: skip
     axes.grid(axis="y")
     axes.margins(x=0.08, y=0.12)
     axes.set_xlabel(cost)
-    axes.set_ylabel(_short(score, 40))
-    described = ", ".join(f"{labels[i]} {format_value(y, unit)} at {_engineering(x)}" for x, y, i in points)
-    return to_svg(figure, prefix, f"{score} against {cost}: {described}.", labels)
+    axes.set_ylabel(_short(metric.title, 40))
+    described = ", ".join(
+        f"{labels[i]} {format_value(y, metric.unit)} at {_engineering(x)}" for x, y, i in points
+    )
+    what = f"{title}, {metric.title} against {cost}: {described}."
+    return Drawing(figure, what, title, [i for _, _, i in points])
 
 
 def _cost_axis(axes: Axes, costs: Sequence[float]) -> None:

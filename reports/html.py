@@ -9,22 +9,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..bench.results import Result, atomic_write
-from .exhibits import Bars, Curve, Exhibits, Gallery, collect
-from .figures import draw_bars, draw_curve, draw_pareto, draw_ranks
+from ..bench.results import atomic_write
+from .exhibits import Bars, Curve, Exhibits, Gallery, Strip, collect
+from .figures import draw_bars, draw_curve, draw_points, draw_ranks
 from .model import Report, read_report, reason
+from .pictures import BUDGET as PICTURES
 from .pictures import Album, load_album
 from .progression import progression
 from .published import published_for
 from .readings import clean, format_value, interval_text, show
 from .resemblance import resemblances
-from .svg import COLOURS
+from .similarity import load_similarities
+from .style import COLOURS, PAGE, Drawing, style
+from .svg import to_svg
+from .tradeoffs import tradeoffs
 from .verdicts import comparisons, ranking
 
 GALLERIES_SHOWN = 3
@@ -68,9 +72,19 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
     from markupsafe import Markup
 
     exhibits = {column.id: collect(column) for column in report.columns}
-    album = load_album(_wanted(report, exhibits))
+    strips = _strips(report, exhibits)
+    similarities, unread = load_similarities(strips)
+    spent = sum(len(pair) for found in similarities.values() for pair in found.pairs)
+    wanted = [(strip.folder, file) for strip in strips for file in strip.files]
+    album = load_album(wanted, PICTURES - spent * 3 // 4)
     likeness = {column.id: resemblances(column) for column in report.columns}
     script = _template("report.js")
+    labels = [checkpoint.label for checkpoint in report.checkpoints]
+
+    def inline(drawings: Sequence[Drawing], prefix: str) -> list[tuple[Drawing, Markup]]:
+        return [(d, Markup(to_svg(d, f"{prefix}-{number}", labels))) for number, d in enumerate(drawings)]
+
+    ranked = ranking(report)
     jinja = Jinja(
         loader=FunctionLoader(_template),
         autoescape=True,
@@ -85,42 +99,46 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
         "galleries_shown": GALLERIES_SHOWN,
         "interval": interval_text,
         "reason": reason,
-        "curve_figures": lambda curve, prefix: [
-            Markup(svg) for svg in draw_curve(curve, _labels(report), prefix)
-        ],
-        "bars_figures": lambda bars, prefix: [
-            (heading, Markup(svg)) for heading, svg in draw_bars(bars, _labels(report), prefix)
-        ],
+        "curve_figures": lambda curve, prefix: inline(draw_curve(curve, labels), prefix),
+        "bars_figures": lambda bars, prefix: inline(draw_bars(bars, labels), prefix),
+        "points_figures": lambda points, prefix: inline(draw_points(points, labels), prefix),
         "curve_table": curve_table,
         "bars_order": bars_order,
         "picture": lambda strip, file: album.pictures[strip.folder, file],
+        "similarities": lambda strip: similarities.get((strip.folder, strip.similarity)),
         "p_value": lambda p: "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
         "prose": prose,
         "summarise": lambda report: [column.summary() for column in report.summarised],
     }
-    return jinja.get_template("report.html.j2").render(
-        report=report,
-        exhibits=exhibits,
-        likeness={name: found for name, (found, _) in likeness.items()},
-        album=album,
-        css=Markup(_template("report.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        icon=quote(_ICON),
-        many_seeds=any(len(column.seeds) > 1 for column in report.columns),
-        problems=[
-            *report.problems,
-            *(p for e in exhibits.values() for p in e.problems),
-            *(p for _, found in likeness.values() for p in found),
-            *_gaps(album),
-        ],
-        lead=lead(report),
-        comparisons=comparisons(report, baseline),
-        ranks=_ranks(report),
-        pareto=_pareto(report),
-        progression=progression(report),
-        published=published_for(report) if published else (),
-    )
+    with style(PAGE):
+        return jinja.get_template("report.html.j2").render(
+            report=report,
+            exhibits=exhibits,
+            likeness={name: found for name, (found, _) in likeness.items()},
+            album=album,
+            css=Markup(_template("report.css")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            icon=quote(_ICON),
+            many_seeds=any(len(column.seeds) > 1 for column in report.columns),
+            problems=[
+                *report.problems,
+                *(p for e in exhibits.values() for p in e.problems),
+                *(p for _, found in likeness.values() for p in found),
+                *unread,
+                *_gaps(album),
+            ],
+            lead=lead(report),
+            comparisons=comparisons(report, baseline),
+            ranking=None if ranked is None else ranked[0],
+            ranks=[] if ranked is None else inline([draw_ranks(ranked[0], labels)], "ranks"),
+            tradeoffs=[
+                (cost, inline([drawing for _, drawing in figures], name))
+                for name, cost, figures in tradeoffs(report)
+            ],
+            progression=progression(report),
+            published=published_for(report) if published else (),
+        )
 
 
 _ICON = (
@@ -129,70 +147,16 @@ _ICON = (
 )
 
 
-_COSTS: tuple[tuple[str, Callable[[Result], float | None], bool], ...] = (
-    ("parameters of the encoder", lambda result: result.checkpoint.info.parameters, False),
-    ("FLOPs for an image at the encoder's own size", lambda result: result.checkpoint.flops, False),
-    ("images a second, as measured in this run", lambda result: result.images_per_second, True),
-)
-
-
-def _ranks(report: Report) -> tuple[Any, Any] | None:
-    """The ranking and its figure, where there are enough checkpoints for one."""
-    from markupsafe import Markup
-
-    found = ranking(report)
-    if found is None:
-        return None
-    return found[0], Markup(draw_ranks(found[0], _labels(report), "ranks"))
-
-
-def _pareto(report: Report) -> list[tuple[str, list[tuple[str, Any]]]]:
-    """Scores against each cost, a figure a column, where encoders of different architectures are compared."""
-    from markupsafe import Markup
-
-    groups = []
-    if len({(c.record.info.parameters, c.record.flops) for c in report.checkpoints}) > 1:
-        for number, (cost, of, more_is_cheaper) in enumerate(_COSTS):
-            figures = []
-            for column in report.scored:
-                row = column.headline
-                points = [
-                    (found, reading.value, i)
-                    for i, entries in enumerate(column.cells)
-                    if row and (reading := row.readings[i]) and (found := of(entries[0].result))
-                ]
-                if row is None or len(points) < 2:
-                    continue
-                svg = draw_pareto(
-                    row.metric.title,
-                    cost,
-                    points,
-                    _labels(report),
-                    f"cost{number}-{column.id}",
-                    unit=row.metric.unit,
-                    higher_is_better=row.metric.higher_is_better,
-                    more_is_cheaper=more_is_cheaper,
-                )
-                figures.append((f"{column.task} on {column.data.name}", Markup(svg)))
-            if figures:
-                groups.append((cost, figures))
-    return groups
-
-
 def _template(name: str) -> str:
     return (files(__package__) / "templates" / name).read_text(encoding="utf-8")
 
 
-def _labels(report: Report) -> list[str]:
-    return [checkpoint.label for checkpoint in report.checkpoints]
-
-
-def _wanted(report: Report, exhibits: dict[str, Exhibits]) -> list[tuple[Path, str]]:
-    """All pictures, the first gallery of every column before the second of any: the budget may run out."""
+def _strips(report: Report, exhibits: dict[str, Exhibits]) -> list[Strip]:
+    """All strips, the first gallery of every column before the second of any: the budget may run out."""
     columns = [exhibits[column.id].galleries for column in report.columns]
     depth = max(map(len, columns), default=0)
     turns: list[Gallery] = [g[i] for i in range(depth) for g in columns if i < len(g)]
-    return [(strip.folder, file) for g in turns for strip in g.strips for file in strip.files]
+    return [strip for gallery in turns for strip in gallery.strips]
 
 
 def _gaps(album: Album) -> list[str]:

@@ -1,97 +1,28 @@
 """Figures as inline SVG in the colours of the page.
 
-Every colour is drawn as a stand-in and replaced by a CSS variable, so that one figure serves light, dark and
-print. Text stays text, in the font of the page. Labels come from outside: nothing in them is read as
-mathematics or as markup.
+Text stays text, in the font of the page. Labels come from outside: nothing in them is read as markup.
 """
 
 from __future__ import annotations
 
-import functools
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from .readings import clean
+from .style import VARIABLES, Drawing
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Arguments = ParamSpec("Arguments")
-Drawn = TypeVar("Drawn")
-
-COLOURS = 8
-"""Number of checkpoint colours of the page (CSS variables ``--c0`` to ``--c7``)."""
-TEXT, MUTED, RULE, SURFACE = "#0a0001", "#0a0002", "#0a0003", "#0a0004"
-"""Stand-ins for colours of the page; ``colour`` gives those of the checkpoints."""
-_VARIABLES = {TEXT: "--text", MUTED: "--muted", RULE: "--rule", SURFACE: "--surface"} | {
-    f"#0b000{i}": f"--c{i}" for i in range(COLOURS)
-}
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
-_STYLE: dict[Any, Any] = {
-    "text.usetex": False,
-    "font.family": "sans-serif",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "lmim-bench",
-    "text.parse_math": False,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": TEXT,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.unicode_minus": True,
-    "axes.axisbelow": True,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "grid.color": RULE,
-    "grid.linewidth": 0.7,
-    "text.color": TEXT,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
-}
 
-
-def styled(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
-    """Draw under this module's style. Texts take the style when they are made, so it spans the drawing."""
-
-    @functools.wraps(draw)
-    def within(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Drawn:
-        import matplotlib as mpl
-
-        with mpl.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return within
-
-
-def colour(checkpoint: int) -> str:
-    """The stand-in for the colour of a checkpoint."""
-    return f"#0b000{checkpoint % COLOURS}"
-
-
-def mark(checkpoint: int) -> str:
-    """The ``gid`` of an artist that belongs to a checkpoint: the page can hide it, and names it on hover."""
-    return f"checkpoint-{checkpoint}"
-
-
-def to_svg(figure: Figure, prefix: str, description: str, labels: Sequence[str] = ()) -> str:
-    """The figure as an ``svg`` element that is safe to stand inside a page.
+def to_svg(drawing: Drawing, prefix: str, labels: Sequence[str]) -> str:
+    """A drawing in the palette ``PAGE`` as an ``svg`` element that is safe to stand inside a page.
 
     Args:
-        figure: drawn under ``styled``.
+        drawing: its legend is left to the page.
         prefix: start of every id inside, unique on the page.
-        description: what a reader who cannot see it is told.
         labels: name of each checkpoint, shown on hover over what is marked as its own.
     """
     stream = io.StringIO()
@@ -100,8 +31,8 @@ def to_svg(figure: Figure, prefix: str, description: str, labels: Sequence[str] 
         # The browser has the glyphs that matplotlib's own font lacks; and a long label may leave no room.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         warnings.filterwarnings("ignore", message="constrained_layout not applied")
-        figure.savefig(stream, format="svg", transparent=True, metadata=silent)
-    return _inline(stream.getvalue(), prefix, description, labels)
+        drawing.figure.savefig(stream, format="svg", transparent=True, metadata=silent)
+    return _inline(stream.getvalue(), prefix, drawing.description, labels)
 
 
 def _inline(text: str, prefix: str, description: str, labels: Sequence[str]) -> str:
@@ -155,7 +86,7 @@ def _references(root: ElementTree.Element) -> list[str]:
 def _paint(style: str) -> str:
     """A style with the page's colours and font."""
     style = re.sub(r"font: ([\d.]+px)[^;]*", r"font-size: \1", re.sub(r"font-family:[^;]*;?", "", style))
-    return re.sub(r"#0[ab]000\d", lambda m: f"var({_VARIABLES[m[0]]})", style)
+    return re.sub(r"#0[ab]000\d", lambda m: f"var({VARIABLES[m[0]]})", style)
 
 
 def _prune(element: ElementTree.Element) -> None:

@@ -42,6 +42,7 @@ def task(
     headline: Callable[[Any], str],
     features: Callable[[Any, EncoderSpec, Dataset], Sequence[FeatureRequest]] = _no_features,
     scored: bool = True,
+    applies: Callable[[str], str | None] = lambda reference: None,
 ) -> Callable[[Callable[[Context, Any], Sequence[Measurement]]], TaskSpec]:
     """Declare a task. The decorated function takes (context, config) and returns measurements.
 
@@ -55,12 +56,25 @@ def task(
         headline: from the config to the one metric id that stands for the task.
         features: from (config, encoder spec, data set) to what must be extracted before the task runs.
         scored: False for a diagnosis, which no summary, ranking or comparison counts as a score.
+        applies: from the reference of a checkpoint to the reason why the task says nothing about it, or
+            None; a run leaves such cells out and says so.
     """
 
     def register(function: Callable[[Context, Any], Sequence[Measurement]]) -> TaskSpec:
         doc = inspect.getdoc(inspect.getmodule(function)) or inspect.getdoc(function) or ""
         return TaskSpec(
-            name, version, title, data, config, tuple(metrics), headline, features, function, scored, doc
+            name,
+            version,
+            title,
+            data,
+            config,
+            tuple(metrics),
+            headline,
+            features,
+            function,
+            scored,
+            doc,
+            applies=applies,
         )
 
     return register

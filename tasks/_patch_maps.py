@@ -11,6 +11,8 @@ from ._math import colour
 from ._math.representation import unit
 
 _SIDE = 160
+_COARSE = 16
+"""Grids with longer sides are averaged for the similarities that the page carries."""
 _RAMP = np.array([[24, 15, 62], [59, 60, 140], [32, 130, 142], [94, 201, 98], [253, 231, 37]])
 
 
@@ -28,7 +30,9 @@ def save_patch_maps(ctx: Context, pixels: Sequence[Array], patches: Array) -> No
     pictures = [_resized(image) for image in pixels]
     size = pictures[0].shape[:2]
     maps = [colour.enlarge(m, size) for m in colour.pca_colours(patches[:shown])]
+    directions = unit(_coarse(patches[:shown]))
     for number, start in enumerate(range(0, shown, 3)):
+        some = directions[start : start + 3]
         pairs = zip(pictures[start : start + 3], maps[start : start + 3], strict=True)
         ctx.save_image(
             f"pca-{number}",
@@ -37,6 +41,7 @@ def save_patch_maps(ctx: Context, pixels: Sequence[Array], patches: Array) -> No
             "Each image, then the three leading components of its patch tokens as red, green and blue; "
             f"one PCA over the {shown} images of this checkpoint.",
             downscale=_SIDE,
+            similarity=np.einsum("mhwd,mijd->mhwij", some, some, optimize=True),
         )
     height, width, dim = patches.shape[1:]
     for first in range(0, min(shown - 1, 4), 2):
@@ -58,6 +63,17 @@ def save_patch_maps(ctx: Context, pixels: Sequence[Array], patches: Array) -> No
             f"cosines from {low:.2f} (dark) to {high:.2f} (yellow).",
             downscale=_SIDE,
         )
+
+
+def _coarse(tokens: Array) -> Array:
+    """Tokens (M, h, w, D) averaged over blocks, so that no side of the grid is longer than ``_COARSE``."""
+    for axis in (1, 2):
+        side = tokens.shape[axis]
+        if side > _COARSE:
+            starts = np.arange(_COARSE) * side // _COARSE
+            sizes = np.diff(starts, append=side).reshape([-1 if a == axis else 1 for a in range(4)])
+            tokens = np.add.reduceat(tokens, starts, axis=axis) / sizes
+    return tokens
 
 
 def save_heat(ctx: Context, name: str, values: Array, title: str, caption: str) -> None:

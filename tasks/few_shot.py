@@ -226,10 +226,11 @@ def _classify(
             failed += not head.converged
         else:
             k = min(cfg.knn_k, len(rows))
-            found = knn.neighbours(knn.cosine_index(rows), test_rows, k, 4096)
-            for block, similarity, position in found:
-                weights = knn.exponential_weights(similarity, cfg.temperature)
-                voters = labels[position]
+            similarity, position = knn.search(rows, test_rows, k, 4096, device=ctx.device)
+            for start in range(0, len(test_rows), 4096):
+                block = slice(start, start + 4096)
+                weights = knn.exponential_weights(similarity[block], cfg.temperature)
+                voters = labels[position[block]]
                 out[block] = knn.winner(knn.class_totals(weights, voters, n_classes), voters)
     return predicted, failed
 

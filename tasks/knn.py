@@ -120,32 +120,28 @@ def TASK(ctx: Context, cfg: KnnConfig) -> Sequence[Measurement]:  # noqa: N802
         ctx.note(f"k={','.join(map(str, short))}: train has {len(train)} images, all of them vote")
 
     n, k_max = len(test), max(used.values())
-    weighted = {k: np.empty(n, dtype=np.int64) for k in cfg.k}
-    majority = {k: np.empty(n, dtype=np.int64) for k in cfg.k}
-    nearest = np.empty((n, min(_SHOWN, k_max)), dtype=np.int64)
-    index = knn.cosine_index(pooled_rows(train, pooling, tap))
-    with ctx.progress(n, "k-NN") as bar:
-        for rows, similarity, position in knn.neighbours(
-            index, pooled_rows(test, pooling, tap), k_max, cfg.block
-        ):
-            labels = train_labels[position]
-            weights = knn.exponential_weights(similarity, cfg.temperature)
-            nearest[rows] = position[:, : nearest.shape[1]]
-            for k, m in used.items():
-                voters = labels[:, :m]
-                for vote, ranks in ((weights[:, :m], weighted), (np.ones(voters.shape), majority)):
-                    totals = knn.class_totals(vote, voters, len(names))
-                    ranks[k][rows] = knn.true_rank(totals, voters, truth[rows])
-            bar.advance(len(labels))
+    weighted, majority = np.empty((2, len(cfg.k), n), dtype=np.int64)
+    bank, queries = pooled_rows(train, pooling, tap), pooled_rows(test, pooling, tap)
+    with ctx.progress(n * knn.passes(len(train)), "k-NN") as bar:
+        similarity, position = knn.search(
+            bank, queries, k_max, cfg.block, device=ctx.device, advance=bar.advance
+        )
+    for start in range(0, n, cfg.block):
+        rows = slice(start, start + cfg.block)
+        voters, true = train_labels[position[rows]], truth[rows]
+        weights = knn.exponential_weights(similarity[rows], cfg.temperature)
+        weighted[:, rows] = knn.true_ranks(weights, voters, true, list(used.values()))
+        majority[:, rows] = knn.true_ranks(np.ones(voters.shape), voters, true, list(used.values()))
 
-    result = _measure(weighted, majority, truth, len(names), used)
+    weighted_at, majority_at = dict(zip(cfg.k, weighted, strict=True)), dict(zip(cfg.k, majority, strict=True))
+    result = _measure(weighted_at, majority_at, truth, len(names), used)
     if cfg.leave_one_out:
         result += _leave_one_out(ctx, cfg)
 
-    top1 = (weighted[cfg.headline_k] == 0).astype(np.float32)
-    ctx.save_data("accuracy-over-k", "curve", "Accuracy over k", _curve(weighted, majority))
+    top1 = (weighted_at[cfg.headline_k] == 0).astype(np.float32)
+    ctx.save_data("accuracy-over-k", "curve", "Accuracy over k", _curve(weighted_at, majority_at))
     save_per_class(ctx, top1, truth, names, f"weighted vote, k = {cfg.headline_k}")
-    save_gallery(ctx, train, test, top1, nearest, names)
+    save_gallery(ctx, train, test, top1, position[:, :_SHOWN], names)
     return result
 
 
@@ -179,12 +175,10 @@ def _leave_one_out(ctx: Context, cfg: KnnConfig) -> list[Measurement]:
         ctx.note("nn1_loo is left out: the test split holds one image")
         return []
     rows = pooled_rows(test, "mean", _RAW)
-    hits = np.empty(len(test), dtype=np.float32)
-    with ctx.progress(len(test), "1-NN, leave-one-out") as bar:
-        for block, _, position in knn.neighbours(knn.cosine_index(rows), rows, 2, cfg.block):
-            other = knn.without_self(position, np.arange(block.start, block.stop))[:, 0]
-            hits[block] = truth[other] == truth[block]
-            bar.advance(len(other))
+    with ctx.progress(len(test) * knn.passes(len(test)), "1-NN, leave-one-out") as bar:
+        _, position = knn.search(rows, rows, 2, cfg.block, device=ctx.device, advance=bar.advance)
+    other = knn.without_self(position, np.arange(len(test)))[:, 0]
+    hits = (truth[other] == truth).astype(np.float32)
     ctx.note(_LOO_NOTE)
     return [Measurement("nn1_loo", hits, chance=majority_share(truth))]
 

@@ -117,6 +117,10 @@ class UnsupSegConfig(Frozen):
     linkage: Literal["ward", "average", "complete"] = Field(
         "ward", description="Linkage of the trees, on Euclidean distances of L2-normalised tokens."
     )
+    tsne_tokens: int = Field(
+        800, ge=0, description="Patches (a seeded choice) that the report shows by t-SNE; 0 for none."
+    )
+    tsne_perplexity: float = Field(30.0, gt=0, description="Perplexity of that t-SNE.")
 
     def view(self, spec: EncoderSpec) -> View:
         """The square view that the encoder sees."""
@@ -161,6 +165,7 @@ def TASK(ctx: Context, cfg: UnsupSegConfig) -> Sequence[Measurement]:  # noqa: N
         images, cuts = _trees(ctx, cfg, patches)
         result += _image_level(ctx, cfg, labels, patches.shape[1:3], images, cuts)
         trees = cuts[len(cuts) // 2].reshape(patches.shape[:3])
+    _embed(ctx, cfg, patches, labels, classes)
     score = seg.mean_iou_per_image(counts)
     save_segments(
         ctx,
@@ -322,6 +327,23 @@ def _measure(
 
 def _value(statistic: Statistic, items: Array) -> float:
     return float(statistic(items.mean(axis=0)[None])[0])
+
+
+def _embed(
+    ctx: Context, cfg: UnsupSegConfig, patches: Array, labels: seg.PatchLabels, classes: tuple[str, ...]
+) -> None:
+    """t-SNE of the tokens of some labelled patches."""
+    from ._embedding import save_embedding
+    from ._math.colour import distinct_colours
+
+    if not cfg.tsne_tokens:
+        return
+    place, label = labels.majority()
+    chosen = np.sort(ctx.rng("t-sne tokens").permutation(len(place))[: cfg.tsne_tokens])
+    image, token = np.divmod(place[chosen], labels.patches)
+    row, column = np.divmod(token, patches.shape[2])
+    tokens = np.asarray(patches[image, row, column], dtype=np.float32)
+    save_embedding(ctx, tokens, label[chosen], classes, distinct_colours(len(classes)), cfg.tsne_perplexity)
 
 
 # ------------------------------------------------------------------------------------------- image

@@ -72,6 +72,7 @@ class ToyContext:
     data: Dataset
     banks: dict[str, FeatureBank]
     seed: int = 0
+    reference: str = "toy"
     device: str = "cpu"
     batch_size: int = 8
     limited: bool = False
@@ -79,6 +80,7 @@ class ToyContext:
     notes: list[str] = field(default_factory=list)
     images: dict[str, list[Array]] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
+    similarities: dict[str, Array] = field(default_factory=dict)
     saved: dict[str, dict[str, Any]] = field(default_factory=dict)
     kept: dict[str, tuple[Array, list[str]]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
@@ -112,7 +114,12 @@ class ToyContext:
         caption: str = "",
         downscale: int = 320,
         sequence: bool = False,
+        similarity: Array | None = None,
     ) -> None:
+        if similarity is not None:
+            height, width = similarity.shape[1:3]
+            assert similarity.shape == (len(images) // 2, height, width, height, width)
+            self.similarities[name] = similarity
         for image in images:
             assert image.dtype == np.uint8
             assert image.shape[2] == 3

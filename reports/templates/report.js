@@ -78,6 +78,82 @@ for (const film of document.querySelectorAll("[data-film]")) {
   stop();
   film.previousElementSibling.append(button);
 }
+// A click on a patch turns the map beside each copy of that picture into the similarity to the patch.
+const RAMP = [[24, 15, 62], [59, 60, 140], [32, 130, 142], [94, 201, 98], [253, 231, 37]];
+const SIDE = 160;
+const ramp = (value) => {
+  const place = Math.min(Math.max(value, 0), 1) * (RAMP.length - 1);
+  const low = Math.min(Math.floor(place), RAMP.length - 2);
+  return RAMP[low].map((c, k) => Math.round(c + (place - low) * (RAMP[low + 1][k] - c)));
+};
+const cosinesTo = (picture, patch, patches) => {
+  const bytes = Uint8Array.from(atob(picture.dataset.similar), (c) => c.charCodeAt(0));
+  const upper = new Int8Array(bytes.buffer);
+  return Array.from({ length: patches }, (_, other) => {
+    const [i, j] = patch < other ? [patch, other] : [other, patch];
+    return upper[i * patches - (i * (i - 1)) / 2 + j - i] / 127;
+  });
+};
+const paint = (picture, map, y, x) => {
+  const [rows, columns] = picture.dataset.grid.split(" ").map(Number);
+  const [row, column] = [Math.floor(y * rows), Math.floor(x * columns)];
+  const cosines = cosinesTo(picture, row * columns + column, rows * columns);
+  const others = cosines.filter((_, i) => i !== row * columns + column);
+  const [low, high] = [Math.min(...others), Math.max(...others)];
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [SIDE, SIDE];
+  const pen = canvas.getContext("2d");
+  const edge = (place, count) => Math.round((place * SIDE) / count);
+  const box = (r, c) => [
+    edge(c, columns), edge(r, rows), edge(c + 1, columns) - edge(c, columns), edge(r + 1, rows) - edge(r, rows),
+  ];
+  cosines.forEach((value, i) => {
+    pen.fillStyle = `rgb(${ramp((value - low) / Math.max(high - low, 1e-9))})`;
+    pen.fillRect(...box(Math.floor(i / columns), i % columns));
+  });
+  pen.strokeStyle = "rgb(255, 40, 40)";
+  pen.lineWidth = 2;
+  pen.strokeRect(...box(row, column));
+  map.src = canvas.toDataURL();
+  map.title = `cosines from ${low.toFixed(2)} (dark) to ${high.toFixed(2)} (yellow)`;
+};
+for (const gallery of document.querySelectorAll(".gallery")) {
+  const pictures = [...gallery.querySelectorAll("img[data-similar]")];
+  if (!pictures.length) continue;
+  const maps = new Map(pictures.map((picture) => [picture, picture.nextElementSibling]));
+  const components = new Map(pictures.map((picture) => [picture, maps.get(picture).src]));
+  const hint = document.createElement("p");
+  hint.textContent = "Click a patch of a picture, or go to it with the arrow keys, for its similarity to all patches "
+    + "of the picture under every checkpoint. Escape brings the components back.";
+  gallery.querySelector("figcaption").append(hint);
+  const show = (place, y, x) => {
+    for (const picture of pictures) {
+      if (picture.dataset.place === place) paint(picture, maps.get(picture), y, x);
+    }
+  };
+  for (const picture of pictures) {
+    const [rows, columns] = picture.dataset.grid.split(" ").map(Number);
+    let [y, x] = [0.5, 0.5];
+    picture.tabIndex = 0;
+    picture.addEventListener("click", (event) => {
+      const frame = picture.getBoundingClientRect();
+      y = Math.min(Math.max((event.clientY - frame.top) / frame.height, 0), 0.9999);
+      x = Math.min(Math.max((event.clientX - frame.left) / frame.width, 0), 0.9999);
+      show(picture.dataset.place, y, x);
+    });
+    picture.addEventListener("keydown", (event) => {
+      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+      if (event.key === "Escape") {
+        for (const [one, map] of maps) [map.src, map.title] = [components.get(one), ""];
+      } else if (step) {
+        event.preventDefault();
+        y = (Math.min(Math.max(Math.floor(y * rows) + step[0], 0), rows - 1) + 0.5) / rows;
+        x = (Math.min(Math.max(Math.floor(x * columns) + step[1], 0), columns - 1) + 0.5) / columns;
+        show(picture.dataset.place, y, x);
+      }
+    });
+  }
+}
 // Print shows all that is folded.
 addEventListener("beforeprint", () => {
   for (const fold of document.querySelectorAll("details:not([open])")) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,30 +10,59 @@ import numpy as np
 from ...bench.types import Array
 from .normalise import unit_rows
 
-_INDEX_ROWS = 65_536
+_TILE_ROWS = 65_536
 
 
-def cosine_index(rows: Array) -> Any:
-    """A faiss flat index over L2-normalised rows (N, D), filled in blocks so that a memory map streams."""
-    import faiss
-
-    index = faiss.IndexFlatIP(rows.shape[1])
-    for start in range(0, len(rows), _INDEX_ROWS):
-        index.add(unit_rows(rows[start : start + _INDEX_ROWS]))
-    return index
+def passes(bank_rows: int) -> int:
+    """How often ``search`` goes over the queries: once for every tile of the bank."""
+    return -(-bank_rows // _TILE_ROWS)
 
 
-def neighbours(index: Any, rows: Array, k: int, block: int) -> Iterator[tuple[slice, Array, Array]]:
-    """The k nearest of every query, nearest first, in blocks of queries.
+def search(
+    bank: Array,
+    queries: Array,
+    k: int,
+    block: int,
+    *,
+    device: str = "cpu",
+    advance: Callable[[int], Any] = lambda done: None,
+) -> tuple[Array, Array]:
+    """The k rows of ``bank`` of largest cosine with every query, nearest first.
 
-    Yields (block, similarity (b, k) float32, position (b, k) int64). Neighbours of equal similarity come
-    in the order of their position, so that a vote does not depend on how the search was scheduled.
+    Both may be memory maps: rows are read and brought to unit length tile by tile and block by block.
+    Neighbours of equal similarity come in the order of their position, so that a vote does not depend on
+    how the search was scheduled.
+
+    Args:
+        bank: (N, D), N at least k.
+        queries: (Q, D).
+        k: neighbours.
+        block: queries at once.
+        device: where the products are computed, in float32.
+        advance: called with the number of queries after each block, ``passes(N) * Q`` in all.
+
+    Returns:
+        Similarity float32 (Q, k) and position int64 (Q, k).
     """
-    for start in range(0, len(rows), block):
-        where = slice(start, min(start + block, len(rows)))
-        similarity, position = index.search(unit_rows(rows[where]), k)
-        order = np.lexsort((position, -similarity), axis=1)
-        yield where, np.take_along_axis(similarity, order, 1), np.take_along_axis(position, order, 1)
+    import torch
+
+    similarity = np.empty((len(queries), k), dtype=np.float32)
+    position = np.empty((len(queries), k), dtype=np.int64)
+    for start in range(0, len(bank), _TILE_ROWS):
+        tile = torch.from_numpy(unit_rows(bank[start : start + _TILE_ROWS])).to(device).T
+        held = min(k, start)  # neighbours known from earlier tiles
+        for first in range(0, len(queries), block):
+            rows = slice(first, min(first + block, len(queries)))
+            product = torch.from_numpy(unit_rows(queries[rows])).to(device) @ tile
+            best, index = product.topk(min(k, product.shape[1]), sorted=False)
+            found = np.concatenate([similarity[rows, :held], best.cpu().numpy()], axis=1)
+            where = np.concatenate([position[rows, :held], index.cpu().numpy() + start], axis=1)
+            order = np.lexsort((where, -found), axis=1)[:, :k]
+            kept = order.shape[1]
+            similarity[rows, :kept] = np.take_along_axis(found, order, 1)
+            position[rows, :kept] = np.take_along_axis(where, order, 1)
+            advance(len(best))
+    return similarity, position
 
 
 def without_self(position: Array, own: Array) -> Array:
@@ -60,33 +89,42 @@ def class_totals(weights: Array, labels: Array, n_classes: int) -> Array:
     return totals[cell]
 
 
-def true_rank(totals: Array, labels: Array, truth: Array) -> Array:
-    """Rank of the true class in the vote, 0 is the winner, int64 (Q,).
+def true_ranks(weights: Array, labels: Array, truth: Array, ks: Sequence[int]) -> Array:
+    """Rank of the true class in the vote of the nearest k, for every k, int64 (len(ks), Q); 0 is the winner.
 
     Among classes of equal weight the one with the nearest neighbour comes first. A class without a vote
     is never counted as predicted: its rank is k.
+
+    Args:
+        weights, labels: of the neighbours, nearest first, (Q, k) with k at least ``max(ks)``.
+        truth: class of each query, (Q,).
+        ks: numbers of neighbours.
     """
-    k = labels.shape[1]
-    is_true = labels == truth[:, None]
-    nearest_true = is_true.argmax(axis=1)
-    own = np.take_along_axis(totals, nearest_true[:, None], 1)
-    ahead = (totals > own) | ((totals == own) & (np.arange(k) < nearest_true[:, None]))
-    rank = (ahead & _first_of_class(labels)).sum(axis=1)
-    return np.asarray(np.where(is_true.any(axis=1), rank, k))
+    queries, width = labels.shape
+    # One candidate for each class that occurs among a query's neighbours, numbered by query and class.
+    order = np.argsort(labels, axis=1, kind="stable")
+    ordered = np.take_along_axis(labels, order, 1)
+    new = np.ones(labels.shape, dtype=bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    candidate = np.empty(labels.shape, dtype=np.int64)
+    np.put_along_axis(candidate, order, np.cumsum(new).reshape(labels.shape) - 1, 1)
+    query = np.nonzero(new)[0]
+    nearest, owner = order[new], ordered[new]  # a stable sort leaves the nearest of a class in front
+    own = np.full(queries, -1)
+    own[query[owner == truth[query]]] = np.flatnonzero(owner == truth[query])
+    nearest_own = np.where(own < 0, width, nearest[own])
+
+    ranks = np.empty((len(ks), queries), dtype=np.int64)
+    for rank, k in zip(ranks, ks, strict=True):
+        totals = np.bincount(candidate[:, :k].ravel(), weights[:, :k].ravel(), minlength=len(query))
+        theirs = totals[own][query]
+        ahead = (totals > theirs) | ((totals == theirs) & (nearest < nearest_own[query]))
+        ahead &= nearest < k
+        rank[:] = np.where(nearest_own < k, np.bincount(query[ahead], minlength=queries), k)
+    return ranks
 
 
 def winner(totals: Array, labels: Array) -> Array:
     """The class with the largest total, ties to the class of the nearest neighbour, (Q,)."""
     # argmax returns the first maximum, and columns are in order of nearness.
     return np.take_along_axis(labels, totals.argmax(axis=1)[:, None], 1)[:, 0]
-
-
-def _first_of_class(labels: Array) -> Array:
-    """True where no nearer neighbour of the same query has the same label, (Q, k)."""
-    order = np.argsort(labels, axis=1, kind="stable")
-    ordered = np.take_along_axis(labels, order, 1)
-    new = np.ones(labels.shape, dtype=bool)
-    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    first = np.empty_like(new)
-    np.put_along_axis(first, order, new, 1)
-    return first

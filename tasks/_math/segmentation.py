@@ -74,6 +74,13 @@ class PatchLabels:
         ids = assignment.reshape(self.images, -1) + clusters * np.arange(self.images)[:, None]
         return self.confusion(ids, self.images * clusters).reshape(self.images, clusters, self.classes)
 
+    def majority(self) -> tuple[Counts, Counts]:
+        """The patches that hold a labelled pixel, (P,) ascending, and the class that most of them have."""
+        order = np.lexsort((self.label, -self.count, self.patch))
+        patch = self.patch[order]
+        first = np.concatenate([[True], patch[1:] != patch[:-1]]) if len(patch) else np.zeros(0, dtype=bool)
+        return patch[first], self.label[order][first]
+
     def class_counts(self, predicted: NDArray[np.integer]) -> Counts:
         """Intersection, predicted and true pixels per image and class, (N, C, 3).
 

@@ -38,6 +38,11 @@ SCRIPT = "</script><script>document.title='owned'</script>"
 LONG = "checkpoint_" + "latent-mim.vit_base_patch16_224.e800/" * 4
 RTL = "نموذج الترميز ٢"
 LABELS = (EVIL, SCRIPT, LONG, RTL)
+CLOUD = {"x": [0, 1, 0.5], "y": [0, 0.2, 1], "group": [0, 1, 2], "groups": [EVIL, LONG, "road"]}
+CLOUD["colours"] = ["#a01020", "#20a010", "#1020a0"]
+SIMILARITY = "artefacts/pairs.npz"
+COSINES = np.arange(-60, 60, 6, dtype=np.int8).reshape(2, 10)
+"""Of two pictures with 2 x 2 patches each: the upper triangle, in steps of 1/127."""
 VIEWS = [(390, "light"), (390, "dark"), (1600, "light"), (1600, "dark")]
 
 # Pairs of texts that cover one another by more than a hair, among the rows of text in the given elements.
@@ -173,6 +178,14 @@ def artefacts(label: str, index: int, seed: int) -> tuple[Artefact, ...]:
             )
             for i in range(4)
         ),
+        Artefact(name="cloud", kind="points", title="Plane", data=CLOUD),
+        Artefact(
+            name="pairs",
+            kind="image",
+            title="Patches",
+            files=tuple(f"{base}/pairs-{j}.png" for j in range(4)),
+            data={"similarity": SIMILARITY},
+        ),
     )
 
 
@@ -219,6 +232,7 @@ def page(
     # Labels are no file names: the cells of this run are numbered.
     numbered = [made.model_copy(update={"cell": f"cell-{i}"}) for i, made in enumerate(results)]
     write_run(folder, numbered)
+    np.savez(folder / SIMILARITY, grid=np.array([2, 2]), cosines=COSINES)
     (folder / "items").mkdir()
     for old, new in zip(results, numbered, strict=True):
         if old.cell in items:
@@ -275,7 +289,7 @@ def test_published_numbers_stand_apart_with_their_sources(browser: Browser, page
 def test_every_picture_of_the_page_can_be_seen(browser: Browser, page: Path) -> None:
     browser.open(page)
     pictures = browser.run("return [...document.images].map((p) => [p.naturalWidth, p.alt])")
-    assert len(pictures) == len(LABELS) * (1 + 4 * 8)
+    assert len(pictures) == len(LABELS) * (1 + 4 * 8 + 4)
     assert all(width > 0 and alt.strip() for width, alt in pictures)
 
 
@@ -323,6 +337,49 @@ def test_a_checkpoint_is_switched_off_and_on_everywhere(browser: Browser, page: 
     assert any(part.is_displayed() for part in browser.all('[data-c="0"]'))
     buttons[1].send_keys(Keys.SPACE)
     assert {part for part in parts if part.is_displayed()} == seen
+
+
+COLOUR_AT = """
+const [map, x, y] = arguments;
+const canvas = document.createElement("canvas");
+[canvas.width, canvas.height] = [map.naturalWidth, map.naturalHeight];
+const pen = canvas.getContext("2d");
+pen.drawImage(map, 0, 0);
+return [...pen.getImageData(x * canvas.width, y * canvas.height, 1, 1).data].slice(0, 3);
+"""
+
+
+def test_a_click_on_a_patch_shows_its_similarity_under_every_checkpoint(browser: Browser, page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.open(page)
+    browser.run("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+    pictures = browser.all("img[data-similar]")
+    assert [p.get_attribute("data-place") for p in pictures] == ["0", "1"] * len(LABELS)
+    maps = [p.find_element("xpath", "following-sibling::img[1]") for p in pictures]
+    before = [one.get_attribute("src") for one in maps]
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", pictures[0])
+    x, y = browser.run(
+        "const b = arguments[0].getBoundingClientRect();return [b.x + b.width * 0.75, b.y + b.height * 0.25]",
+        pictures[0],
+    )
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.cdp("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    after = [one.get_attribute("src") for one in maps]
+    assert [a != b for a, b in zip(before, after, strict=True)] == [True, False] * len(LABELS)
+    # The patch at the top right is number 1: its cosines are entries 1, 4, 5, 6 of the triangle.
+    row = COSINES[0][[1, 4, 5, 6]] / 127
+    shown = f"cosines from {row[[0, 2, 3]].min():.2f} (dark) to {row[[0, 2, 3]].max():.2f} (yellow)"
+    assert maps[0].get_attribute("title") == shown
+    corners = [browser.run(COLOUR_AT, maps[0], x, y) for x, y in ((0.25, 0.25), (0.25, 0.75), (0.75, 0.75))]
+    assert corners[0] == [24, 15, 62]
+    assert corners[2] == [253, 231, 37]
+    assert corners[1] not in (corners[0], corners[2])
+    pictures[0].send_keys(Keys.ARROW_DOWN)
+    assert maps[0].get_attribute("src") != after[0]
+    pictures[0].send_keys(Keys.ESCAPE)
+    assert [one.get_attribute("src") for one in maps] == before
+    assert browser.driver.get_log("browser") == []
 
 
 def test_a_strip_of_frames_plays_and_stops(browser: Browser, page: Path) -> None:

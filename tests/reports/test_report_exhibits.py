@@ -28,6 +28,12 @@ def bars_of(labels, values, **data):
     )
 
 
+def points_of(x, **data):
+    plain = {"x": x, "y": x, "group": [0] * len(x), "groups": ["road", "tree"]}
+    plain |= {"colours": ["#ff0000", "#00ff00"]}
+    return Artefact(name="t", kind="points", title="T", data=plain | data)
+
+
 def test_curves_of_one_name_are_overlaid(result):
     (curve,) = exhibits_of(
         result("a", artefacts=(curve_of([0.1, 0.2]),)), result("b", artefacts=(curve_of([0.3, 0.4]),))
@@ -91,6 +97,12 @@ def test_bars_are_joined_by_label_with_gaps(result):
         bars_of(["x"], [0.1, 0.2]),
         bars_of(["x", "x"], [0.1, 0.2]),
         bars_of(None, None),
+        points_of([0.1], y=[0.1, 0.2]),
+        points_of([]),
+        points_of([float("nan")]),
+        points_of([0.1], group=[2]),
+        points_of([0.1], colours=["red", "#123456"]),
+        points_of([0.1], colours=["#123456"]),
     ],
 )
 def test_malformed_data_is_left_out_and_named(result, artefact):
@@ -99,8 +111,19 @@ def test_malformed_data_is_left_out_and_named(result, artefact):
     )
     assert [len(c.lines) for c in shown.curves] == [1]
     assert not shown.bars
+    assert not shown.points
     (problem,) = shown.problems
     assert problem.startswith("bad--knn--toy--s0: ")
+
+
+def test_points_of_the_first_seed_share_the_groups_of_all_checkpoints(result):
+    (scatter,) = exhibits_of(
+        result("a", seed=0, artefacts=(points_of([0.1, 0.2], group=[0, 1]),)),
+        result("a", seed=1, artefacts=(points_of([0.7]),)),
+        result("b", artefacts=(points_of([0.3], groups=["sky", "road"], colours=["#0000ff", "#abcdef"]),)),
+    ).points
+    assert (scatter.groups, scatter.colours) == (("road", "tree", "sky"), ("#ff0000", "#00ff00", "#0000ff"))
+    assert scatter.clouds == {0: ((0.1, 0.1, 0), (0.2, 0.2, 1)), 1: ((0.3, 0.3, 2),)}
 
 
 def test_galleries_join_checkpoints_and_show_the_first_seed(result):

@@ -12,6 +12,7 @@ from PIL import Image
 from lmim_bench.bench.errors import TaskError
 from lmim_bench.bench.stats import score
 from lmim_bench.bench.types import Column, Features, Measurement, Tap
+from lmim_bench.tasks import _patch_maps
 from lmim_bench.tasks._math import representation as measure
 from lmim_bench.tasks.diagnose import TASK, DiagnoseConfig
 
@@ -433,6 +434,12 @@ def test_what_is_kept_can_be_drawn(toy):
     assert set(held.saved) == {"norms", "spectrum", "explained", "similarity", "cka"}
     assert list(held.images) == ["cka", "pca-0", "pca-1", "similar-0", "similar-1"]
     assert {len(held.images[name]) for name in ("pca-0", "pca-1")} == {6}
+    for name in ("pca-0", "pca-1"):
+        cosines = held.similarities[name]
+        patches = int(np.prod(cosines.shape[1:3]))
+        flat = cosines.reshape(len(cosines), patches, patches)
+        np.testing.assert_allclose(flat, flat.transpose(0, 2, 1), atol=1e-12)
+        np.testing.assert_allclose(np.diagonal(flat, axis1=1, axis2=2), 1)
     for name, data in held.saved.items():
         assert all(len(values) == len(data["x"]) for values in data["series"].values()), name
     for name in ("norms", "similarity"):
@@ -538,3 +545,12 @@ def test_features_that_are_not_finite_name_the_image(toy):
     held, _ = context(toy, normal(0, 9, 2, 2, 16), features=rows)
     with pytest.raises(TaskError, match=r"the features of val/0004\.png hold NaN"):
         held.run(TASK)
+
+
+def test_long_grids_are_averaged_over_blocks_for_the_page():
+    tokens = np.random.default_rng(0).normal(size=(2, 37, 5, 3))
+    coarse = _patch_maps._coarse(tokens)
+    assert coarse.shape == (2, 16, 5, 3)
+    edges = [i * 37 // 16 for i in range(17)]
+    expected = [tokens[:, a:b].mean(axis=1) for a, b in itertools.pairwise(edges)]
+    np.testing.assert_allclose(coarse, np.stack(expected, axis=1))

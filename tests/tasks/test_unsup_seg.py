@@ -264,9 +264,39 @@ def test_artefacts(build: Callable[..., Any]) -> None:
     assert {"segments-best", "segments-median", "segments-worst"} <= set(ctx.images)
     for strip in ctx.images.values():
         assert [panel.shape for panel in strip] == [(40, 48, 3)] * 5
+    cloud = ctx.saved["t-sne"]
+    assert len(cloud["x"]) == len(cloud["y"]) == len(cloud["group"]) == labels.size
+    assert sorted(cloud["groups"]) == sorted(CLASSES[c] for c in np.unique(labels))
     single = build(one_hot(labels)[:1], masks_of(labels)[:1])
     single.run(TASK, **QUICK)
     assert len(single.images) == 1
+
+
+def test_the_plane_keeps_classes_apart_and_is_seeded_and_optional(build: Callable[..., Any]) -> None:
+    labels = patch_labels(10)
+    clouds = []
+    for _ in range(2):
+        ctx = build(one_hot(labels, noise=0.3), masks_of(labels))
+        ctx.run(TASK, **(QUICK | {"tsne_tokens": 60, "tsne_perplexity": 5.0}))
+        clouds.append(ctx.saved["t-sne"])
+    cloud = clouds[0]
+    assert all(np.array_equal(cloud[key], clouds[1][key]) for key in ("x", "y", "group"))
+    assert len(cloud["x"]) == 60
+    plane = np.column_stack([cloud["x"], cloud["y"]])
+    assert np.abs(plane).max() == 1
+    distance = np.linalg.norm(plane[:, None] - plane, axis=-1) + np.diag(np.full(60, np.inf))
+    assert (cloud["group"][distance.argmin(axis=1)] == cloud["group"]).mean() > 0.9
+    none = build(one_hot(labels), masks_of(labels))
+    none.run(TASK, **(QUICK | {"tsne_tokens": 0}))
+    assert "t-sne" not in none.saved
+
+
+def test_tokens_that_all_point_one_way_have_no_plane(build: Callable[..., Any]) -> None:
+    labels = patch_labels(10)
+    ctx = build(np.ones_like(one_hot(labels)), masks_of(labels))
+    ctx.run(TASK, **QUICK)
+    assert "t-sne" not in ctx.saved
+    assert any("point one way" in note for note in ctx.notes)
 
 
 @pytest.mark.parametrize(

@@ -214,3 +214,23 @@ def test_best_overlap_equals_a_loop_over_segments(seed: int, clusters: int, clas
 def test_mean_iou_per_image_counts_the_classes_that_are_there() -> None:
     counts = np.array([[[4, 5, 6], [0, 3, 0]], [[0, 0, 0], [0, 2, 0]]])
     np.testing.assert_allclose(seg.mean_iou_per_image(counts), [4 / 7, np.nan])
+
+
+@EXAMPLES
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 5))
+def test_the_majority_class_of_a_patch_equals_a_count_of_its_pixels(
+    seed: int, images: int, classes: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    masks, grid = _masks(rng, images, classes), (3, 4)
+    patches = np.arange(12).reshape(grid)
+    expected = {}
+    for i, mask in enumerate(masks):
+        under = _upsample(patches, mask.shape)
+        for patch in range(12):
+            counts = np.bincount(mask[(under == patch) & (mask != VOID)], minlength=classes)
+            if counts.any():
+                expected[12 * i + patch] = int(counts.argmax())
+    place, label = _count(masks, grid, classes).majority()
+    assert dict(zip(place.tolist(), label.tolist(), strict=True)) == expected
+    assert (np.diff(place) > 0).all()

@@ -1,0 +1,69 @@
+"""Similarities between the patches of a picture, for the maps that answer to a click."""
+
+from __future__ import annotations
+
+import base64
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .exhibits import Strip
+from .pictures import inside
+
+BUDGET = 1_200_000
+"""Bytes of a page for all of them, in base64."""
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """What a strip of images and their maps knows of their patches.
+
+    Attributes:
+        height, width: the grid of patches.
+        pairs: one text an image: base64 of int8 cosines times 127, row after row of the upper triangle with
+            the diagonal.
+    """
+
+    height: int
+    width: int
+    pairs: tuple[str, ...]
+
+
+def load_similarities(strips: Iterable[Strip]) -> tuple[dict[tuple[Path, str], Similarities], list[str]]:
+    """By folder and file, as long as the budget lasts; and what is wrong with files.
+
+    Raises:
+        DataError: a path leads out of its run folder.
+    """
+    found: dict[tuple[Path, str], Similarities] = {}
+    problems: list[str] = []
+    used = 0
+    for strip in strips:
+        if not strip.similarity:
+            continue
+        try:
+            read = _read(inside(strip.folder, strip.similarity), len(strip.files) // 2)
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            missing = isinstance(error, FileNotFoundError)
+            problems.append(
+                f"{strip.similarity} {'is missing' if missing else 'cannot be read as similarities'}"
+            )
+            continue
+        used += sum(map(len, read.pairs))
+        if used > BUDGET:
+            problems.append("some pictures do not answer to clicks, to keep this page light")
+            break
+        found[strip.folder, strip.similarity] = read
+    return found, problems
+
+
+def _read(path: Path, count: int) -> Similarities:
+    with np.load(path) as arrays:
+        (height, width), cosines = arrays["grid"].tolist(), arrays["cosines"]
+    patches = height * width
+    if cosines.dtype != np.int8 or cosines.shape != (count, patches * (patches + 1) // 2):
+        raise ValueError("not one cosine for each pair of patches")
+    return Similarities(height, width, tuple(base64.b64encode(row.tobytes()).decode() for row in cosines))
