@@ -137,15 +137,20 @@ class RunContext:
         )
 
     def _similarity(self, name: str, cosines: Array) -> str:
-        """Cosines (n, h, w, h, w) in steps of 1/127, of each pair of patches once."""
+        """Cosines (n, h, w, h, w) of each pair of different patches once, in 255 steps of each image's range:
+        those of a collapsed encoder differ by little.
+        """
         count, height, width = cosines.shape[:3]
-        upper = np.triu_indices(height * width)
+        upper = np.triu_indices(height * width, 1)
         pairs = cosines.reshape(count, height * width, -1)[:, upper[0], upper[1]]
+        low, high = pairs.min(axis=1), pairs.max(axis=1)
+        steps = (pairs - low[:, None]) / np.maximum(high - low, 1e-12)[:, None]
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
             grid=np.array([height, width]),
-            cosines=(np.clip(pairs, -1, 1) * 127).round().astype(np.int8),
+            range=np.stack([low, high], axis=1).astype(np.float64),
+            steps=(255 * steps).round().astype(np.uint8),
         )
         return self._write(f"{slug(name)}.npz", buffer.getvalue())
 

@@ -23,13 +23,15 @@ class Similarities:
 
     Attributes:
         height, width: the grid of patches.
-        pairs: one text an image: base64 of int8 cosines times 127, row after row of the upper triangle with
-            the diagonal.
+        pairs: one text an image: base64 of the cosines of different patches, row after row of the upper
+            triangle, in 255 steps (uint8) from the lowest to the highest.
+        ranges: lowest and highest cosine of each image.
     """
 
     height: int
     width: int
     pairs: tuple[str, ...]
+    ranges: tuple[tuple[float, float], ...]
 
 
 def load_similarities(strips: Iterable[Strip]) -> tuple[dict[tuple[Path, str], Similarities], list[str]]:
@@ -62,8 +64,15 @@ def load_similarities(strips: Iterable[Strip]) -> tuple[dict[tuple[Path, str], S
 
 def _read(path: Path, count: int) -> Similarities:
     with np.load(path) as arrays:
-        (height, width), cosines = arrays["grid"].tolist(), arrays["cosines"]
+        (height, width), steps, ranges = arrays["grid"].tolist(), arrays["steps"], arrays["range"]
     patches = height * width
-    if cosines.dtype != np.int8 or cosines.shape != (count, patches * (patches + 1) // 2):
+    if steps.dtype != np.uint8 or steps.shape != (count, patches * (patches - 1) // 2):
         raise ValueError("not one cosine for each pair of patches")
-    return Similarities(height, width, tuple(base64.b64encode(row.tobytes()).decode() for row in cosines))
+    if ranges.shape != (count, 2) or not np.isfinite(ranges).all():
+        raise ValueError("not one range for each image")
+    return Similarities(
+        height,
+        width,
+        tuple(base64.b64encode(row.tobytes()).decode() for row in steps),
+        tuple((float(low), float(high)) for low, high in ranges),
+    )

@@ -87,11 +87,13 @@ const ramp = (value) => {
   return RAMP[low].map((c, k) => Math.round(c + (place - low) * (RAMP[low + 1][k] - c)));
 };
 const cosinesTo = (picture, patch, patches) => {
-  const bytes = Uint8Array.from(atob(picture.dataset.similar), (c) => c.charCodeAt(0));
-  const upper = new Int8Array(bytes.buffer);
+  const steps = atob(picture.dataset.similar);
+  const [low, high] = picture.dataset.range.split(" ").map(Number);
   return Array.from({ length: patches }, (_, other) => {
+    if (other === patch) return 1;
     const [i, j] = patch < other ? [patch, other] : [other, patch];
-    return upper[i * patches - (i * (i - 1)) / 2 + j - i] / 127;
+    const place = i * (patches - 1) - (i * (i - 1)) / 2 + j - i - 1;
+    return low + ((high - low) * steps.charCodeAt(place)) / 255;
   });
 };
 const paint = (picture, map, y, x) => {
@@ -108,14 +110,15 @@ const paint = (picture, map, y, x) => {
     edge(c, columns), edge(r, rows), edge(c + 1, columns) - edge(c, columns), edge(r + 1, rows) - edge(r, rows),
   ];
   cosines.forEach((value, i) => {
-    pen.fillStyle = `rgb(${ramp((value - low) / Math.max(high - low, 1e-9))})`;
+    pen.fillStyle = `rgb(${ramp((value - low) / Math.max(high - low, 1e-12))})`;
     pen.fillRect(...box(Math.floor(i / columns), i % columns));
   });
   pen.strokeStyle = "rgb(255, 40, 40)";
   pen.lineWidth = 2;
   pen.strokeRect(...box(row, column));
   map.src = canvas.toDataURL();
-  map.title = `cosines from ${low.toFixed(2)} (dark) to ${high.toFixed(2)} (yellow)`;
+  const digits = high - low < 0.02 ? 5 : 2;
+  map.title = `cosines from ${low.toFixed(digits)} (dark) to ${high.toFixed(digits)} (yellow)`;
 };
 for (const gallery of document.querySelectorAll(".gallery")) {
   const pictures = [...gallery.querySelectorAll("img[data-similar]")];

@@ -21,6 +21,7 @@ def ctx(tmp_path: Path) -> RunContext:
     return RunContext(
         task="t",
         cell="c",
+        reference="encoder.pth",
         engine=engine,
         data=cast("Any", None),
         banks={},
@@ -73,10 +74,14 @@ def test_pictures_shrink_and_may_be_a_film_or_pairs_with_similarities(
         assert image.size == (20, 10)
     with np.load(tmp_path / pairs.data["similarity"]) as kept:
         assert kept["grid"].tolist() == [2, 3]
-        found = kept["cosines"]
-    assert found.dtype == np.int8
-    expected = [[image[i, j] for i in range(6) for j in range(i, 6)] for image in cosines.reshape(2, 6, 6)]
-    assert found / 127 == pytest.approx(np.array(expected), abs=0.5 / 127 + 1e-9)
+        found, (low, high) = kept["steps"], kept["range"].T[..., None]
+    assert found.dtype == np.uint8
+    expected = np.array(
+        [[image[i, j] for i in range(6) for j in range(i + 1, 6)] for image in cosines.reshape(2, 6, 6)]
+    )
+    assert low + (high - low) * found / 255 == pytest.approx(expected, abs=2 / 255)
+    assert found.min(axis=1).tolist() == [0, 0]
+    assert found.max(axis=1).tolist() == [255, 255]
 
 
 def test_a_file_cannot_leave_the_folder_of_its_cell(ctx: RunContext, tmp_path: Path) -> None:

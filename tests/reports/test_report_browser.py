@@ -41,8 +41,8 @@ LABELS = (EVIL, SCRIPT, LONG, RTL)
 CLOUD = {"x": [0, 1, 0.5], "y": [0, 0.2, 1], "group": [0, 1, 2], "groups": [EVIL, LONG, "road"]}
 CLOUD["colours"] = ["#a01020", "#20a010", "#1020a0"]
 SIMILARITY = "artefacts/pairs.npz"
-COSINES = np.arange(-60, 60, 6, dtype=np.int8).reshape(2, 10)
-"""Of two pictures with 2 x 2 patches each: the upper triangle, in steps of 1/127."""
+STEPS = np.array([[0, 50, 100, 150, 200, 255], [255, 0, 9, 8, 7, 6]], dtype=np.uint8)
+"""Of two pictures with 2 x 2 patches each: pairs 01 02 03 12 13 23, from the lowest cosine to the highest."""
 VIEWS = [(390, "light"), (390, "dark"), (1600, "light"), (1600, "dark")]
 
 # Pairs of texts that cover one another by more than a hair, among the rows of text in the given elements.
@@ -232,7 +232,7 @@ def page(
     # Labels are no file names: the cells of this run are numbered.
     numbered = [made.model_copy(update={"cell": f"cell-{i}"}) for i, made in enumerate(results)]
     write_run(folder, numbered)
-    np.savez(folder / SIMILARITY, grid=np.array([2, 2]), cosines=COSINES)
+    np.savez(folder / SIMILARITY, grid=np.array([2, 2]), steps=STEPS, range=[[-0.5, 0.52], [0, 1]])
     (folder / "items").mkdir()
     for old, new in zip(results, numbered, strict=True):
         if old.cell in items:
@@ -367,10 +367,8 @@ def test_a_click_on_a_patch_shows_its_similarity_under_every_checkpoint(browser:
         browser.cdp("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
     after = [one.get_attribute("src") for one in maps]
     assert [a != b for a, b in zip(before, after, strict=True)] == [True, False] * len(LABELS)
-    # The patch at the top right is number 1: its cosines are entries 1, 4, 5, 6 of the triangle.
-    row = COSINES[0][[1, 4, 5, 6]] / 127
-    shown = f"cosines from {row[[0, 2, 3]].min():.2f} (dark) to {row[[0, 2, 3]].max():.2f} (yellow)"
-    assert maps[0].get_attribute("title") == shown
+    # The patch at the top right is number 1: its cosines to 0, 2 and 3 are steps 0, 150 and 200 of 1.02/255.
+    assert maps[0].get_attribute("title") == "cosines from -0.50 (dark) to 0.30 (yellow)"
     corners = [browser.run(COLOUR_AT, maps[0], x, y) for x, y in ((0.25, 0.25), (0.25, 0.75), (0.75, 0.75))]
     assert corners[0] == [24, 15, 62]
     assert corners[2] == [253, 231, 37]

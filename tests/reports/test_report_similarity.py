@@ -17,25 +17,27 @@ def strip(folder, file="s.npz", pictures=4):
     return Strip(0, "", folder, tuple(f"{i}.png" for i in range(pictures)), file)
 
 
-def write(folder, name="s.npz", count=2, side=2, dtype=np.int8):
+def write(folder, name="s.npz", count=2, side=2, dtype=np.uint8, top=0.5):
     patches = side * side
-    cosines = np.arange(count * patches * (patches + 1) // 2).reshape(count, -1) % 127
-    np.savez(folder / name, grid=np.array([side, side]), cosines=cosines.astype(dtype))
-    return cosines
+    steps = np.arange(count * patches * (patches - 1) // 2).reshape(count, -1) % 256
+    ranges = [[-0.25, top]] * count
+    np.savez(folder / name, grid=np.array([side, side]), steps=steps.astype(dtype), range=ranges)
+    return steps
 
 
 def test_each_image_has_the_upper_triangle_of_its_cosines(tmp_path):
-    cosines = write(tmp_path)
+    steps = write(tmp_path)
     found, problems = load_similarities([strip(tmp_path), strip(tmp_path, file="")])
     assert problems == []
     ((key, similar),) = found.items()
     assert key == (tmp_path, "s.npz")
     assert (similar.height, similar.width) == (2, 2)
-    read = [np.frombuffer(base64.b64decode(pair), dtype=np.int8) for pair in similar.pairs]
-    assert np.array_equal(read, cosines)
+    assert similar.ranges == ((-0.25, 0.5), (-0.25, 0.5))
+    read = [np.frombuffer(base64.b64decode(pair), dtype=np.uint8) for pair in similar.pairs]
+    assert np.array_equal(read, steps)
 
 
-@pytest.mark.parametrize("wrong", [{"count": 3}, {"dtype": np.float32}])
+@pytest.mark.parametrize("wrong", [{"count": 3}, {"dtype": np.float32}, {"top": np.nan}])
 def test_a_file_of_another_shape_is_named(tmp_path, wrong):
     write(tmp_path, **wrong)
     assert load_similarities([strip(tmp_path)]) == ({}, ["s.npz cannot be read as similarities"])
@@ -52,7 +54,7 @@ def test_a_file_that_is_missing_or_broken_is_named_and_one_outside_refused(tmp_p
 def test_beyond_the_budget_pictures_do_not_answer_and_the_page_says_so(tmp_path):
     side = 24
     write(tmp_path, count=1, side=side)
-    each = 4 * (side**2 * (side**2 + 1) // 2) / 3
+    each = 4 * (side**2 * (side**2 - 1) // 2) / 3
     many = [strip(tmp_path, pictures=2)] * (int(BUDGET / each) + 2)
     found, problems = load_similarities(many)
     assert len(found) == 1
