@@ -65,12 +65,12 @@ class Summary:
 
 
 def start_training(training: Training, out: Path) -> None:
-    """Claim a folder for a training.
+    """Claim a folder for a training. One that ended before it began (a wrong setting) holds nothing to lose.
 
     Raises:
         ConfigError: the folder already holds one.
     """
-    if (out / "recipe.json").is_file():
+    if (out / "recipe.json").is_file() and any((out / name).exists() for name in ("metrics.jsonl", "states")):
         raise ConfigError(
             f"{out} already holds a training; --resume {out} goes on with it, or give another --out"
         )

@@ -275,6 +275,13 @@ def test_a_folder_with_a_training_is_not_trained_over(start, tmp_path):
     assert (tmp_path / "out" / "encoder.pth").read_bytes() == before
 
 
+def test_a_training_that_never_began_leaves_its_folder_free(start, tmp_path):
+    with pytest.raises(ConfigError, match=r"optim\.batch_size"):
+        start("mae", "optim.batch_size=100000")
+    start("mae")
+    assert (tmp_path / "out" / "encoder.pth").is_file()
+
+
 def test_what_a_resumed_training_refuses(start, cache, tmp_path):
     start("mae")
     with pytest.raises(ConfigError, match="is a training of mae, not of latent-mim"):
