@@ -68,6 +68,7 @@ def test_tasks_lists_each_with_its_headline(invoke):
         "vos": "jf_mean",
         "few_shot": "ncm@shots=5",
         "diagnose": "collapse",
+        "hidden_patches": "content",
     }.items():
         assert any(line.split()[:1] == [name] and headline in line for line in output.splitlines())
 
@@ -325,5 +326,9 @@ def test_demo_trains_scores_and_reports(invoke, tmp_path):
         "vos",
         "few_shot",
         "diagnose",
+        "hidden_patches",
     }
+    shown = [r["checkpoint"]["label"] for r in recorded["results"] if r["task"] == "hidden_patches"]
+    assert shown == ["Latent MIM", "MAE"]
+    assert "hidden_patches is left out for random weights: there is no decoder beside it" in result.stderr
     assert (out / "report.html").is_file()

@@ -34,7 +34,7 @@ def test_every_task_declares_itself_completely(name):
 
 
 def test_the_built_in_tasks_are_there():
-    assert set(TASKS) >= {"knn", "linear", "unsup_seg", "vos", "few_shot", "diagnose"}
+    assert set(TASKS) >= {"knn", "linear", "unsup_seg", "vos", "few_shot", "diagnose", "hidden_patches"}
 
 
 def test_an_unknown_task_names_the_nearest():
