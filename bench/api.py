@@ -56,14 +56,14 @@ def run(
 
 
 def _report(out: Path) -> None:
-    """``report.html``, and ``results.csv`` for a spreadsheet."""
+    """``results.csv`` for a spreadsheet, and ``report.html``."""
     from ..reports.html import build_report
     from ..reports.model import read_report
     from ..reports.tables import write_table
 
-    build_report(out)
     with atomic_write(out / "results.csv") as stream:
         stream.write(write_table(read_report([out]), "csv"))
+    build_report(out, keep_current=True)
 
 
 def make_config(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from .. import __version__
 from ..bench.results import atomic_write
 from .exhibits import Bars, Curve, Exhibits, Gallery, Strip, collect
 from .figures import draw_bars, draw_curve, draw_points, draw_ranks
@@ -41,6 +42,7 @@ def build_report(
     baseline: str | None = None,
     *,
     published: bool = False,
+    keep_current: bool = False,
 ) -> Path:
     """Write the report of a run folder, or of several runs side by side, as one HTML file.
 
@@ -49,6 +51,7 @@ def build_report(
         out: where to write; by default ``report.html`` in the (first) folder.
         baseline: label of the checkpoint that the others are compared with; see ``verdicts.comparisons``.
         published: whether numbers that others publish stand in a section of their own.
+        keep_current: whether a page that this version made of the same results in the same way is kept.
 
     Returns:
         The path of the page. The same results give the same bytes.
@@ -59,13 +62,34 @@ def build_report(
     """
     folders = [Path(f) for f in ([folder] if isinstance(folder, (str, Path)) else folder)]
     path = Path(out) if out is not None else folders[0] / "report.html"
-    page = render(read_report(folders), baseline, published=published)
+    report = read_report(folders)
+    source = _source(folders, baseline, published)
+    if keep_current and _is_of(path, source):
+        return path
+    page = render(report, baseline, published=published, source=source)
     with atomic_write(path) as stream:
         stream.write(page)
     return path
 
 
-def render(report: Report, baseline: str | None = None, *, published: bool = False) -> str:
+def _source(folders: Sequence[Path], baseline: str | None, published: bool) -> str:
+    """What a page was made of, as a hash: version, choices, and the results of every run."""
+    made_of = hashlib.sha256(repr((__version__, baseline, published)).encode())
+    for folder in folders:
+        made_of.update(hashlib.sha256((folder / "results.json").read_bytes()).digest())
+    return made_of.hexdigest()
+
+
+def _is_of(path: Path, source: str) -> bool:
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        return f'<meta name="source" content="{source}">' in stream.read(4096)
+
+
+def render(
+    report: Report, baseline: str | None = None, *, published: bool = False, source: str = ""
+) -> str:
     """The page as text. Raises DataError where a picture's path leads out of its run folder."""
     from jinja2 import Environment as Jinja
     from jinja2 import FunctionLoader, StrictUndefined
@@ -113,6 +137,7 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
     with style(PAGE):
         return jinja.get_template("report.html.j2").render(
             report=report,
+            source=source,
             exhibits=exhibits,
             likeness={name: found for name, (found, _) in likeness.items()},
             album=album,
