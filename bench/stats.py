@@ -90,7 +90,8 @@ def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     share, weight = hits / n, z * z / n
     centre = (share + weight / 2) / (1 + weight)
     reach = z * ((share * (1 - share) + weight / 4) / n) ** 0.5 / (1 + weight)
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    # At either end the sum is the end itself, but for rounding.
+    return (0.0 if hits == 0 else max(0.0, centre - reach)), (1.0 if hits == n else min(1.0, centre + reach))
 
 
 def _binary(items: Array) -> bool:

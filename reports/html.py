@@ -87,9 +87,7 @@ def _is_of(path: Path, source: str) -> bool:
         return f'<meta name="source" content="{source}">' in stream.read(4096)
 
 
-def render(
-    report: Report, baseline: str | None = None, *, published: bool = False, source: str = ""
-) -> str:
+def render(report: Report, baseline: str | None = None, *, published: bool = False, source: str = "") -> str:
     """The page as text. Raises DataError where a picture's path leads out of its run folder."""
     from jinja2 import Environment as Jinja
     from jinja2 import FunctionLoader, StrictUndefined
@@ -154,7 +152,7 @@ def render(
                 *_gaps(album),
             ],
             lead=lead(report),
-            comparisons=comparisons(report, baseline),
+            comparisons=[c for c in comparisons(report, baseline) if c.verdicts or c.gaps],
             ranking=None if ranked is None else ranked[0],
             ranks=[] if ranked is None else inline([draw_ranks(ranked[0], labels)], "ranks"),
             tradeoffs=[

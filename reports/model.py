@@ -146,13 +146,16 @@ class Report:
         return tuple(entry for column in self.columns for entry in column.entries)
 
     @property
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[tuple[Checkpoint, tuple[str, ...]], ...]:
         """What a reader should know of a checkpoint first: that it collapsed, that its heads are a guess."""
         said = [(c, note) for c in self.checkpoints for note in c.record.info.notes]
         for column in self.columns:
             said += [(self.checkpoints[i], note) for note, found in column.notes.items() for i in found]
-        warnings = (f"{c.label}: {n.removeprefix('WARNING: ')}" for c, n in said if n.startswith("WARNING: "))
-        return tuple(dict.fromkeys(warnings))
+        found: dict[int, dict[str, None]] = {}
+        for checkpoint, note in said:
+            if note.startswith("WARNING: "):
+                found.setdefault(checkpoint.index, {})[note.removeprefix("WARNING: ")] = None
+        return tuple((self.checkpoints[i], tuple(found[i])) for i in sorted(found))
 
     @property
     def limits(self) -> tuple[int, ...]:

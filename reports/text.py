@@ -93,7 +93,12 @@ class SummaryTable:
         return "LIMITED RUN" + (f": at most {limits} images a split (or frames a sequence)" if limits else "")
 
     def _reasons(self) -> list[str]:
-        return [f"WARNING {_line(warning)}" for warning in self.report.warnings] + [
+        warnings = [
+            f"WARNING {_line(f'{checkpoint.label}: {first}')}"
+            + (f" (and {len(more)} more in the report)" if more else "")
+            for checkpoint, (first, *more) in self.report.warnings
+        ]
+        return warnings + [
             f"FAILED {_line(checkpoint.label)} on {column.task}/{_line(column.data.name)}"
             f"{f' (seed {result.seed})' if len(column.seeds) > 1 else ''}: {_line(reason(result))}"
             for checkpoint, column, result in self.report.failures

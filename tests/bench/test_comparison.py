@@ -133,6 +133,7 @@ def test_crossed_draws_widen_the_interval():
 def test_wilson_agrees_with_scipy(hits, n):
     hits = min(hits, n)
     theirs = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson(hits, n)[0] <= hits / n <= wilson(hits, n)[1], "inside, whatever is rounded"
     assert wilson(hits, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 

@@ -222,7 +222,7 @@ def page(
                         score("nll", 1.0 + index),
                     ),
                     artefacts=artefacts(label, index, seed) if data == "toy" and task == "knn" else (),
-                    notes=(f"note {SCRIPT}", f"WARNING: {LONG}"),
+                    notes=(f"note {SCRIPT}", f"WARNING: {LONG}", f"WARNING: {EVIL}"),
                     task_summary=f"Finds neighbours of {EVIL}.\n\n    deviation ``{LONG}``",
                 )
                 results.append(made)

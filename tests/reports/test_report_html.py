@@ -271,9 +271,10 @@ def test_a_task_tells_what_it_measures_without_letting_markup_in(tmp_path, resul
 
 def test_a_warning_about_a_checkpoint_stands_above_the_summary(result, write_run, tmp_path):
     hostile = "WARNING: <b>it has collapsed</b>"
-    write_run(tmp_path, [result("naive", info={"notes": (hostile, "a note")}), result("fine")])
+    twice = result("naive", info={"notes": (hostile, "a note")}, notes=("WARNING: and more", hostile))
+    write_run(tmp_path, [twice, result("fine")])
     page = build_report(tmp_path).read_text(encoding="utf-8")
-    warning = page.index("naive: &lt;b&gt;it has collapsed")
+    warning = page.index("<bdi>naive</bdi>: &lt;b&gt;it has collapsed")
     assert page.index("Before you read the numbers") < warning < page.index('id="summary"')
 
 

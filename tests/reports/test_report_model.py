@@ -269,7 +269,7 @@ def test_a_diagnosis_is_counted_nowhere_but_shown_where_it_is_alone(result):
     report = report_of(*scores, *diagnoses)
     assert [c.task for c in report.columns] == ["knn", "diagnose"]
     assert [c.task for c in report.scored] == [c.task for c in report.summarised] == ["knn"]
-    assert report.warnings == ("a: it has collapsed",)
+    assert [(c.label, told) for c, told in report.warnings] == [("a", ("it has collapsed",))]
     for row in report.columns[1].rows:
         assert set(row.standings) == {""}
     (alone,) = report_of(*diagnoses).summarised
