@@ -29,6 +29,7 @@ from .checkpoints.loading import load_file
 from .cost import encoder_flops
 from .errors import CheckpointError, ConfigError, did_you_mean
 from .modules import ModuleEncoder, PixelEncoder, module_info
+from .references import split_reference
 from .timm_models import create_timm, timm_encoder, timm_spec
 from .types import CheckpointInfo, Encoder, EncoderSpec
 from .vit import build_vit, first_problem, vit_spec
@@ -87,25 +88,6 @@ def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, 
             _hugging_face(source), **{name: options[name] for name in FILE_OPTIONS if name in options}
         )
     return _respec(encoder, changes)
-
-
-def split_reference(reference: str) -> tuple[str, dict[str, Any]]:
-    """The source and the options of a reference: ``x.pth#student,heads=6`` picks ``student`` and 6 heads.
-
-    Raises:
-        ConfigError: an option has no name, or two are picks.
-    """
-    if "#" not in reference or Path(reference).exists():
-        return reference, {}
-    source, _, fragment = reference.rpartition("#")
-    options: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in fragment.split(","))):
-        name, equals, value = part.partition("=")
-        name, value = (name, value) if equals else ("pick", name)
-        if name in options:
-            raise ConfigError(f"{reference}: {name!r} is given twice")
-        options[name] = [v.strip() for v in value.split(":")] if name in ("mean", "std") else value
-    return source, options
 
 
 def _hugging_face(source: str) -> str:

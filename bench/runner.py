@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,14 @@ from .cache import cache_folder, clear_stale
 from .cells import Banks, Cell, requests_of, scores_of, wanted_by, write_items
 from .config import RunConfig
 from .context import RunContext
-from .cost import encoder_flops
 from .data import load_data
-from .encoders import load_encoder
 from .engine import Engine, resolve_device
 from .environment import environment
 from .errors import CheckpointError, ConfigError, LmimBenchError
 from .features import FeatureStore
 from .plan import Evaluation, RunPlan, cell_id, digest
 from .progress import Reporter
+from .records import checkpoint_record
 from .results import (
     CheckpointRecord,
     DataRecord,
@@ -45,10 +45,14 @@ class Run:
     plan: RunPlan
     reporter: Reporter
     command: str
-    device: str
     data: dict[str, Dataset]
     cells: list[Cell]
     debug: bool = False
+
+    @cached_property
+    def device(self) -> str:
+        """The device that the run goes to. Raises ConfigError where there is none of that name."""
+        return resolve_device(self.plan.config.device)
 
     def pending(self) -> list[Cell]:
         """The cells that have no valid result yet.
@@ -84,6 +88,8 @@ class Run:
         """
         out = self.plan.out
         pending = self.pending()
+        if pending:
+            self.reporter.line(f"scoring {len(pending)} cells on {self.device}")
         write_json(out / "plan.json", self.describe())
         if len(pending) < len(self.cells):
             self.reporter.line(
@@ -101,7 +107,6 @@ class Run:
         return {
             "command": self.command,
             "config": self.plan.config.model_dump(mode="json"),
-            "device": self.device,
             "checkpoints": [c.model_dump(mode="json") for c in _in_order(c.checkpoint for c in self.cells)],
             "data": [self._record(d, ()).model_dump(mode="json") for d in self.data.values()],
             "cells": [
@@ -120,6 +125,8 @@ class Run:
 
     def _score_checkpoint(self, cells: list[Cell]) -> None:
         config = self.plan.config
+        from .encoders import load_encoder
+
         record = cells[0].checkpoint
         encoder = load_encoder(record.reference)
         if encoder.fingerprint != record.fingerprint:
@@ -239,17 +246,10 @@ def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = Fals
         LmimBenchError: a checkpoint or data set that cannot be used.
     """
     config = plan.config
-    device = resolve_device(config.device)
     records = {}
     for checkpoint in config.checkpoints:
-        encoder = load_encoder(checkpoint.reference)
-        records[checkpoint.label] = CheckpointRecord(
-            label=checkpoint.label,
-            reference=checkpoint.reference,
-            fingerprint=encoder.fingerprint,
-            spec=encoder.spec,
-            info=encoder.info,
-            flops=encoder_flops(encoder),
+        records[checkpoint.label] = checkpoint_record(
+            checkpoint.label, checkpoint.reference, cache_folder(config.cache_dir)
         )
     left_out = _left_out(plan, reporter)
     data: dict[str, Dataset] = {}
@@ -284,7 +284,7 @@ def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = Fals
         for label, evaluation, seed in plan.cells()
         if (label, evaluation.task.name) not in left_out
     ]
-    return Run(plan, reporter, command, device, data, cells, debug)
+    return Run(plan, reporter, command, data, cells, debug)
 
 
 def _left_out(plan: RunPlan, reporter: Reporter) -> set[tuple[str, str]]:
@@ -299,7 +299,8 @@ def _left_out(plan: RunPlan, reporter: Reporter) -> set[tuple[str, str]]:
         (checkpoint.label, name): reason
         for name, task in tasks.items()
         for checkpoint in checkpoints
-        if (reason := task.applies(checkpoint.reference)) is not None
+        if not _scored_before(plan, checkpoint.label, name)
+        and (reason := task.applies(checkpoint.reference)) is not None
     }
     nothing_left = len(reasons) == len(tasks) * len(checkpoints)
     for name in tasks:
@@ -313,6 +314,15 @@ def _left_out(plan: RunPlan, reporter: Reporter) -> set[tuple[str, str]]:
         for reason, where in labels.items():
             reporter.line(f"{name} is left out for {', '.join(where)}: {reason}")
     return set(reasons)
+
+
+def _scored_before(plan: RunPlan, label: str, task: str) -> bool:
+    """Whether the run folder holds a cell of them: to ask again may take as long as opening the file."""
+    return any(
+        _result_path(plan.out, cell_id(label, task, evaluation.data, seed)).is_file()
+        for other, evaluation, seed in plan.cells()
+        if (other, evaluation.task.name) == (label, task)
+    )
 
 
 def _identity(

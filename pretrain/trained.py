@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..bench.backbones import ViTEncoder
-from ..bench.encoders import load_encoder, split_reference
+from ..bench.encoders import load_encoder
 from ..bench.errors import CheckpointError
+from ..bench.references import split_reference
 from .model import MaskedImageModel
 from .outcome import read_training
 from .recipe import Recipe

@@ -19,6 +19,7 @@ import torch
 
 from ..building import build_model, make_encoder
 from ..errors import CheckpointError, did_you_mean
+from ..references import ENTRY_POINT_GROUP
 from ..timm_models import create_timm, timm_spec
 from ..types import CheckpointInfo, Encoder, EncoderSpec, TrainingPoint
 from . import families as built_in
@@ -28,7 +29,6 @@ from .families import timm_vit
 from .family import Draft, Family, Root, Tree, choose_root, grow_tree, rename_keys
 from .files import Container, open_checkpoint
 
-ENTRY_POINT_GROUP = "lmim_bench.loaders"
 _SHOWN = 4
 _CLASSIFIERS = (r"head(_dist)?\..*", r"head\.fc\..*", r"fc\..*", r"classifier\..*", r"last_linear\..*")
 

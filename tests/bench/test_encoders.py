@@ -15,9 +15,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lmim_bench.bench.backbones import ViTEncoder, resample_positions
-from lmim_bench.bench.encoders import inspect_checkpoint, load_encoder, split_reference
+from lmim_bench.bench.encoders import inspect_checkpoint, load_encoder
 from lmim_bench.bench.errors import CheckpointError, ConfigError, TaskError
 from lmim_bench.bench.modules import PixelEncoder
+from lmim_bench.bench.references import split_reference
 from lmim_bench.bench.timm_models import create_timm, timm_encoder, timm_spec
 from lmim_bench.bench.types import CheckpointInfo, Encoder, Tap
 from lmim_bench.bench.vit import build_vit, vit_spec

@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lmim_bench.bench import encoders, records
 from lmim_bench.bench.api import run
 from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.engine import Engine
-from lmim_bench.bench.errors import ConfigError, DataError
+from lmim_bench.bench.errors import CheckpointError, ConfigError, DataError
 from lmim_bench.bench.vit import build_vit, vit_spec
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
@@ -104,6 +105,39 @@ def test_a_second_run_keeps_the_cells_and_one_more_checkpoint_adds_its_own(
     assert {r.checkpoint.label for r in both.results} == {"one", "two"}
     for name, stamp in stamps.items():
         assert (options["out"] / "results" / name).stat().st_mtime_ns == stamp
+
+
+def test_what_was_scored_is_not_opened_again_until_its_file_changes(
+    checkpoint, options, monkeypatch, tmp_path
+):
+    run(checkpoint, **options)
+    opened = []
+    original = encoders.load_encoder
+
+    def counting(reference, **kwargs):
+        opened.append(reference)
+        return original(reference, **kwargs)
+
+    monkeypatch.setattr(encoders, "load_encoder", counting)
+    run(checkpoint, **options)
+    assert opened == []
+    page = (options["out"] / "report.html").stat().st_mtime_ns
+    run([checkpoint], **{**options, "seeds": (0,)})
+    assert (options["out"] / "report.html").stat().st_mtime_ns == page, "the same results keep their page"
+    make_checkpoint(checkpoint, seed=5)
+    with pytest.raises(ConfigError, match="other weights under the same label"):
+        run(checkpoint, **options)
+    assert opened == [str(checkpoint)]
+
+
+def test_the_weights_that_are_scored_are_those_that_were_opened(checkpoint, options, monkeypatch):
+    """A file that changes between the plan and its turn, with the very times that it had before."""
+    run(checkpoint, **options)
+    make_checkpoint(checkpoint, seed=5)
+    record = next((options["cache_dir"] / "records").glob("*.json"))
+    monkeypatch.setattr(records, "_state", lambda *_: record.stem)
+    with pytest.raises(CheckpointError, match="other weights than when it was opened"):
+        run(checkpoint, **{**options, "tasks": ["linear"]})
 
 
 def test_another_task_reuses_the_bank(checkpoint, options, encoded):
