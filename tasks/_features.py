@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -108,11 +109,38 @@ def require_finite(rows: Array, bank: FeatureBank) -> None:
             raise TaskError(f"the features of {broken} hold NaN or infinity; try --precision fp32")
 
 
+@dataclass(frozen=True)
+class PooledRows:
+    """Global features of a bank, (N, D): ``rows[index]`` reads these rows of its (mapped) columns."""
+
+    columns: tuple[Array, ...]
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __getitem__(self, index: Array | slice) -> Array:
+        parts = [column[index] for column in self.columns]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def mean(self) -> Array:
+        """Mean over all rows, float32 (D,), in blocks."""
+        starts = range(0, len(self), _CHECK_ROWS)
+        total = sum(self[start : start + _CHECK_ROWS].sum(axis=0, dtype=np.float64) for start in starts)
+        return np.asarray(total / len(self), dtype=np.float32)
+
+
+def stored_rows(bank: FeatureBank, pooling: Pooling, tap: Tap) -> PooledRows:
+    """Checked global features, (N, D), that are read where they are indexed."""
+    columns = tuple(bank.column(column) for column in pooled_columns(pooling, tap))
+    for column in columns:
+        require_finite(column, bank)
+    return PooledRows(columns)
+
+
 def pooled_rows(bank: FeatureBank, pooling: Pooling, tap: Tap) -> Array:
     """Checked global features, (N, D); memory-mapped where the bank is and one column is enough."""
-    for column in pooled_columns(pooling, tap):
-        require_finite(bank.column(column), bank)
-    return bank.pooled(pooling, tap)
+    columns = stored_rows(bank, pooling, tap).columns
+    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
 
 def majority_share(labels: Array, top: int = 1) -> float:

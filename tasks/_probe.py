@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -44,6 +44,10 @@ class FeatureChoice:
         """Features of these rows of a bank, (n, D)."""
         return np.concatenate([bank.column(column)[index] for column in self.columns], axis=1)
 
+    def blocks(self, bank: FeatureBank, index: Array) -> Iterator[Array]:
+        """The same a block after the other."""
+        return (self.rows(bank, index[start : start + _BLOCK]) for start in range(0, len(index), _BLOCK))
+
 
 @dataclass(frozen=True)
 class TrainSplit:
@@ -78,15 +82,25 @@ class Fitted:
 
     def predict(self, bank: FeatureBank, index: Array) -> Iterator[tuple[slice, Array]]:
         """Logits (n, C) of these rows of a bank, in blocks."""
-        for start in range(0, len(index), _BLOCK):
-            rows = self.choice.rows(bank, index[start : start + _BLOCK])
+        start = 0
+        for rows in self.choice.blocks(bank, index):
             yield slice(start, start + len(rows)), self.head.logits(self.normaliser(rows))
+            start += len(rows)
 
 
-Solver = Callable[
-    [Context, SolverSettings, TrainSplit, Sequence[FeatureChoice], Sequence[float], Array], Iterator[Fitted]
-]
-"""(context, config, train, feature choices, strengths, positions to fit on) -> every head of the grid."""
+class Solver(Protocol):
+    """Every head of a grid of feature choices and strengths, fitted on the rows ``index`` of train."""
+
+    def __call__(
+        self,
+        ctx: Context,
+        cfg: SolverSettings,
+        train: TrainSplit,
+        choices: Sequence[FeatureChoice],
+        strengths: Sequence[float],
+        index: Array,
+        start: LinearHead | None = None,
+    ) -> Iterator[Fitted]: ...
 
 
 def fit_lbfgs(
@@ -96,25 +110,37 @@ def fit_lbfgs(
     choices: Sequence[FeatureChoice],
     strengths: Sequence[float],
     index: Array,
+    start: LinearHead | None = None,
 ) -> Iterator[Fitted]:
-    """Multinomial logistic regression at every C of every feature choice."""
+    """Multinomial logistic regression at every C of every feature choice, each from ``start``, if any."""
     labels = train.labels[index]
     with ctx.progress(len(choices) * len(strengths), "logistic regression") as bar:
         for choice in choices:
-            rows = choice.rows(train.bank, index)
-            normaliser = Normaliser.fit(cfg.normalise, rows)
+            normaliser = Normaliser.stream(cfg.normalise, choice.blocks(train.bank, index))
             path = fit_path(
-                normaliser(rows),
+                _normalised(choice, normaliser, train.bank, index),
                 labels,
                 strengths,
                 train.n_classes,
                 max_iter=cfg.max_iter,
                 tol=cfg.tol,
                 device=ctx.device,
+                start=start,
             )
             for strength, head in zip(strengths, path, strict=True):
                 yield Fitted(choice, strength, normaliser, head)
                 bar.advance()
+
+
+def _normalised(choice: FeatureChoice, normaliser: Normaliser, bank: FeatureBank, index: Array) -> Array:
+    """Normalised features of these rows, (n, D): the one copy of them that is made."""
+    width = sum(bank.column(column).shape[1] for column in choice.columns)
+    out = np.empty((len(index), width), dtype=np.float32)
+    start = 0
+    for rows in choice.blocks(bank, index):
+        out[start : start + len(rows)] = normaliser(rows)
+        start += len(rows)
+    return out
 
 
 def fit_sgd(
@@ -124,11 +150,15 @@ def fit_sgd(
     choices: Sequence[FeatureChoice],
     strengths: Sequence[float],
     index: Array,
+    start: LinearHead | None = None,
 ) -> Iterator[Fitted]:
-    """One pass of SGD that trains a head for every learning rate of every feature choice."""
+    """One pass of SGD that trains a head for every learning rate of every feature choice.
+
+    Its schedule belongs to its own initial weights, whatever ``start`` is.
+    """
     from ._math.sgd_heads import train_heads
 
-    normalisers = [Normaliser.fit(cfg.normalise, choice.rows(train.bank, index)) for choice in choices]
+    normalisers = [Normaliser.stream(cfg.normalise, choice.blocks(train.bank, index)) for choice in choices]
 
     def read(batch: Array) -> list[Array]:
         return [

@@ -27,6 +27,7 @@ of the train features first (EASY's ``M``, there the mean of base classes); it i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -45,7 +46,7 @@ from ..bench.types import (
     pooled_columns,
 )
 from . import task
-from ._features import PooledConfig, labelled, pooled_rows
+from ._features import PooledConfig, PooledRows, labelled, stored_rows
 
 Classifier = Literal["ncm", "logreg", "knn"]
 _TITLES: Mapping[Classifier, str] = {
@@ -129,20 +130,34 @@ def TASK(ctx: Context, cfg: FewShotConfig) -> Sequence[Measurement]:  # noqa: N8
     return result + _episodic(ctx, cfg, test_rows, truth)
 
 
+@dataclass(frozen=True)
+class _UnitRows:
+    """Features at unit length, centred first: ``rows[index]`` reads these alone."""
+
+    pooled: PooledRows
+    centre: Array
+
+    def __getitem__(self, index: Array | slice) -> Array:
+        from ._math.normalise import unit_rows
+
+        return unit_rows(self.pooled[index] - self.centre)
+
+
 def _unit_features(
     ctx: Context, cfg: FewShotConfig, train: FeatureBank, test: FeatureBank
-) -> tuple[Array, Array]:
-    """Pooled features of both splits at unit length, centred first where the protocol says so."""
-    from ._math.normalise import unit_rows
+) -> tuple[_UnitRows, Array]:
+    """Pooled features of both splits at unit length, centred first where the protocol says so.
 
+    Of train, which may be large, only what is drawn is ever read (and a pass for the mean).
+    """
     pooling, tap = cfg.pooled(ctx.spec), cfg.tap(ctx.spec)
-    rows, test_rows = pooled_rows(train, pooling, tap), pooled_rows(test, pooling, tap)
-    centre = rows.mean(axis=0, dtype=np.float64).astype(np.float32) if cfg.center else np.float32(0)
-    return unit_rows(rows - centre), unit_rows(test_rows - centre)
+    rows, test_rows = stored_rows(train, pooling, tap), stored_rows(test, pooling, tap)
+    centre = rows.mean() if cfg.center else np.zeros(1, dtype=np.float32)
+    return _UnitRows(rows, centre), _UnitRows(test_rows, centre)[:]
 
 
 def _from_draws(
-    ctx: Context, cfg: FewShotConfig, train: tuple[Array, Array], test: tuple[Array, Array]
+    ctx: Context, cfg: FewShotConfig, train: tuple[_UnitRows, Array], test: tuple[Array, Array]
 ) -> list[Measurement]:
     """Every classifier at every number of shots: items (draws, test images)."""
     from ._math.selection import random_rank
@@ -226,7 +241,7 @@ def _classify(
             failed += not head.converged
         else:
             k = min(cfg.knn_k, len(rows))
-            similarity, position = knn.search(rows, test_rows, k, 4096, device=ctx.device)
+            similarity, position = knn.search(rows, test_rows, k, 4096)
             for start in range(0, len(test_rows), 4096):
                 block = slice(start, start + 4096)
                 weights = knn.exponential_weights(similarity[block], cfg.temperature)

@@ -39,7 +39,7 @@ from ..bench.types import (
     pooled_columns,
 )
 from . import task
-from ._features import PooledConfig, class_names, labelled, majority_share, pooled_rows, save_per_class
+from ._features import PooledConfig, class_names, labelled, majority_share, save_per_class, stored_rows
 from ._gallery import save_gallery
 
 _SHOWN = 5
@@ -59,7 +59,7 @@ class KnnConfig(PooledConfig):
     leave_one_out: bool = Field(
         True, description="Also Latent MIM's 1-NN inside the test split, on raw means of patch tokens."
     )
-    block: int = Field(1024, gt=0, description="Queries searched at once; moves memory, never a number.")
+    block: int = Field(4096, gt=0, description="Queries searched at once; moves memory, never a number.")
 
     @field_validator("k")
     @classmethod
@@ -119,27 +119,25 @@ def TASK(ctx: Context, cfg: KnnConfig) -> Sequence[Measurement]:  # noqa: N802
     if short:
         ctx.note(f"k={','.join(map(str, short))}: train has {len(train)} images, all of them vote")
 
-    n, k_max = len(test), max(used.values())
-    weighted, majority = np.empty((2, len(cfg.k), n), dtype=np.int64)
-    bank, queries = pooled_rows(train, pooling, tap), pooled_rows(test, pooling, tap)
-    with ctx.progress(n * knn.passes(len(train)), "k-NN") as bar:
-        similarity, position = knn.search(
-            bank, queries, k_max, cfg.block, device=ctx.device, advance=bar.advance
-        )
-    for start in range(0, n, cfg.block):
+    bank, queries = stored_rows(train, pooling, tap), stored_rows(test, pooling, tap)
+    with ctx.progress(len(test) * knn.passes(len(train)), "k-NN") as bar:
+        similarity, position = knn.search(bank, queries, max(used.values()), cfg.block, advance=bar.advance)
+    weighted, majority = ({k: np.empty(len(test), dtype=np.int64) for k in cfg.k} for _ in range(2))
+    for start in range(0, len(test), cfg.block):
         rows = slice(start, start + cfg.block)
-        voters, true = train_labels[position[rows]], truth[rows]
+        voters = train_labels[position[rows]]
         weights = knn.exponential_weights(similarity[rows], cfg.temperature)
-        weighted[:, rows] = knn.true_ranks(weights, voters, true, list(used.values()))
-        majority[:, rows] = knn.true_ranks(np.ones(voters.shape), voters, true, list(used.values()))
+        for vote, ranks in ((weights, weighted), (np.ones(voters.shape), majority)):
+            found = knn.true_ranks(vote, voters, truth[rows], tuple(used.values()))
+            for k, of_k in zip(cfg.k, found, strict=True):
+                ranks[k][rows] = of_k
 
-    weighted_at, majority_at = dict(zip(cfg.k, weighted, strict=True)), dict(zip(cfg.k, majority, strict=True))
-    result = _measure(weighted_at, majority_at, truth, len(names), used)
+    result = _measure(weighted, majority, truth, len(names), used)
     if cfg.leave_one_out:
         result += _leave_one_out(ctx, cfg)
 
-    top1 = (weighted_at[cfg.headline_k] == 0).astype(np.float32)
-    ctx.save_data("accuracy-over-k", "curve", "Accuracy over k", _curve(weighted_at, majority_at))
+    top1 = (weighted[cfg.headline_k] == 0).astype(np.float32)
+    ctx.save_data("accuracy-over-k", "curve", "Accuracy over k", _curve(weighted, majority))
     save_per_class(ctx, top1, truth, names, f"weighted vote, k = {cfg.headline_k}")
     save_gallery(ctx, train, test, top1, position[:, :_SHOWN], names)
     return result
@@ -174,9 +172,9 @@ def _leave_one_out(ctx: Context, cfg: KnnConfig) -> list[Measurement]:
     if len(test) < 2:
         ctx.note("nn1_loo is left out: the test split holds one image")
         return []
-    rows = pooled_rows(test, "mean", _RAW)
+    rows = stored_rows(test, "mean", _RAW)
     with ctx.progress(len(test) * knn.passes(len(test)), "1-NN, leave-one-out") as bar:
-        _, position = knn.search(rows, rows, 2, cfg.block, device=ctx.device, advance=bar.advance)
+        _, position = knn.search(rows, rows, 2, cfg.block, advance=bar.advance)
     other = knn.without_self(position, np.arange(len(test)))[:, 0]
     hits = (truth[other] == truth).astype(np.float32)
     ctx.note(_LOO_NOTE)

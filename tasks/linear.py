@@ -10,7 +10,7 @@ Protocol:
     3. The chosen setting is fitted again on all of train, and predicts test once.
 
 Solvers:
-    ``lbfgs``: multinomial logistic regression, each C started from the one before; the grid is 10^-5 to
+    ``lbfgs``: multinomial logistic regression, each C started from those before; the grid is 10^-5 to
         10^1 by half decades, every second value of the part of DINOv2's ``log_regression.py`` grid
         10^linspace(-6, 5, 45) that standardised features have a use for. Its edge is noted when chosen.
     ``sgd``: DINOv2's sweep in one pass: all feature choices x 13 learning rates (scaled by batch / 256),
@@ -207,10 +207,13 @@ def _fit(
 
     small = cfg.solver == "lbfgs" or (cfg.solver == "auto" and len(train.labels) <= cfg.lbfgs_max_train)
     solve, grid, strength = (fit_lbfgs, cfg.c, "C") if small else (fit_sgd, cfg.lr, "learning rate")
-    trials = [judge(fitted, train) for fitted in solve(ctx, cfg, train, choices, grid, train.kept)]
-    chosen = best(trials)
-    choice = next(choice for choice in choices if choice.name == chosen.feature)
-    (fitted,) = solve(ctx, cfg, train, [choice], [chosen.strength], train.everything)
+    trials: list[Trial] = []
+    for candidate in solve(ctx, cfg, train, choices, grid, train.kept):
+        trials.append(judge(candidate, train))
+        if best(trials) is trials[-1]:
+            favourite = candidate
+    chosen, start = best(trials), favourite.head
+    (fitted,) = solve(ctx, cfg, train, [favourite.choice], [chosen.strength], train.everything, start)
     if fitted.diverged:
         raise TaskError(
             f"the linear probe diverged at {strength} {chosen.strength:g}; set smaller ones (linear.lr)"

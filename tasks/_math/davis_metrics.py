@@ -2,8 +2,8 @@
 
 The definitions are those of davisvideochallenge/davis2017-evaluation (``metrics.py``, ``utils.py``), the
 semi-supervised track; the numbers are equal to it, not merely close. The arithmetic is arranged
-differently: one joint count a frame gives J of all objects, and F looks only at the pixels around an
-object, which no boundary outside can touch.
+differently: masks are bits, 64 pixels a word (``bitmaps.py``), and only the box around an object is looked
+at, which no boundary outside can touch.
 
 - J is intersection over union of a frame's object; 1 where both masks are empty.
 - F is the harmonic mean of boundary precision and recall, where a boundary pixel is matched by one of the
@@ -17,11 +17,11 @@ its quarters are numbered in uint8. Here they are not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from .bitmaps import WORD, Words, boundaries, bounding_box, count, dilate, pack, words_across
 
 VOID = 255
 BOUNDARY_TOLERANCE = 0.008
@@ -70,10 +70,14 @@ def frame_scores(truth: LabelMap, predicted: LabelMap, objects: tuple[int, ...])
     """
     if truth.shape != predicted.shape or truth.ndim != 2:
         raise ValueError(f"label maps of one size are compared, got {truth.shape} and {predicted.shape}")
-    index = np.zeros(256, dtype=np.uint8)
-    index[list(objects)] = np.arange(1, len(objects) + 1)
-    truth, predicted = index[truth], index[predicted]
-    return _regions(truth, predicted, len(objects)), _boundaries(truth, predicted, len(objects))
+    height, width = truth.shape
+    masks = np.zeros((2, height, words_across(width) * WORD), dtype=np.bool_)
+    scores = np.empty((2, len(objects)))
+    for k, label in enumerate(objects):
+        np.equal(truth, label, out=masks[0, :, :width])
+        np.equal(predicted, label, out=masks[1, :, :width])
+        scores[:, k] = _score(pack(masks), width)
+    return scores[0], scores[1]
 
 
 def sequence_scores(
@@ -126,51 +130,30 @@ def boundary_map(mask: Mask) -> Mask:
     return edge
 
 
-@lru_cache(maxsize=16)
-def disk(radius: int) -> NDArray[np.uint8]:
-    """All pixels at most ``radius`` away from the centre, as skimage.morphology.disk has them."""
-    squares = np.arange(-radius, radius + 1) ** 2
-    return (squares[:, None] + squares[None, :] <= radius * radius).astype(np.uint8)
-
-
 def tolerance(height: int, width: int) -> int:
     """The distance in pixels within which two boundaries match, for frames of that size."""
     return int(np.ceil(BOUNDARY_TOLERANCE * np.linalg.norm((height, width))))
 
 
-def _regions(truth: LabelMap, predicted: LabelMap, count: int) -> Values:
-    labels = count + 1
-    joint = np.bincount(
-        (truth.astype(np.intp) * labels + predicted).ravel(), minlength=labels * labels
-    ).reshape(labels, labels)
-    intersection = np.diag(joint)[1:]
-    union = joint.sum(axis=0)[1:] + joint.sum(axis=1)[1:] - intersection
-    return np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
-
-
-def _boundaries(truth: LabelMap, predicted: LabelMap, count: int) -> Values:
-    element = disk(tolerance(*truth.shape))
-    return np.array([_boundary(truth == k, predicted == k, element) for k in range(1, count + 1)])
-
-
-def _boundary(truth: Mask, predicted: Mask, element: NDArray[np.uint8]) -> float:
-    either = truth | predicted
-    rows, columns = np.flatnonzero(either.any(axis=1)), np.flatnonzero(either.any(axis=0))
-    if not len(rows):
-        return 1.0
-    # A boundary lies on the mask or one pixel up or left of it. One pixel on every side keeps the rule of
-    # the last row and column for masks that do reach the frame's edge, and only for those.
-    window = (
-        slice(max(0, rows[0] - 1), rows[-1] + 2),
-        slice(max(0, columns[0] - 1), columns[-1] + 2),
-    )
-    edges = boundary_map(truth[window]), boundary_map(predicted[window])
-    n_truth, n_predicted = (int(np.count_nonzero(edge)) for edge in edges)
-    if n_truth == 0 or n_predicted == 0:
-        return float(n_truth == n_predicted)
-    near_truth, near_predicted = (cv2.dilate(edge.astype(np.uint8), element) > 0 for edge in edges)
-    precision = np.count_nonzero(edges[1] & near_truth) / n_predicted
-    recall = np.count_nonzero(edges[0] & near_predicted) / n_truth
+def _score(masks: Words, width: int) -> tuple[float, float]:
+    """J and F of one object, from its true and its predicted mask as bits (2, H, words)."""
+    box = bounding_box(masks[0] | masks[1])
+    if box is None:
+        return 1.0, 1.0
+    # A boundary lies on the mask or one pixel up or left of it: one row or word more on those sides. One row
+    # more below keeps the rule of the frame's last row for masks that do reach it, and only for those.
+    rows, words = box
+    rows, words = slice(max(0, rows.start - 1), rows.stop + 1), slice(max(0, words.start - 1), words.stop)
+    radius = tolerance(masks.shape[1], width)
+    masks = masks[:, rows, words]
+    region = count(masks[0] & masks[1]) / count(masks[0] | masks[1])
+    edges = boundaries(masks, width - words.start * WORD)
+    in_truth, in_predicted = count(edges[0]), count(edges[1])
+    if in_truth == 0 or in_predicted == 0:
+        return region, float(in_truth == in_predicted)
+    near = dilate(edges, radius)
+    recall = count(edges[0] & near[1]) / in_truth
+    precision = count(edges[1] & near[0]) / in_predicted
     if precision + recall == 0:
-        return 0.0
-    return float(2 * precision * recall / (precision + recall))
+        return region, 0.0
+    return region, 2 * precision * recall / (precision + recall)

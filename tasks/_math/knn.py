@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...bench.types import Array
-from .normalise import unit_rows
+from .normalise import Rows, unit_rows
 
 _TILE_ROWS = 65_536
 
@@ -19,15 +19,14 @@ def passes(bank_rows: int) -> int:
 
 
 def search(
-    bank: Array,
-    queries: Array,
+    bank: Rows,
+    queries: Rows,
     k: int,
     block: int,
     *,
-    device: str = "cpu",
     advance: Callable[[int], Any] = lambda done: None,
 ) -> tuple[Array, Array]:
-    """The k rows of ``bank`` of largest cosine with every query, nearest first.
+    """The k rows of ``bank`` of largest cosine with every query, nearest first, by faiss's exact search.
 
     Both may be memory maps: rows are read and brought to unit length tile by tile and block by block.
     Neighbours of equal similarity come in the order of their position, so that a vote does not depend on
@@ -38,25 +37,25 @@ def search(
         queries: (Q, D).
         k: neighbours.
         block: queries at once.
-        device: where the products are computed, in float32.
         advance: called with the number of queries after each block, ``passes(N) * Q`` in all.
 
     Returns:
         Similarity float32 (Q, k) and position int64 (Q, k).
     """
-    import torch
+    import faiss
 
     similarity = np.empty((len(queries), k), dtype=np.float32)
     position = np.empty((len(queries), k), dtype=np.int64)
     for start in range(0, len(bank), _TILE_ROWS):
-        tile = torch.from_numpy(unit_rows(bank[start : start + _TILE_ROWS])).to(device).T
+        tile = unit_rows(bank[start : start + _TILE_ROWS])
         held = min(k, start)  # neighbours known from earlier tiles
         for first in range(0, len(queries), block):
             rows = slice(first, min(first + block, len(queries)))
-            product = torch.from_numpy(unit_rows(queries[rows])).to(device) @ tile
-            best, index = product.topk(min(k, product.shape[1]), sorted=False)
-            found = np.concatenate([similarity[rows, :held], best.cpu().numpy()], axis=1)
-            where = np.concatenate([position[rows, :held], index.cpu().numpy() + start], axis=1)
+            best, index = faiss.knn(
+                unit_rows(queries[rows]), tile, min(k, len(tile)), metric=faiss.METRIC_INNER_PRODUCT
+            )
+            found = np.concatenate([similarity[rows, :held], best], axis=1)
+            where = np.concatenate([position[rows, :held], index + start], axis=1)
             order = np.lexsort((where, -found), axis=1)[:, :k]
             kept = order.shape[1]
             similarity[rows, :kept] = np.take_along_axis(found, order, 1)

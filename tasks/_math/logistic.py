@@ -6,10 +6,15 @@ variables mend that. The weights are taken in the basis of the singular vectors 
 penalty keeps its form and directions without variance drop out; and each direction is scaled by the root
 of its expected curvature ``mean p (1 - p) * s^2 / n + 1 / (C n)``, the diagonal of the Hessian up to the
 coupling of classes. Both are undone in the head that is returned.
+
+Time is the products with the features, two for each evaluation of the objective, so evaluations are what is
+saved: the path is continued in a straight line in log C, the first step has the length that the scaling
+suggests, and the stopping rule is looked at after every step.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,8 +29,13 @@ if TYPE_CHECKING:
 _RANK = 1e-6
 """Singular values below this share of the largest are dropped: below float32's resolution of the features."""
 _CURVATURE_FLOOR = 1e-8
-_STRIDE = 5
-"""L-BFGS steps between two looks at the stopping rule."""
+_BLOCK = 4096
+_DOUBLE = 4_000_000
+"""Problems of no more numbers than that are solved in double precision: where a few images are all but
+separated, what is left of the loss is below the rounding of float32, and a line search stands still."""
+_HISTORY = 10
+_LINE_SEARCH = 26
+"""Most evaluations in one step of L-BFGS."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,9 @@ def fit_path(
     tol: float = 1e-5,
     intercept: bool = True,
     device: str = "cpu",
+    start: LinearHead | None = None,
 ) -> Iterator[LinearHead]:
-    """One head for each C, in the order given; every fit starts from the one before.
+    """One head for each C, in the order given; every fit starts from the ones before.
 
     The objective is scikit-learn's multinomial one: C * sum of cross-entropies + |W|^2 / 2, the bias free.
     Two classes are a softmax too, where scikit-learn has a single logit: its head at 2 C is ours at C.
@@ -69,7 +80,8 @@ def fit_path(
         tol: converged when half the squared gradient in the scaled variables, which estimates how far the
             objective is above its minimum, falls below this share of the objective.
         intercept: whether there is a bias.
-        device: where the products with the features are computed, in float32.
+        device: where the products with the features are computed, in float32 (small problems: double).
+        start: a head near the first of the path, which then takes fewer steps; none: all zeros.
 
     Raises:
         ValueError: fewer than two classes among ``labels``.
@@ -79,43 +91,83 @@ def fit_path(
     known, targets = np.unique(labels, return_inverse=True)
     if len(known) < 2:
         raise ValueError("logistic regression needs images of two classes")
-    x = torch.tensor(rows, dtype=torch.float32, device=device)
-    centre = x.mean(0) if intercept else torch.zeros(x.shape[1], device=device)
-    problem = _Problem(x - centre, torch.tensor(targets, device=device), len(known), intercept)
+    x = torch.from_numpy(np.require(rows, np.float32, ["C", "W"]))
+    del rows
+    width = x.shape[1]
+    centre = x.mean(0) if intercept else torch.zeros(width)
+    problem = _Problem(x, centre, torch.tensor(targets, device=device), len(known), intercept)
+    if start is not None:
+        weight, bias = start.weight[known], start.bias[known]
+        offset = np.where(np.isfinite(bias), bias, 0) + weight @ centre.numpy()
+        problem.begin(torch.from_numpy(weight), torch.from_numpy(offset))
+    del x  # the problem has rows of its own, and a generator lives until its last head
     for strength in strengths:
-        converged = problem.solve(1 / (strength * len(rows)), max_iter, tol)
-        weight = np.zeros((n_classes, rows.shape[1]), dtype=np.float32)
+        converged = problem.solve(strength, max_iter, tol)
+        weight = np.zeros((n_classes, width), dtype=np.float32)
         bias = np.full(n_classes, -np.inf, dtype=np.float32)
         weight[known] = (problem.basis @ problem.weight).T.cpu().numpy()
-        bias[known] = problem.bias.cpu().numpy() - weight[known] @ centre.cpu().numpy()
+        bias[known] = problem.bias.cpu().numpy() - weight[known] @ centre.numpy()
         yield LinearHead(weight, bias, converged)
 
 
 class _Problem:
     """The features in their singular basis, and the current solution there."""
 
-    def __init__(self, x: torch.Tensor, targets: torch.Tensor, n_classes: int, intercept: bool) -> None:
+    def __init__(
+        self, x: torch.Tensor, centre: torch.Tensor, targets: torch.Tensor, n_classes: int, intercept: bool
+    ) -> None:
         import torch
 
         n, width = x.shape
-        wide = x.double()
+        device = targets.device
+        centre = centre.to(device)
+
+        def blocks() -> Iterator[torch.Tensor]:
+            return (block.to(device) - centre for block in torch.split(x, _BLOCK))
+
         # The smaller Gram matrix gives the same basis as the SVD, at a fraction of its cost.
         if width <= n:
-            squares, basis = torch.linalg.eigh(wide.T @ wide)
+            gram = torch.zeros(width, width, dtype=torch.float64, device=device)
+            for block in blocks():
+                wide = block.double()
+                gram.addmm_(wide.T, wide)
+            squares, basis = torch.linalg.eigh(gram)
         else:
+            wide = torch.cat([block.double() for block in blocks()])
             squares, left = torch.linalg.eigh(wide @ wide.T)
             basis = wide.T @ left
         kept = squares > squares[-1] * _RANK**2
         basis = basis[:, kept]
-        self.basis = (basis / basis.norm(dim=0)).float()  # (D, r)
-        self.rows = x @ self.basis  # (N, r)
-        self.spread = squares[kept].float() / n  # (r,)
+        exact = torch.float64 if n * width <= _DOUBLE else torch.float32
+        self.basis = (basis / basis.norm(dim=0)).to(exact)  # (D, r)
+        self.rows = torch.empty(n, self.basis.shape[1], dtype=exact, device=device)  # (N, r)
+        for block, out in zip(blocks(), torch.split(self.rows, _BLOCK), strict=True):
+            torch.mm(block.to(exact), self.basis, out=out)
+        self.spread = squares[kept].to(exact) / n  # (r,)
         self.targets = targets
         self.intercept = intercept
-        self.weight = torch.zeros(len(self.spread), n_classes, device=x.device)
-        self.bias = torch.zeros(n_classes, device=x.device)
+        self.weight = torch.zeros(len(self.spread), n_classes, dtype=exact, device=device)
+        self.bias = torch.zeros(n_classes, dtype=exact, device=device)
+        self._past: list[tuple[float, torch.Tensor, torch.Tensor]] = []
 
-    def solve(self, penalty: float, max_iter: int, tol: float) -> bool:
+    def begin(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Go on from these weights (C, D) and biases (C,) on the centred features."""
+        self.weight = self.basis.T @ weight.to(self.basis).T
+        self.bias = bias.to(self.bias)
+
+    def solve(self, strength: float, max_iter: int, tol: float) -> bool:
+        """Minimise the objective at C = ``strength`` from what earlier ones suggest; whether it converged."""
+        where = math.log(strength)
+        if len(self._past) == 2:
+            # Solutions move smoothly with log C: go on in a straight line, by the last distance at most.
+            (first, *start), (second, *end) = self._past
+            share = min(max((where - second) / (second - first), 0.0), 1.0)
+            self.weight, self.bias = (b + share * (b - a) for a, b in zip(start, end, strict=True))
+        converged = self._descend(1 / (strength * len(self.rows)), max_iter, tol)
+        self._past = [*self._past[-1:], (where, self.weight, self.bias)]
+        return converged
+
+    def _descend(self, penalty: float, max_iter: int, tol: float) -> bool:
         """Minimise mean cross-entropy + penalty / 2 * |W|^2 from where we are; whether it converged."""
         import torch
 
@@ -123,12 +175,16 @@ class _Problem:
         curvature = max(float((p * (1 - p)).mean()), _CURVATURE_FLOOR)
         scale = torch.sqrt(curvature * self.spread + penalty)[:, None]
         bias_scale = curvature**0.5
-        # The steps are taken in double precision; only the products with the features are in float32.
+        # The steps are taken in double precision; at most the products with the features are in float32.
         point = torch.cat([self.weight * scale, self.bias[None] * bias_scale]).double().requires_grad_()
+        seen = torch.full_like(point, torch.nan)
         gap = loss = float("inf")
 
         def objective() -> float:
             nonlocal gap, loss
+            if torch.equal(point, seen):  # an iteration begins where the one before ended
+                return loss
+            seen.copy_(point)
             weight, bias = self._unpack(point, scale, bias_scale)
             log_p = torch.log_softmax(torch.addmm(bias, self.rows, weight), dim=1)
             own = log_p.gather(1, self.targets[:, None])
@@ -143,24 +199,38 @@ class _Problem:
 
         optimiser = torch.optim.LBFGS(
             [point],
-            max_iter=min(_STRIDE, max_iter),
-            history_size=10,
+            max_iter=1,
+            max_eval=_LINE_SEARCH,
+            history_size=_HISTORY,
             tolerance_grad=0,
             tolerance_change=0,
             line_search_fn="strong_wolfe",
         )
         with torch.no_grad():
-            for _ in range(0, max_iter, _STRIDE):
-                optimiser.step(objective)  # type: ignore[no-untyped-call]
+            fresh = True
+            for _ in range(max_iter):
+                objective()
                 if gap <= tol * loss:
                     break
+                assert point.grad is not None
+                # The scaled Hessian is near the identity, so the first step is the whole gradient. L-BFGS
+                # divides that step by the sum of the gradient, for problems whose scale is not known.
+                optimiser.param_groups[0]["lr"] = float(point.grad.abs().sum().clamp(min=1)) if fresh else 1.0
+                begun = point.clone()
+                optimiser.step(objective)  # type: ignore[no-untyped-call]
+                stuck = torch.equal(point, begun)
+                if stuck and fresh:  # not even along the gradient: the rounding of the objective is reached
+                    break
+                if stuck:
+                    optimiser.state.clear()
+                fresh = stuck
+            objective()
             self.weight, self.bias = self._unpack(point, scale, bias_scale)
         return gap <= tol * loss
 
-    @staticmethod
     def _unpack(
-        point: torch.Tensor, scale: torch.Tensor, bias_scale: float
+        self, point: torch.Tensor, scale: torch.Tensor, bias_scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight (r, C) and bias (C,) from the scaled variables (r + 1, C)."""
-        single = point.detach().float()
-        return single[:-1] / scale, single[-1] / bias_scale
+        values = point.detach().to(self.rows.dtype)
+        return values[:-1] / scale, values[-1] / bias_scale

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from ...bench.types import Array
+
+
+class Rows(Protocol):
+    """Features (N, D) of which parts are read: an array, a memory map, or what puts several side by side."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any, /) -> Array: ...
+
 
 Normalisation = Literal["none", "l2", "batchnorm"]
 BATCHNORM_EPS = 1e-6
@@ -39,10 +48,24 @@ class Normaliser:
     @staticmethod
     def fit(kind: Normalisation, rows: Array) -> Normaliser:
         """Take the statistics of ``rows`` (N, D), where the kind needs any."""
+        return Normaliser.stream(kind, (rows,))
+
+    @staticmethod
+    def stream(kind: Normalisation, blocks: Iterable[Array]) -> Normaliser:
+        """The same from blocks of rows (n, D), in one pass; none is read where the kind needs nothing."""
         if kind != "batchnorm":
             return Normaliser(kind)
-        mean = rows.mean(axis=0, dtype=np.float64)
-        variance = np.mean(np.square(rows - mean.astype(np.float32)), axis=0, dtype=np.float64)
+        n, total, squares, shift = 0, 0.0, 0.0, None
+        for block in blocks:
+            # Moments about a point inside the data: about zero, a channel of large mean would cancel.
+            shift = block.mean(axis=0, dtype=np.float64).astype(np.float32) if shift is None else shift
+            offset = block - shift
+            n += len(block)
+            total = total + offset.sum(axis=0, dtype=np.float64)
+            squares = squares + np.square(offset).sum(axis=0, dtype=np.float64)
+        assert shift is not None, "statistics need rows"
+        mean = shift + total / n
+        variance = np.maximum(squares / n - (total / n) ** 2, 0.0)
         scale = 1 / np.sqrt(variance + BATCHNORM_EPS)
         return Normaliser(kind, mean.astype(np.float32), scale.astype(np.float32))
 

@@ -29,10 +29,10 @@ def slow_boundary(mask):
     return edge
 
 
-def slow_f(truth, predicted):
+def slow_f(truth, predicted, edges):
     """Boundary pixels matched within the tolerance, by exact Euclidean distances over the whole frame."""
     radius = np.ceil(0.008 * np.sqrt(truth.shape[0] ** 2 + truth.shape[1] ** 2))
-    a, b = slow_boundary(truth), slow_boundary(predicted)
+    a, b = edges(truth), edges(predicted)
     if not a.any() and not b.any():
         return 1.0
     if not a.any() or not b.any():
@@ -47,11 +47,11 @@ def slow_j(truth, predicted):
     return 1.0 if union == 0 else (truth & predicted).sum() / union
 
 
-def check(truth, predicted, objects):
+def check(truth, predicted, objects, edges=slow_boundary):
     j, f = dm.frame_scores(truth, predicted, objects)
     for k, label in enumerate(objects):
         assert j[k] == pytest.approx(slow_j(truth == label, predicted == label), abs=1e-9)
-        assert f[k] == pytest.approx(slow_f(truth == label, predicted == label), abs=1e-9)
+        assert f[k] == pytest.approx(slow_f(truth == label, predicted == label, edges), abs=1e-9)
 
 
 def blobs(rng, height, width, labels):
@@ -77,12 +77,28 @@ def test_noise_of_any_size(maps):
 
 
 @CASES
+@given(mask=npst.arrays(np.bool_, st.tuples(st.integers(1, 24), st.integers(1, 24))))
+def test_boundary_map_is_the_rule_pixel_by_pixel(mask):
+    assert np.array_equal(dm.boundary_map(mask), slow_boundary(mask))
+
+
+@CASES
 @given(seed=st.integers(0, 10_000))
 def test_rectangles_at_and_over_the_edge(seed):
     rng = np.random.default_rng(seed)
     height, width = rng.integers(20, 90, size=2)
     truth = blobs(rng, height, width, rng.permutation([1, 2, 3, 7]))
     check(truth, blobs(rng, height, width, [1, 2, 3, 7]), (1, 2, 3, 7))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_of_the_size_of_davis(seed):
+    """Objects that reach over several words of bits, at, over and away from the frame's edge."""
+    rng = np.random.default_rng(seed)
+    height, width = [(480, 854), (480, 910), (481, 961), (300, 448)][seed]
+    truth = blobs(rng, height, width, rng.permutation([1, 2, 3]))
+    predicted = np.roll(truth, rng.integers(-12, 12, size=2), axis=(0, 1))
+    check(truth, predicted, (1, 2, 3), edges=dm.boundary_map)
 
 
 def degenerate():
@@ -139,12 +155,6 @@ def test_first_and_last_frame_do_not_count():
     assert j.shape == f.shape == (2, 3)
     assert (j == 1).all()
     assert (f == 1).all()
-
-
-def test_disk_holds_every_pixel_within_the_radius():
-    for radius in (1, 2, 8, 9, 10, 17):
-        y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
-        assert np.array_equal(dm.disk(radius), x * x + y * y <= radius * radius)
 
 
 def test_tolerance_at_the_sizes_of_davis():

@@ -67,7 +67,8 @@ def test_a_tie_goes_to_the_class_of_the_nearest_neighbour() -> None:
     np.testing.assert_array_equal(totals, [[2, 2, 2, 2, 1], [1, 2, 2, 2, 2]])
     np.testing.assert_array_equal(knn.winner(totals, labels), [3, 0])
     for truth, ranks in ((3, [0, 5]), (1, [1, 1]), (2, [2, 2]), (0, [5, 0])):
-        np.testing.assert_array_equal(knn.true_rank(totals, labels, np.full(2, truth)), ranks)
+        found = knn.true_ranks(np.ones((2, 5)), labels, np.full(2, truth), (5,))
+        np.testing.assert_array_equal(found, [ranks])
 
 
 @st.composite
@@ -85,17 +86,19 @@ def ballots(draw):
 def test_ranks_agree_with_a_plain_loop(ballot, weighted: bool) -> None:
     labels, similarity, n_classes = ballot
     votes = np.exp2(np.round(similarity * 8)) if weighted else np.ones(labels.shape)  # sums are exact
-    totals = knn.class_totals(votes, labels, n_classes)
-    for truth in range(n_classes):
-        ranks = knn.true_rank(totals, labels, np.full(len(labels), truth))
+    ks = range(1, labels.shape[1] + 1)
+    by_truth = [knn.true_ranks(votes, labels, np.full(len(labels), c), ks) for c in range(n_classes)]
+    for at, k in enumerate(ks):
+        winners = knn.winner(knn.class_totals(votes[:, :k], labels[:, :k], n_classes), labels[:, :k])
         for row in range(len(labels)):
             sums, first = {}, {}
-            for j, c in enumerate(labels[row].tolist()):
+            for j, c in enumerate(labels[row, :k].tolist()):
                 sums[c] = sums.get(c, 0) + votes[row, j]
                 first.setdefault(c, j)
             order = sorted(sums, key=lambda c: (-sums[c], first[c]))
-            assert ranks[row] == (order.index(truth) if truth in order else labels.shape[1])
-            assert knn.winner(totals, labels)[row] == order[0]
+            for truth, ranks in enumerate(by_truth):
+                assert ranks[at, row] == (order.index(truth) if truth in order else k)
+            assert winners[row] == order[0]
 
 
 def test_weights_are_softmax_up_to_a_factor_and_never_overflow() -> None:
@@ -133,8 +136,28 @@ def test_without_self_drops_the_last_where_the_query_is_absent() -> None:
 
 def test_equal_similarities_come_in_order_of_position() -> None:
     rows = np.repeat(np.eye(4, dtype=np.float32)[:1], 6, axis=0)
-    ((_, _, position),) = knn.neighbours(knn.cosine_index(rows), rows[:1], 4, 8)
+    _, position = knn.search(rows, rows[:1], 4, 8)
     assert (np.diff(position[0]) > 0).all()
+
+
+@pytest.mark.parametrize(("tile", "block"), [(1, 3), (7, 4), (40, 11), (64, 64)])
+def test_a_search_in_tiles_equals_a_full_sort(monkeypatch: pytest.MonkeyPatch, tile: int, block: int) -> None:
+    rng = np.random.default_rng(0)
+    # Signs make many exact ties of similarity.
+    bank = np.sign(rng.normal(size=(64, 16))).astype(np.float16)
+    queries = np.sign(rng.normal(size=(23, 16))).astype(np.float16)
+    monkeypatch.setattr(knn, "_TILE_ROWS", tile)
+    steps: list[int] = []
+    similarity, position = knn.search(bank, queries, 9, block, advance=steps.append)
+    assert sum(steps) == knn.passes(len(bank)) * len(queries)
+    dense = queries.astype(np.float64) @ bank.astype(np.float64).T / 16
+    expected = -np.sort(-dense, axis=1)[:, :9]
+    np.testing.assert_allclose(similarity, expected, atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(dense, position, 1), expected)
+    assert all(len(set(row)) == 9 for row in position.tolist())
+    tied = np.diff(expected, axis=1) == 0
+    assert tied.any()
+    assert (np.diff(position, axis=1)[tied] > 0).all()
 
 
 def test_k_beyond_train_uses_all_of_it_and_says_so(toy: ModuleType) -> None:

@@ -13,6 +13,7 @@ from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_sc
 
 from lmim_bench.bench.errors import TaskError
 from lmim_bench.tasks._features import mean_class_items
+from lmim_bench.tasks._math import logistic
 from lmim_bench.tasks._math.logistic import fit_path
 from lmim_bench.tasks._math.normalise import Normaliser, unit_rows
 from lmim_bench.tasks._math.selection import Trial, best, cross_entropies, label_ranks, stratified_holdout
@@ -71,6 +72,58 @@ def test_collinear_features_at_the_default_tolerance_are_within_a_third_of_a_poi
     for c, head in zip(cs, fit_path(x, y, cs, 12), strict=True):
         exact = LogisticRegression(C=c, max_iter=50_000, tol=1e-8).fit(x.astype(np.float64), y)
         assert abs(np.mean(head.logits(q).argmax(1) == truth) - exact.score(q, truth)) <= 0.003
+
+
+def test_a_path_in_any_order_and_with_gaps_ends_at_the_same_heads(toy: ModuleType) -> None:
+    x, y = toy.blobs(40, 5, spread=4)
+    cs = (
+        1e-5,
+        1e-4,
+        10.0,
+        1e-3,
+        0.1,
+        0.11,
+    )  # what is foreseen from the last two is far off at 10 and at 1e-3
+    for c, head in zip(cs, fit_path(x, y, cs, 5, tol=1e-7), strict=True):
+        (alone,) = fit_path(x, y, (c,), 5, tol=1e-7)
+        assert head.converged
+        assert alone.converged
+        np.testing.assert_allclose(head.logits(x), alone.logits(x), atol=0.02 * np.abs(alone.logits(x)).max())
+
+
+def test_a_fit_from_a_near_head_ends_where_a_cold_start_ends(toy: ModuleType) -> None:
+    x, y = toy.blobs(40, 5, spread=4)
+    x, fewer = x + 3, y != 4
+    (near,) = fit_path(x[fewer], y[fewer], (0.1,), 5)  # class 4 is unknown to it
+    (warm,) = fit_path(x, y, (0.1,), 5, tol=1e-8, start=near)
+    (cold,) = fit_path(x, y, (0.1,), 5, tol=1e-8)
+    np.testing.assert_allclose(warm.logits(x), cold.logits(x), atol=0.02)
+    (done,) = fit_path(x, y, (0.1,), 5, tol=1e-7, start=cold, max_iter=1)
+    assert done.converged  # it began at the minimum, in the same variables
+
+
+def test_products_in_float32_end_at_the_heads_of_double_precision(
+    toy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = toy.blobs(60, 5, dim=40, spread=4)
+    cs = (1e-3, 1e-2, 0.1)
+    double = list(fit_path(x, y, cs, 5, tol=1e-6))
+    monkeypatch.setattr(logistic, "_DOUBLE", 0)
+    for exact, head in zip(double, fit_path(x, y, cs, 5, tol=1e-6), strict=True):
+        assert head.converged
+        largest = np.abs(exact.logits(x)).max()
+        np.testing.assert_allclose(head.logits(x), exact.logits(x), atol=0.01 * largest)
+
+
+def test_asking_for_more_than_rounding_allows_ends_and_says_so(
+    toy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = toy.blobs(40, 5, spread=4)
+    monkeypatch.setattr(logistic, "_DOUBLE", 0)
+    (head,) = fit_path(x, y, (0.1,), 5, tol=1e-16, max_iter=100_000)
+    (close,) = fit_path(x, y, (0.1,), 5, tol=1e-7)
+    assert not head.converged
+    np.testing.assert_allclose(head.logits(x), close.logits(x), atol=0.05)
 
 
 def test_two_classes_are_scikit_learns_at_twice_the_c(toy: ModuleType) -> None:
