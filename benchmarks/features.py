@@ -1,8 +1,8 @@
 """Feature extraction against the bare encoder, on images that already lie in memory, on the CPU or a GPU.
 
 Ours is the whole pass of a run: views cut from the images, batches, the encoder, features written to the
-cache. The limit is timm's own forward pass over batches that are ready: no reading, no cutting, nothing kept but
-the class token. Both give the same features.
+cache. The limit is timm's own forward pass over batches that are ready: no reading, no cutting, nothing kept
+but the class token. Both give the same features.
 """
 
 from __future__ import annotations
