@@ -108,7 +108,7 @@ def _features(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Sequence[
 
 @task(
     "few_shot",
-    version=1,
+    version=2,
     title="Few-shot transfer",
     data="classification",
     config=FewShotConfig,

@@ -142,7 +142,7 @@ def _features(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Sequence[F
 
 @task(
     "linear",
-    version=1,
+    version=2,
     title="Linear probe",
     data="classification",
     config=LinearConfig,
