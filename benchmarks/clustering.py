@@ -23,7 +23,6 @@ import types
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import faiss
 import numpy as np
@@ -117,9 +116,15 @@ def leopart(args: argparse.Namespace) -> tuple[Callable[..., torch.Tensor], Call
     """Their clustering and their metric."""
     unused: Any = types.ModuleType("skimage.measure")
     unused.label = None
-    modules = {"skimage": types.ModuleType("skimage"), "skimage.measure": unused}
-    with mock.patch.dict(sys.modules, modules):
+    absent = {"skimage": types.ModuleType("skimage"), "skimage.measure": unused}
+    # Only these are taken away again: joblib, first imported here, finds itself in sys.modules later.
+    added = {name: sys.modules.setdefault(name, module) for name, module in absent.items()}
+    try:
         (code,) = import_from(args.peers / "leopart", "experiments.utils")
+    finally:
+        for name, module in added.items():
+            if module is absent[name]:
+                del sys.modules[name]
     metric = code.PredsmIoU.__new__(code.PredsmIoU)
     object.__setattr__(metric, "n_jobs", args.threads)
     return code.cluster, metric.compute_miou

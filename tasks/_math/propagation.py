@@ -6,8 +6,9 @@ weighted by a softmax over those k similarities (Jabri et al. 2020; Caron et al.
 
 The published scripts fill a dense (targets x all context tokens) matrix, mask it and threshold it. Here a
 tile of targets meets only the rectangle of context tokens that its windows cover, and the k best are taken
-by index, so that memory is bounded by ``_TILE_PAIRS`` whatever the resolution. The result is the same; only
-among exactly equal similarities at the k-th place the scripts keep all, and this keeps k.
+by index. Beside the features, memory holds the pairs of one tile, at most ``_TILE_PAIRS``, and a copy of the
+context's columns that a tile can reach. The result is the same; only among exactly equal similarities at the
+k-th place the scripts keep all, and this keeps k.
 """
 
 from __future__ import annotations
@@ -57,22 +58,27 @@ def propagate(
     reach = None if window == "none" or radius == 0 else radius
     device = queries.device
     out = torch.empty((height, width, labels.shape[-1]), dtype=labels.dtype, device=labels.device)
-    for rows, columns in _tiles(height, width, len(keys), None if unwindowed else reach, device.type):
-        target = queries[rows, columns].flatten(0, 1)
-        found = []
-        if unwindowed:
-            found.append(_best(target, keys[:unwindowed], labels[:unwindowed], topk))
-        if len(keys) > unwindowed:
-            near, outside = (slice(None), slice(None)), None
-            if reach is not None:
-                near = _around(rows, reach, height), _around(columns, reach, width)
-                outside = _outside((rows, columns), near, window, reach, device)
-            part = (slice(unwindowed, None), *near)
-            found.append(_best(target, keys[part], labels[part], topk, outside))
-        values, picked = found[0] if len(found) == 1 else _merge(found, topk)
-        weights = torch.softmax(values / temperature, dim=1)
-        mixed = torch.bmm(weights[:, None], picked)[:, 0]
-        out[rows, columns] = mixed.view(rows.stop - rows.start, columns.stop - columns.start, -1)
+    side = _tile_side(height, width, len(keys), None if unwindowed else reach, device.type)
+    for columns in _cut(width, side):
+        # One copy for all the tiles of a column of them, whose rows of keys then lie in one piece.
+        across = _around(columns, reach, width)
+        strip, strip_labels = (part[unwindowed:, :, across].contiguous() for part in (keys, labels))
+        for rows in _cut(height, side):
+            target = queries[rows, columns].flatten(0, 1)
+            found = []
+            if unwindowed:
+                found.append(_best(target, keys[:unwindowed], labels[:unwindowed], topk))
+            if len(strip):
+                down = _around(rows, reach, height)
+                outside = None
+                if reach is not None:
+                    outside = _outside((rows, columns), (down, across), window, reach, device)
+                found.append(_best(target, strip[:, down], strip_labels[:, down], topk, outside))
+            values, picked = _merge(found, topk)
+            weights = torch.softmax(values / temperature, dim=1)
+            mixed = torch.bmm(weights[:, None], picked)[:, 0]
+            out[rows, columns] = mixed.view(rows.stop - rows.start, columns.stop - columns.start, -1)
+        del strip, strip_labels  # or the next ones would be made beside them
     return out
 
 
@@ -163,37 +169,44 @@ def harden(soft: Tensor, scale: int = 1, normalise: bool = True) -> Tensor:
 def _best(
     target: Tensor, keys: Tensor, labels: Tensor, topk: int, outside: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The k largest similarities (t, k) and the labels there (t, k, C); -inf where there are fewer."""
-    similarity = target @ keys.flatten(0, 2).T  # (t, n * h * w)
+    """The k largest similarities in each of n frames (t, n * k), and the labels there (t, n * k, C).
+
+    -inf stands where there are fewer inside the window.
+    """
+    keys, labels = keys.flatten(1, 2), labels.flatten(1, 2)
+    similarity = torch.bmm(target.expand(len(keys), -1, -1), keys.transpose(1, 2))  # (n, t, h * w)
     if outside is not None:
-        similarity.view(len(target), len(keys), -1).add_(outside[:, None])
-    values, index = similarity.topk(min(topk, similarity.shape[1]), dim=1)
-    return values, labels.flatten(0, 2)[index]
+        similarity += outside
+    values, index = similarity.topk(min(topk, similarity.shape[2]), dim=2)
+    picked = labels[torch.arange(len(keys), device=index.device)[:, None, None], index]
+    return values.transpose(0, 1).flatten(1), picked.transpose(0, 1).flatten(1, 2)
 
 
 def _merge(found: list[tuple[Tensor, Tensor]], topk: int) -> tuple[Tensor, Tensor]:
-    """The k largest of several answers of ``_best``."""
+    """The k largest of all (t, k), and the labels there (t, k, C)."""
     values = torch.cat([value for value, _ in found], dim=1)
     labels = torch.cat([label for _, label in found], dim=1)
     values, order = values.topk(min(topk, values.shape[1]), dim=1)
     return values, labels.gather(1, order[..., None].expand(-1, -1, labels.shape[-1]))
 
 
-def _tiles(
-    height: int, width: int, frames: int, reach: float | None, device: str
-) -> Iterator[tuple[slice, slice]]:
-    """Rectangles that cover the grid, so small that their pairs with ``frames`` frames fit the bound."""
+def _tile_side(height: int, width: int, frames: int, reach: float | None, device: str) -> int:
+    """Side of the tiles, so small that the pairs of one with ``frames`` frames fit the bound."""
     side = _TILE_SIDE.get(device, _TILE_SIDE["cuda"])
     covered = height * width
     if reach is not None:
         covered = min(height, side + 2 * int(reach)) * min(width, side + 2 * int(reach))
-    side = max(1, min(side, int((_TILE_PAIRS / (frames * covered)) ** 0.5)))
-    for top in range(0, height, side):
-        for left in range(0, width, side):
-            yield slice(top, min(top + side, height)), slice(left, min(left + side, width))
+    return max(1, min(side, int((_TILE_PAIRS / (frames * covered)) ** 0.5)))
 
 
-def _around(targets: slice, reach: float, length: int) -> slice:
+def _cut(length: int, side: int) -> Iterator[slice]:
+    for start in range(0, length, side):
+        yield slice(start, min(start + side, length))
+
+
+def _around(targets: slice, reach: float | None, length: int) -> slice:
+    if reach is None:
+        return slice(0, length)
     return slice(max(0, targets.start - int(reach)), min(length, targets.stop + int(reach)))
 
 
