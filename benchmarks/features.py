@@ -66,9 +66,10 @@ def main() -> None:
         return torch.cat(parts).cpu().numpy()
 
     try:
-        found, first, second = compare(f"{args.model} on {device}", ours, theirs, args.rounds)
+        (found,), own, second = compare({f"{args.model} on {device}": ours}, theirs, args.rounds)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+    (first,) = own.values()
     apart = float(np.abs(first - second).max())
     print(f"largest difference of a feature: {apart:.1e} (allowed {TOLERANCE:g})")
     print(f"share of the forward-only rate: {found.speedup.median:.1%}")
