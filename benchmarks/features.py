@@ -66,11 +66,11 @@ def main() -> None:
         return torch.cat(parts).cpu().numpy()
 
     try:
-        (found,), own, second = compare({f"{args.model} on {device}": ours}, theirs, args.rounds)
+        name = f"{args.model} on {device}"
+        (found,), own, second = compare({name: ours}, theirs, args.rounds)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    (first,) = own.values()
-    apart = float(np.abs(first - second).max())
+    apart = float(np.abs(own[name] - second).max())
     print(f"largest difference of a feature: {apart:.1e} (allowed {TOLERANCE:g})")
     print(f"share of the forward-only rate: {found.speedup.median:.1%}")
     assert apart <= TOLERANCE, "the two sides do not agree"
