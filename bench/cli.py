@@ -142,7 +142,7 @@ def _run_options(command: Any) -> Any:
     help="Task names, comma-separated, or all.",
 )
 @_run_options
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and what it will take, and stop.")
 @click.pass_context
 def run(
     ctx: click.Context, /, ckpts: tuple[str, ...], tasks: tuple[str, ...], dry_run: bool, **options: Any
@@ -172,10 +172,14 @@ def _run(config: Any, *, dry_run: bool = False, debug: bool = False) -> None:
     reporter = Reporter()
     command = command_line()
     if dry_run:
+        from .estimate import Estimator, resident_peak
         from .runner import open_run
-        from .show import print_plan
+        from .show import print_estimate, print_plan
 
-        print_plan(open_run(make_plan(config), reporter, command, debug))
+        opened = open_run(make_plan(config), reporter, command, debug)
+        print_plan(opened)
+        if opened.pending():
+            print_estimate(list(Estimator(opened).steps()), resident_peak())
         return
     from .api import run as run_api
 

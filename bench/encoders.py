@@ -29,14 +29,13 @@ from .checkpoints.loading import load_file
 from .cost import encoder_flops
 from .errors import CheckpointError, ConfigError, did_you_mean
 from .modules import ModuleEncoder, PixelEncoder, module_info
-from .references import split_reference
+from .references import RANDOM, split_reference
 from .timm_models import create_timm, timm_encoder, timm_spec
 from .types import CheckpointInfo, Encoder, EncoderSpec
 from .vit import build_vit, first_problem, vit_spec
 
 __all__ = ["ViTEncoder", "build_vit", "inspect_checkpoint", "load_encoder", "vit_spec"]
 
-_RANDOM = "random:"
 _HF = "hf:"
 SPEC_OPTIONS = (
     "image_size",
@@ -65,10 +64,8 @@ def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, 
         CheckpointError: the reference cannot be loaded completely and safely.
         ConfigError: an option is not known or not valid.
     """
-    if reference.startswith(_RANDOM):
-        return _randomised(
-            load_encoder(reference.removeprefix(_RANDOM), overrides=overrides, seed=seed), seed
-        )
+    if reference.startswith(RANDOM):
+        return _randomised(load_encoder(reference.removeprefix(RANDOM), overrides=overrides, seed=seed), seed)
     source, options = split_reference(reference)
     options |= dict(overrides or {})
     is_file = not source.startswith(("timm:", "python:")) and not _is_pixels(source)
@@ -111,7 +108,7 @@ def _randomised(encoder: Encoder, seed: int) -> Encoder:
             f"{info.source}: only an architecture that this project builds can have random weights"
         )
     fresh = CheckpointInfo(
-        source=f"{_RANDOM}{info.source}",
+        source=f"{RANDOM}{info.source}",
         sha256=None,
         format=f"random weights for {info.format}",
         container="",

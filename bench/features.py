@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from .config import Precision
 from .engine import Engine
 from .errors import DataError, TaskError
 from .results import atomic_write, write_json
@@ -58,11 +59,11 @@ class FeatureStore:
             TaskError: a column that the encoder does not have.
         """
         split = data.splits[split_name]
-        key = bank_key(engine, data, split_name, view)
+        key = bank_key(engine.encoder.fingerprint, data, split_name, view, engine.precision, engine.device)
         folder = self.root / key
-        missing = [c for c in dict.fromkeys(columns) if not _column_path(folder, c).is_file()]
-        if missing or not (folder / "meta.json").is_file():
-            self._extract(engine, data, split_name, view, missing or list(columns), folder, progress)
+        missing = self.missing(key, columns)
+        if missing:
+            self._extract(engine, data, split_name, view, missing, folder, progress)
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         skipped = tuple(meta["skipped"])
         if skipped and not self.skip_broken:
@@ -82,6 +83,13 @@ class FeatureStore:
             images_per_second=meta.get("images_per_second"),
         )
         return bank, skipped
+
+    def missing(self, key: str, columns: Sequence[Column]) -> list[Column]:
+        """The columns that a bank does not hold yet."""
+        folder, wanted = self.root / key, list(dict.fromkeys(columns))
+        if not (folder / "meta.json").is_file():
+            return wanted
+        return [column for column in wanted if not _column_path(folder, column).is_file()]
 
     def _extract(
         self,
@@ -218,15 +226,17 @@ class _Clock:
         return round(sum(n for n, _ in laps) / sum(s for _, s in laps), 2)
 
 
-def bank_key(engine: Engine, data: Dataset, split_name: str, view: View) -> str:
-    """The name of a bank: a hash of all that decides its content."""
+def bank_key(
+    encoder: str, data: Dataset, split_name: str, view: View, precision: Precision, device: str
+) -> str:
+    """The name of a bank: a hash of all that decides its content, ``encoder`` being its fingerprint."""
     identity: dict[str, Any] = {
-        "encoder": engine.encoder.fingerprint,
+        "encoder": encoder,
         "data": data.fingerprint,
         "split": split_name,
         "view": asdict(view),
-        "precision": engine.precision,
-        "device": engine.device.split(":")[0],
+        "precision": precision,
+        "device": device.split(":")[0],
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
-from .references import ENTRY_POINT_GROUP, split_reference
+from .references import ENTRY_POINT_GROUP, RANDOM, split_reference
 from .results import CheckpointRecord, read_json, write_json
 
 _BESIDE = ("config.json",)
@@ -18,10 +19,11 @@ _BESIDE = ("config.json",)
 
 
 def checkpoint_record(label: str, reference: str, cache: Path) -> CheckpointRecord:
-    """The record of a checkpoint; of a file that was opened before and is the same, without opening it.
+    """The record of a checkpoint; of one that was opened before and is the same, without opening it.
 
-    The same is a file of the same path, size, inode and times of change, opened by the same code. One that
-    was changed all the same shows when it is loaded to be scored: its weights have another fingerprint.
+    The same is a file of the same path, size, inode and times of change, or a name that stands for random
+    weights, opened by the same code on the same machine. One that was changed all the same shows when it is
+    loaded to be scored: its weights have another fingerprint.
 
     Args:
         label: how the run calls it.
@@ -31,10 +33,8 @@ def checkpoint_record(label: str, reference: str, cache: Path) -> CheckpointReco
     Raises:
         LmimBenchError: it cannot be loaded.
     """
-    path = Path(split_reference(reference)[0])
-    # An index (.json) names other files, and a folder holds them.
-    alone = path.is_file() and path.suffix != ".json"
-    remembered = cache / "records" / f"{_state(reference, path)}.json" if alone else None
+    source = split_reference(reference.removeprefix(RANDOM))[0]
+    remembered = cache / "records" / f"{_state(reference, source)}.json" if _decided(source) else None
     if remembered and remembered.is_file():
         record = read_json(remembered, CheckpointRecord)
         return record.model_copy(update={"label": label})
@@ -56,16 +56,25 @@ def checkpoint_record(label: str, reference: str, cache: Path) -> CheckpointReco
     return record
 
 
-def _state(reference: str, path: Path) -> str:
-    """A hash of all that decides what a reference to a file loads."""
-    files = [path.resolve(), *(path.resolve().parent / name for name in _BESIDE)]
+def _decided(source: str) -> bool:
+    """Whether a single file, or this code alone, decides what is loaded."""
+    if source.startswith("timm:"):
+        return source.count(":") == 1  # not :pretrained, which others may replace
+    # An index (.json) names other files, and a folder holds them.
+    return Path(source).is_file() and not source.endswith(".json")
+
+
+def _state(reference: str, source: str) -> str:
+    """A hash of all that decides what a reference to such a source loads."""
+    path = Path(source).resolve()
+    files = [path, *(path.parent / name for name in _BESIDE)]
     code = sorted(Path(__file__).parent.rglob("*.py"))
     packages = [[name, version(name)] for name in ("torch", "timm")]
     packages += [
         [entry.value, entry.dist.version if entry.dist else ""]
         for entry in entry_points(group=ENTRY_POINT_GROUP)
     ]
-    known = [reference, packages, [_stat(file) for file in (*files, *code)]]
+    known = [reference, platform.node(), packages, [_stat(file) for file in (*files, *code)]]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
 

@@ -9,6 +9,8 @@ from .errors import ConfigError
 
 ENTRY_POINT_GROUP = "lmim_bench.loaders"
 """Where other packages register checkpoint families."""
+RANDOM = "random:"
+"""Before a reference: random weights in place of its own."""
 
 
 def split_reference(reference: str) -> tuple[str, dict[str, Any]]:

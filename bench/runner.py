@@ -35,7 +35,7 @@ from .results import (
     read_result,
     write_json,
 )
-from .types import Dataset, FeatureBank, Measurement, Score
+from .types import Dataset, Encoder, FeatureBank, Measurement, Score
 
 
 @dataclass
@@ -53,6 +53,22 @@ class Run:
     def device(self) -> str:
         """The device that the run goes to. Raises ConfigError where there is none of that name."""
         return resolve_device(self.plan.config.device)
+
+    @cached_property
+    def store(self) -> FeatureStore:
+        """The feature cache that the run reads and fills."""
+        config = self.plan.config
+        return FeatureStore(
+            cache_folder(config.cache_dir) / "features",
+            int(config.cache_size_gb * 1e9),
+            default_workers(self.device) if config.workers is None else config.workers,
+            config.skip_broken,
+        )
+
+    def engine(self, encoder: Encoder) -> Engine:
+        """The encoder where, and at the precision at which, the run has it."""
+        config = self.plan.config
+        return Engine(encoder, self.device, config.precision, config.batch_size)
 
     def pending(self) -> list[Cell]:
         """The cells that have no valid result yet.
@@ -124,7 +140,6 @@ class Run:
         }
 
     def _score_checkpoint(self, cells: list[Cell]) -> None:
-        config = self.plan.config
         from .encoders import load_encoder
 
         record = cells[0].checkpoint
@@ -134,18 +149,16 @@ class Run:
                 f"{record.reference} gives other weights than when it was opened: a file that changed, or a "
                 "factory that is not deterministic"
             )
-        engine = Engine(encoder, self.device, config.precision, config.batch_size)
-        store = FeatureStore(
-            cache_folder(config.cache_dir) / "features",
-            int(config.cache_size_gb * 1e9),
-            default_workers(self.device) if config.workers is None else config.workers,
-            config.skip_broken,
-        )
-        clear_stale(store.root)
+        engine = self.engine(encoder)
+        clear_stale(self.store.root)
         for name in _in_order(c.evaluation.data for c in cells):
             group = [c for c in cells if c.evaluation.data == name]
             banks = Banks(
-                store, engine, self.data[name], wanted_by(group, encoder.spec, self.data[name]), self.reporter
+                self.store,
+                engine,
+                self.data[name],
+                wanted_by(group, encoder.spec, self.data[name]),
+                self.reporter,
             )
             for cell in group:
                 self._score_cell(cell, engine, banks)

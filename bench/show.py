@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .types import TaskSpec
+from .types import Step, TaskSpec
 
 _MARKS = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 _PIPE_WIDTH = 200
@@ -126,6 +126,51 @@ def print_plan(opened: Any) -> None:
     for note in opened.plan.notes:
         print_line(note)
     print_line(f"{len(pending)} of {len(opened.cells)} cells to do")
+
+
+def print_estimate(steps: Sequence[Step], resident: int) -> None:
+    """What a plan will take, step by step and in all.
+
+    Args:
+        steps: of ``estimate``.
+        resident: bytes that the process holds with an encoder loaded.
+    """
+    rows = [
+        (
+            step.checkpoint,
+            step.what,
+            f"{step.images:,}" if step.images else "",
+            "?" if step.seconds is None else duration(step.seconds),
+            _size(step.memory),
+            _size(step.disk),
+            step.remark,
+        )
+        for step in steps
+    ]
+    columns = ("checkpoint", "step", "images encoded", "time", "memory", "new in the cache", "")
+    print_table(columns, rows, "estimate, for this machine")
+    known = [step.seconds for step in steps if step.seconds is not None]
+    memory = resident + max(step.memory or 0 for step in steps)
+    disk = sum(step.disk for step in steps)
+    unknown = f", and {len(steps) - len(known)} steps of unknown time" if len(known) < len(steps) else ""
+    room = f"; {_size(disk)} of features" if disk else ""
+    print_line(f"about {duration(sum(known))}{unknown}; {_size(memory)} of memory{room}")
+
+
+def duration(seconds: float) -> str:
+    """In the unit that a reader would choose: ``0.4 s``, ``38 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _size(count: float | None) -> str:
+    if not count:
+        return ""
+    if count < 9.995e5:
+        return f"{count / 1e3:.0f} kB"
+    return f"{count / 1e6:.0f} MB" if count < 9.995e8 else f"{count / 1e9:,.1f} GB"
 
 
 def print_protocol(spec: TaskSpec) -> None:

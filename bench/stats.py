@@ -177,13 +177,15 @@ def crossed_interval(table: Array, values: Array, level: float = LEVEL) -> tuple
 def crossed_bootstrap_values(table: Array, rng: np.random.Generator, resamples: int = RESAMPLES) -> Array:
     """The resampled means (R,) behind ``crossed_bootstrap``."""
     draws, items = table.shape
+    # Equal columns are exchangeable, as equal rows are above: ten draws of 0/1 outcomes have 1024 at most.
+    columns, counts = np.unique(table, axis=1, return_counts=True)
     values = np.empty(resamples)
-    chunk = max(1, _CHUNK_ELEMENTS // items)
+    chunk = max(1, _CHUNK_ELEMENTS // len(counts))
     for start in range(0, resamples, chunk):
         stop = min(resamples, start + chunk)
         by_row = rng.multinomial(draws, np.full(draws, 1 / draws), size=stop - start)
-        by_column = rng.multinomial(items, np.full(items, 1 / items), size=stop - start)
-        values[start:stop] = np.einsum("rn,rn->r", by_row @ table, by_column) / (draws * items)
+        by_column = rng.multinomial(items, counts / items, size=stop - start)
+        values[start:stop] = np.einsum("ra,ra->r", by_row, by_column @ columns.T) / (draws * items)
     return values
 
 

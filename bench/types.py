@@ -471,6 +471,46 @@ ConfigT = TypeVar("ConfigT", bound=Frozen)
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a task costs beside the features that it asks for, foreseen from its protocol and its data.
+
+    Attributes:
+        seconds: by part of the work, on the reference machine of ``bench/estimate.py``.
+        on_device: the parts that run where the encoder does; the others run on the CPU.
+        encoded: images that the task itself passes through the encoder, by their (height, width).
+        memory: bytes at the peak, beside the encoder and mapped features.
+    """
+
+    seconds: Mapping[str, float]
+    on_device: tuple[str, ...] = ()
+    encoded: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    memory: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a plan, as it is foreseen. What is not known is None.
+
+    Attributes:
+        checkpoint: label.
+        what: in words.
+        images: that pass through the encoder in it.
+        seconds: that it takes.
+        memory: bytes at its peak, beside encoder and mapped features.
+        disk: bytes that it adds to the cache.
+        remark: why something is not known.
+    """
+
+    checkpoint: str
+    what: str
+    images: int = 0
+    seconds: float | None = None
+    memory: float | None = None
+    disk: int = 0
+    remark: str = ""
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """A declared evaluation; made by the ``@task`` decorator."""
 
@@ -492,6 +532,8 @@ class TaskSpec:
     """Distribution and version that supplied the task."""
     applies: Callable[[str], str | None] = lambda reference: None
     """From the reference of a checkpoint to the reason why the task says nothing about it, or None."""
+    work: Callable[[Any, EncoderSpec, Dataset], Work] | None = None
+    """From (config, encoder spec, data set) to what the task costs; None where nobody has counted."""
 
     def metric(self, metric_id: str) -> Metric:
         """The declared family of a metric id. Raises KeyError where the task did not declare it."""

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import multiprocessing
+import os
 import platform
 import sys
 import time
@@ -248,6 +249,7 @@ def _child(pipe: Connection, build: Build, threads: int) -> None:
     pipe.recv()
     pipe.send(work())
     pipe.recv()
+    os._exit(0)  # a peer's idle worker processes would be waited for, for minutes
 
 
 def _status(pid: int | None, field: str) -> int:

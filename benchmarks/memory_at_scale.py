@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _growth import exponent
 from _peer_code import options, peak_memory, start, toy_context, value, write_json
 
 from lmim_bench.bench.types import Array
@@ -72,11 +73,6 @@ def prepare(name: str, settings: dict[str, Any], folder: Path, classes: int) -> 
         return {"seconds": time.perf_counter() - begun, headline: value(found[headline])}
 
     return work
-
-
-def exponent(sizes: list[int], values: list[float]) -> float:
-    """b of a * N^b."""
-    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import Field
 
 from ..bench.errors import LmimBenchError, TaskError
-from ..bench.types import Array, Context, Frozen, Measurement, Metric, View
+from ..bench.types import Array, Context, Dataset, EncoderSpec, Frozen, Measurement, Metric, View, Work
 from ..tasks import task
 from .recipe import Recipe
 
@@ -67,6 +67,19 @@ def _without_decoder(reference: str) -> str | None:
     return None
 
 
+_PASSES = 2
+"""Of the whole encoder, that cost as much as encoder, decoder and target on an image with hidden patches."""
+
+
+def _work(cfg: HiddenPatchesConfig, spec: EncoderSpec, data: Dataset) -> Work:
+    images = min(cfg.images, len(data.splits[data.test_split]))
+    pairs = images * (spec.image_size // spec.patch_size) ** 2 * images
+    return Work(
+        {"start": 1.0, "retrieval": 5e-12 * pairs * spec.embed_dim},
+        encoded={(spec.image_size, spec.image_size): _PASSES * images},
+    )
+
+
 @task(
     "hidden_patches",
     version=1,
@@ -82,6 +95,7 @@ def _without_decoder(reference: str) -> str | None:
     headline=lambda cfg: "content",
     scored=False,
     applies=_without_decoder,
+    work=_work,
 )
 def TASK(ctx: Context, cfg: HiddenPatchesConfig) -> Sequence[Measurement]:  # noqa: N802
     """Hide, predict, retrieve, show."""

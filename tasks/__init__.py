@@ -21,6 +21,7 @@ from ..bench.types import (
     Measurement,
     Metric,
     TaskSpec,
+    Work,
 )
 
 ENTRY_POINT_GROUP = "lmim_bench.tasks"
@@ -43,6 +44,7 @@ def task(
     features: Callable[[Any, EncoderSpec, Dataset], Sequence[FeatureRequest]] = _no_features,
     scored: bool = True,
     applies: Callable[[str], str | None] = lambda reference: None,
+    work: Callable[[Any, EncoderSpec, Dataset], Work] | None = None,
 ) -> Callable[[Callable[[Context, Any], Sequence[Measurement]]], TaskSpec]:
     """Declare a task. The decorated function takes (context, config) and returns measurements.
 
@@ -58,6 +60,8 @@ def task(
         scored: False for a diagnosis, which no summary, ranking or comparison counts as a score.
         applies: from the reference of a checkpoint to the reason why the task says nothing about it, or
             None; a run leaves such cells out and says so.
+        work: from (config, encoder spec, data set) to what the task costs, for the estimate of ``run
+            --dry-run``; without it a plan says that the time of the task is not known.
     """
 
     def register(function: Callable[[Context, Any], Sequence[Measurement]]) -> TaskSpec:
@@ -75,6 +79,7 @@ def task(
             scored,
             doc,
             applies=applies,
+            work=work,
         )
 
     return register

@@ -74,6 +74,11 @@ class PooledConfig(BlockConfig):
         return pooling
 
 
+def pooled_width(pooling: Pooling, spec: EncoderSpec) -> int:
+    """Numbers in a global feature."""
+    return spec.embed_dim * len(pooled_columns(pooling, Tap()))
+
+
 def labelled(ctx: Context, split: str) -> tuple[FeatureBank, Array]:
     """The bank of a split and its class indices, int64 (N,).
 

@@ -36,6 +36,7 @@ from ..bench.types import (
     Metric,
     Tap,
     View,
+    Work,
     pooled_columns,
 )
 from . import task
@@ -80,6 +81,22 @@ def _features(cfg: DiagnoseConfig, spec: EncoderSpec, data: Dataset) -> Sequence
     return [FeatureRequest((data.test_split,), cfg.view(spec), cfg.columns(spec))]
 
 
+def _work(cfg: DiagnoseConfig, spec: EncoderSpec, data: Dataset) -> Work:
+    side = cfg.view(spec).size
+    images = min(cfg.images, len(data.splits[data.test_split]))
+    seen, tokens = min(cfg.patch_images, images), (side // spec.patch_size) ** 2
+    return Work(
+        {
+            "start": 2.0,
+            "images": 1e-7 * images**2
+            + 1e-11 * images * spec.embed_dim * (images + spec.embed_dim) * cfg.layers,
+            "patches": 1e-9 * seen * tokens * (tokens + spec.embed_dim),
+        },
+        encoded={(side, side): 2 * seen},
+        memory=12.0 * seen * tokens * spec.embed_dim,
+    )
+
+
 @task(
     "diagnose",
     version=1,
@@ -100,6 +117,7 @@ def _features(cfg: DiagnoseConfig, spec: EncoderSpec, data: Dataset) -> Sequence
     headline=lambda cfg: "collapse",
     features=_features,
     scored=False,
+    work=_work,
 )
 def TASK(ctx: Context, cfg: DiagnoseConfig) -> Sequence[Measurement]:  # noqa: N802
     """Measure the global features, then the patch tokens of some of the images."""

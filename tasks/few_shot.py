@@ -43,10 +43,11 @@ from ..bench.types import (
     FeatureRequest,
     Measurement,
     Metric,
+    Work,
     pooled_columns,
 )
 from . import task
-from ._features import PooledConfig, PooledRows, labelled, stored_rows
+from ._features import PooledConfig, PooledRows, labelled, pooled_width, stored_rows
 
 Classifier = Literal["ncm", "logreg", "knn"]
 _TITLES: Mapping[Classifier, str] = {
@@ -106,6 +107,31 @@ def _features(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Sequence[
     return [FeatureRequest((data.train_split, data.test_split), cfg.view(spec), columns)]
 
 
+def _work(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Work:
+    train, test = (len(data.splits[name]) for name in (data.train_split, data.test_split))
+    width, classes = pooled_width(cfg.pooled(spec), spec), max(2, len(data.classes))
+    supports = [min(shot * classes, train) for shot in cfg.shots]
+    linear, nearest = (name in cfg.classifiers for name in ("logreg", "knn"))
+    heads = len(cfg.classifiers) - nearest
+    # For logreg: a basis, which the smaller side of a support set decides, and then its steps.
+    basis = sum(size * width * min(size, width) for size in supports)
+    steps = sum(supports) * width * classes
+    likened = cfg.draws * test * (heads * len(supports) * classes + nearest * sum(supports))
+    episodes = cfg.episodes * cfg.way * sum(shot + cfg.queries for shot in cfg.episode_shots)
+    return Work(
+        {
+            "start": 0.5,
+            "fits": cfg.draws * linear * (0.055 * len(supports) + 1.3e-11 * basis + 6e-10 * steps),
+            "products": 2.1e-11 * likened * width,
+            "ranking": 5e-10 * likened,
+            "intervals": 1e-6 * len(cfg.classifiers) * len(supports) * test,
+            "episodes": 1e-9 * episodes * width,
+        },
+        on_device=("fits",),
+        memory=55e6 + 10.0 * test * width + 16.0 * cfg.draws * max(supports) * width,
+    )
+
+
 @task(
     "few_shot",
     version=2,
@@ -118,6 +144,7 @@ def _features(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Sequence[
     ),
     headline=_headline,
     features=_features,
+    work=_work,
 )
 def TASK(ctx: Context, cfg: FewShotConfig) -> Sequence[Measurement]:  # noqa: N802
     """Classify the test split from every draw, then run the episodes inside it."""

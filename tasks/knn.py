@@ -36,10 +36,19 @@ from ..bench.types import (
     Measurement,
     Metric,
     Tap,
+    Work,
     pooled_columns,
 )
 from . import task
-from ._features import PooledConfig, class_names, labelled, majority_share, save_per_class, stored_rows
+from ._features import (
+    PooledConfig,
+    class_names,
+    labelled,
+    majority_share,
+    pooled_width,
+    save_per_class,
+    stored_rows,
+)
 from ._gallery import save_gallery
 
 _SHOWN = 5
@@ -90,6 +99,20 @@ def _features(cfg: KnnConfig, spec: EncoderSpec, data: Dataset) -> Sequence[Feat
     return requests
 
 
+def _work(cfg: KnnConfig, spec: EncoderSpec, data: Dataset) -> Work:
+    train, test = (len(data.splits[name]) for name in (data.train_split, data.test_split))
+    width, voters = pooled_width(cfg.pooled(spec), spec), test * min(max(cfg.k), train)
+    alone = test**2 if cfg.leave_one_out else 0
+    return Work(
+        {
+            "products": 1e-11 * (train * test * width + alone * spec.embed_dim),
+            "nearest": 1.4e-10 * (train * test + alone),
+            "votes": 4e-8 * voters * len(cfg.k),
+        },
+        memory=20e6 + 6.0 * min(train, 65_536) * width + 16.0 * voters,
+    )
+
+
 @task(
     "knn",
     version=1,
@@ -104,6 +127,7 @@ def _features(cfg: KnnConfig, spec: EncoderSpec, data: Dataset) -> Sequence[Feat
     ),
     headline=_headline,
     features=_features,
+    work=_work,
 )
 def TASK(ctx: Context, cfg: KnnConfig) -> Sequence[Measurement]:  # noqa: N802
     """Search once for the largest k, then take every vote."""

@@ -46,6 +46,7 @@ from ..bench.types import (
     Measurement,
     Metric,
     Tap,
+    Work,
 )
 from . import task
 from ._features import (
@@ -109,6 +110,10 @@ class LinearConfig(BlockConfig):
             raise ValueError("every value must be above 0")
         return tuple(sorted(set(values)))
 
+    def uses_lbfgs(self, train: int) -> bool:
+        """Whether so many train images are given to ``lbfgs``."""
+        return self.solver == "lbfgs" or (self.solver == "auto" and train <= self.lbfgs_max_train)
+
 
 def _choices(cfg: LinearConfig, spec: EncoderSpec) -> list[FeatureChoice]:
     """The feature choices that this encoder offers, in the order of the config."""
@@ -140,6 +145,42 @@ def _features(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Sequence[F
     return [FeatureRequest((data.train_split, data.test_split), cfg.view(spec), tuple(columns))]
 
 
+def _work(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Work:
+    train, test = (len(data.splits[name]) for name in (data.train_split, data.test_split))
+    classes = max(2, len(data.classes))
+    widths = [spec.embed_dim * len(choice.columns) for choice in _choices(cfg, spec)]
+    total, widest = sum(widths), max(widths)
+    reading = 2e-9 * (train * 2 * total + test * widest)
+    if cfg.uses_lbfgs(train):
+        held = cfg.holdout * train
+        return Work(
+            {
+                "start": 2.5,
+                "reading": reading,
+                "basis": sum(2e-11 * train * width**2 + 1.5e-10 * width**3 for width in widths),
+                "products": 8e-11 * len(cfg.c) * train * classes * total,
+                "steps": len(cfg.c) * (0.03 * len(widths) + 5e-8 * classes * total),
+                "softmax": 1e-9 * len(cfg.c) * len(widths) * train * classes,
+                "choice": 1e-11 * len(cfg.c) * held * classes * total,
+            },
+            on_device=("basis", "products", "steps", "softmax"),
+            memory=60e6 + 8 * train * widest + 12 * train * classes + 16 * widest**2,
+        )
+    heads, images = len(cfg.lr) * classes, cfg.steps * min(cfg.batch, train)
+    return Work(
+        {
+            "start": 1.0,
+            "reading": reading,
+            "products": 1.9e-11 * images * heads * total,
+            "softmax": 7e-10 * images * heads * len(widths),
+            "updates": 1.1e-9 * cfg.steps * heads * total,
+            "choice": 1.5e-11 * cfg.holdout * train * heads * total,
+        },
+        on_device=("products", "softmax", "updates"),
+        memory=120e6 + 8 * heads * total + 24 * min(cfg.batch, train) * heads,
+    )
+
+
 @task(
     "linear",
     version=2,
@@ -153,6 +194,7 @@ def _features(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Sequence[F
     ),
     headline=lambda cfg: "top1",
     features=_features,
+    work=_work,
 )
 def TASK(ctx: Context, cfg: LinearConfig) -> Sequence[Measurement]:  # noqa: N802
     """Choose on train, fit on all of train, and only then read test."""
@@ -205,7 +247,7 @@ def _fit(
     from ._math.selection import best
     from ._probe import fit_lbfgs, fit_sgd, judge
 
-    small = cfg.solver == "lbfgs" or (cfg.solver == "auto" and len(train.labels) <= cfg.lbfgs_max_train)
+    small = cfg.uses_lbfgs(len(train.labels))
     solve, grid, strength = (fit_lbfgs, cfg.c, "C") if small else (fit_sgd, cfg.lr, "learning rate")
     trials: list[Trial] = []
     for candidate in solve(ctx, cfg, train, choices, grid, train.kept):

@@ -45,6 +45,7 @@ from ..bench.types import (
     Statistic,
     Tap,
     View,
+    Work,
 )
 from . import task
 from ._math import segmentation as seg
@@ -136,6 +137,43 @@ def _features(cfg: UnsupSegConfig, spec: EncoderSpec, data: Dataset) -> Sequence
     return (FeatureRequest((data.test_split,), cfg.view(spec), (cfg.column(spec),)),)
 
 
+_USUAL_ITERATIONS = 40
+"""Of a start of k-means until it has settled; only an estimate needs to know."""
+
+
+def _work(cfg: UnsupSegConfig, spec: EncoderSpec, data: Dataset) -> Work:
+    images, classes = len(data.splits[data.test_split]), max(1, len(data.classes))
+    tokens = (cfg.view(spec).size // spec.patch_size) ** 2
+    patches, width = images * tokens, spec.embed_dim
+    dim = cfg.pca_dim if 0 < cfg.pca_dim < width else width
+    first = classes if cfg.clusters == "classes" else cfg.clusters
+    starts = {first: cfg.nredo, **dict.fromkeys(cfg.over_clusters, cfg.over_nredo)}
+    iterations = min(cfg.niter, _USUAL_ITERATIONS) if cfg.tol else cfg.niter
+    sampled = {
+        k: min(patches, k * cfg.max_points_per_centroid) if cfg.max_points_per_centroid else patches
+        for k in starts
+    }
+    trees = min(images, cfg.hier_images or images) if cfg.hier_clusters else 0
+    return Work(
+        {
+            "start": 1.0,
+            "masks": 8e-4 * images,
+            "reading": 1e-9 * patches * width * (1 + cfg.seeds),
+            "axes": 2e-11 * patches * width * (width + cfg.seeds * dim),
+            "k-means": 1.6e-11
+            * cfg.seeds
+            * dim
+            * sum(starts[k] * iterations * sampled[k] * (k + 30) for k in starts),
+            "assignment": 1e-11 * cfg.seeds * dim * patches * sum(starts),
+            "counts": 1e-8 * patches * len(starts) * (2 * cfg.seeds + 1),
+            "trees": 2.6e-9 * trees * tokens * (tokens * 10 + width),
+            "intervals": 0.1 + 1e-10 * 2000 * classes * 3 * cfg.seeds * len(starts) * (images + 1000) / 100,
+            "t-sne": 1e-3 * cfg.tsne_tokens,
+        },
+        memory=40e6 + 8.0 * dim * max(sampled.values()) + 60.0 * patches + 12.0 * tokens**2 * bool(trees),
+    )
+
+
 @task(
     "unsup_seg",
     version=1,
@@ -151,6 +189,7 @@ def _features(cfg: UnsupSegConfig, spec: EncoderSpec, data: Dataset) -> Sequence
     ),
     headline=lambda cfg: "miou",
     features=_features,
+    work=_work,
 )
 def TASK(ctx: Context, cfg: UnsupSegConfig) -> Sequence[Measurement]:  # noqa: N802
     """Cluster the data set, then each image; every score comes from the label counts under the patches."""

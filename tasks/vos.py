@@ -15,6 +15,7 @@ object of a sequence carries label 1 there.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from pydantic import Field, model_validator
 from ..bench.errors import DataError, TaskError
 from ..bench.types import (
     Context,
+    Dataset,
+    EncoderSpec,
     Frozen,
     Measurement,
     Metric,
@@ -34,6 +37,7 @@ from ..bench.types import (
     Progress,
     Tap,
     VideoSequence,
+    Work,
 )
 from . import task
 
@@ -153,6 +157,36 @@ METRICS = (
 )
 
 
+def _work(config: VosConfig, spec: EncoderSpec, data: Dataset) -> Work:
+    from ._math.davis_frames import network_size
+    from ._math.davis_metrics import object_ids
+
+    patch, reach = spec.patch_size, int(config.radius)
+    seconds = dict.fromkeys(("start", "products", "nearest", "labels", "scores", "frames"), 0.0)
+    seconds["start"] = 0.1
+    encoded: Counter[tuple[int, int]] = Counter()
+    memory = 0.0
+    for sequence in data.sequences:
+        first = sequence.mask(0)
+        height, width = network_size(first.shape[0], first.shape[1], config.size, config.size_rule, patch)
+        rows, columns = height // patch, width // patch
+        windowed = config.window != "none" and reach > 0
+        seen = min(rows, 2 * reach + 8) * min(columns, 2 * reach + 8) if windowed else rows * columns
+        looked_at = min(config.context, len(sequence)) + config.first_frame
+        pairs = len(sequence) * rows * columns * looked_at * seen
+        labels, pixels = 1 + len(object_ids(first)), len(sequence) * first.size
+        encoded[height, width] += len(sequence)
+        seconds["products"] += 8.5e-12 * pairs * spec.embed_dim
+        seconds["nearest"] += 4e-10 * pairs
+        seconds["labels"] += 1e-9 * len(sequence) * height * width * labels
+        seconds["scores"] += 5e-9 * pixels * (labels - 1)
+        seconds["frames"] += 3.5e-8 * pixels
+        memory = max(
+            memory, 8.0 * rows * columns * spec.embed_dim * looked_at + 12.0 * height * width * labels
+        )
+    return Work(seconds, on_device=("products", "nearest", "labels"), encoded=encoded, memory=memory)
+
+
 @task(
     "vos",
     version=1,
@@ -161,6 +195,7 @@ METRICS = (
     config=VosConfig,
     metrics=METRICS,
     headline=lambda config: "jf_mean",
+    work=_work,
 )
 def TASK(ctx: Context, config: VosConfig) -> Sequence[Measurement]:  # noqa: N802 - the registry's name
     """Propagate, score and keep every sequence; one item an object, grouped by sequence.

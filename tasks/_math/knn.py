@@ -61,6 +61,7 @@ def search(
             similarity[rows, :kept] = np.take_along_axis(found, order, 1)
             position[rows, :kept] = np.take_along_axis(where, order, 1)
             advance(len(best))
+        del tile  # or the next one would be made beside it
     return similarity, position
 
 

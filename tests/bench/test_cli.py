@@ -176,12 +176,16 @@ def test_run_report_and_dry_run(invoke, checkpoint, images, tmp_path):
     assert planned.exit_code == 0, planned.output
     assert "2 of 2 cells to do" in planned.output
     assert "k=[1, 3]" in planned.output
+    assert "estimate, for this machine" in planned.output
+    assert re.search(r"about [\d.]+ s; [\d.,]+ [MG]B of memory; [1-9]\d* kB of features", planned.output)
     assert not out.exists()
     done = invoke(*common)
     assert done.exit_code == 0, done.output
     assert "report.html" in done.stdout
     assert "first" in done.stdout
-    assert "0 of 2 cells to do" in invoke(*common, "--dry-run").output
+    again = invoke(*common, "--dry-run").output
+    assert "0 of 2 cells to do" in again
+    assert "about" not in again
     (out / "report.html").unlink()
     again = invoke("report", out)
     assert again.exit_code == 0

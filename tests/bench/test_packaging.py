@@ -113,6 +113,7 @@ LEVELS = [
     ("bench.plan", "bench.context", "bench.environment", "bench.cells"),
     ("bench.records",),
     ("reports", "pretrain", "bench.runner", "bench.doctor", "bench.doctor_data", "bench.doctor_system"),
+    ("bench.estimate",),
     ("bench.api",),
     ("bench.ablation",),
     ("bench.demo", "bench.selftest"),

@@ -130,6 +130,14 @@ def test_what_was_scored_is_not_opened_again_until_its_file_changes(
     assert opened == [str(checkpoint)]
 
 
+@pytest.mark.parametrize("reference", ["random:{}", "timm:test_vit"])
+def test_random_weights_are_drawn_once(reference, checkpoint, options, monkeypatch):
+    reference = reference.format(checkpoint)
+    first = run(reference, **options)
+    monkeypatch.setattr(encoders, "load_encoder", lambda *_: pytest.fail("it was opened again"))
+    assert values(run(reference, **options)) == values(first)
+
+
 def test_the_weights_that_are_scored_are_those_that_were_opened(checkpoint, options, monkeypatch):
     """A file that changes between the plan and its turn, with the very times that it had before."""
     run(checkpoint, **options)

@@ -4,7 +4,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmim_bench.bench.stats import bootstrap, crossed_bootstrap, score
+from lmim_bench.bench.stats import bootstrap, crossed_bootstrap, crossed_bootstrap_values, score
 from lmim_bench.bench.types import Measurement, mean_statistic
 
 
@@ -99,6 +99,15 @@ def test_crossed_interval_is_wider_than_either_axis_alone():
     by_draws = bootstrap(table.mean(1)[:, None], mean_statistic, rng)
     assert high - low > max(by_items[1] - by_items[0], by_draws[1] - by_draws[0])
     assert low < table.mean() < high
+
+
+def test_crossed_resamples_are_spread_as_those_that_draw_every_image():
+    rng = np.random.default_rng(12)
+    table = (rng.random((6, 300)) < rng.random((6, 1))).astype(float)
+    drawn = [table[rng.integers(6, size=6)][:, rng.integers(300, size=300)].mean() for _ in range(4000)]
+    values = crossed_bootstrap_values(table, rng, resamples=4000)
+    assert values.mean() == pytest.approx(table.mean(), abs=4 * np.std(drawn) / 4000**0.5)
+    assert values.std() == pytest.approx(np.std(drawn), rel=0.06)
 
 
 @pytest.mark.parametrize("items", [np.array([]), np.array([1.0, np.nan])])

@@ -1,0 +1,185 @@
+"""What a plan will cost, before any of it is done: time, memory and disk.
+
+The encoder and the reading of images are timed here, on a few images of the plan. What a task costs beside
+them is counted by the task (``Work``), in the seconds of a reference machine, which the speed of matrix
+products on this machine brings to it. ``benchmarks/growth.py`` compares those counts with measurements,
+``benchmarks/foreseen.py`` whole estimates with whole runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .cells import Cell, requests_of, wanted_by
+from .engine import Engine
+from .errors import DataError, LmimBenchError
+from .features import bank_key
+from .runner import Run
+from .types import Column, Dataset, Step, Tap, View
+
+REFERENCE_RATE = 2.0e11
+"""Matrix products, FLOP/s in float32, of the machine whose seconds ``Work`` counts: two cores."""
+_SIDE, _TRIES = 1024, 8
+_PATIENCE = 1.5
+"""Seconds that one timing may take, where a single image does not take longer."""
+_MOST_READ = 64
+
+
+@dataclass
+class Estimator:
+    """Times what a run will do, and adds it up."""
+
+    run: Run
+    _rates: dict[str, float] = field(default_factory=dict)
+    _engines: dict[str, Engine] = field(default_factory=dict)
+
+    def steps(self) -> Iterator[Step]:
+        """Every step that is still to be done, in the order of the run.
+
+        Raises:
+            DataError: an image that was read for its time is broken (unless ``--skip-broken``).
+        """
+        pending = self.run.pending()
+        for label in dict.fromkeys(cell.checkpoint.label for cell in pending):
+            own = [cell for cell in pending if cell.checkpoint.label == label]
+            for name in dict.fromkeys(cell.evaluation.data for cell in own):
+                group = [cell for cell in own if cell.evaluation.data == name]
+                yield from self._features(group, self.run.data[name])
+                yield from (self._cell(cell, self.run.data[name]) for cell in group)
+
+    def _features(self, cells: Sequence[Cell], data: Dataset) -> Iterator[Step]:
+        checkpoint = cells[0].checkpoint
+        for (split, view), columns in wanted_by(list(cells), checkpoint.spec, data).items():
+            key = bank_key(
+                checkpoint.fingerprint, data, split, view, self.run.plan.config.precision, self.run.device
+            )
+            missing = self.run.store.missing(key, columns)
+            if not missing:
+                continue
+            images, workers = len(data.splits[split]), self.run.store.workers
+            encoding = self._encoding(cells[0], view.size, view.size)
+            reading = self._reading(data, split, view)
+            each = max(encoding, reading / workers) if workers else encoding + reading
+            yield Step(
+                checkpoint.label,
+                f"features of {data.name}/{split} at {view.size} px",
+                images,
+                images * each,
+                disk=images * sum(_bytes(cells[0], view, column) for column in missing),
+            )
+
+    def _cell(self, cell: Cell, data: Dataset) -> Step:
+        task, spec = cell.evaluation.task, cell.checkpoint.spec
+        what = f"{task.name} on {data.name}" + (f", seed {cell.seed}" if cell.seed else "")
+        try:
+            requests_of(cell, spec, data)
+            work = task.work(cell.evaluation.config, spec, data) if task.work else None
+        except LmimBenchError as error:
+            return Step(cell.checkpoint.label, what, remark=f"will fail: {error}")
+        if work is None:
+            return Step(cell.checkpoint.label, what, remark="the task does not say")
+        seconds = sum(
+            count * (self._slower(self.run.device) if part in work.on_device else self._slower("cpu"))
+            for part, count in work.seconds.items()
+        )
+        seconds += sum(count * self._encoding(cell, *size) for size, count in work.encoded.items())
+        return Step(cell.checkpoint.label, what, sum(work.encoded.values()), seconds, work.memory)
+
+    # --------------------------------------------------------------------------------------- what is timed
+
+    def _encoding(self, cell: Cell, height: int, width: int) -> float:
+        """Seconds an image of this size in the encoder; checkpoints of one architecture are timed once."""
+        key = f"encode {_architecture(cell)} {height} {width}"
+        if key not in self._rates:
+            import torch
+
+            engine = self._engine(cell)
+            image = torch.rand(1, 3, height, width)
+
+            def seconds(count: int) -> float:
+                # Features are checked for what is not finite, which waits for the device.
+                return _seconds(lambda: engine.encode(image.expand(count, -1, -1, -1), (Tap(),)))
+
+            one = seconds(1)
+            if one < _PATIENCE:  # the first one had to warm up
+                one = seconds(1)
+            count = max(1, min(engine.batch_for(height, width), int(_PATIENCE / one)))
+            self._rates[key] = min(one, seconds(count) / count) if count > 1 else one
+        return self._rates[key]
+
+    def _reading(self, data: Dataset, split: str, view: View) -> float:
+        """Seconds to decode and cut an image of a split, the mean of some that are spread over it."""
+        key = f"read {data.name} {split} {view}"
+        if key not in self._rates:
+            from .data.loading import apply_view
+
+            images = data.splits[split]
+            places = np.linspace(0, len(images) - 1, min(_MOST_READ, len(images))).round().astype(int)
+            begun, read = time.perf_counter(), 0
+            for place in places:
+                try:
+                    apply_view(images.image(int(place)), view)
+                except DataError as error:
+                    if not self.run.store.skip_broken:
+                        raise DataError(f"{error}; --skip-broken leaves such images out") from error
+                read += 1
+                if time.perf_counter() - begun > _PATIENCE:
+                    break
+            self._rates[key] = (time.perf_counter() - begun) / max(1, read)
+        return self._rates[key]
+
+    def _slower(self, device: str) -> float:
+        """How many times as long as on the reference machine something takes on a device."""
+        key = f"products {device}"
+        if key not in self._rates:
+            self._rates[key] = REFERENCE_RATE / product_rate(device)
+        return self._rates[key]
+
+    def _engine(self, cell: Cell) -> Engine:
+        from .encoders import load_encoder
+
+        key = _architecture(cell)
+        if key not in self._engines:
+            self._engines.clear()  # one encoder in memory, as in a run
+            self._engines[key] = self.run.engine(load_encoder(cell.checkpoint.reference))
+        return self._engines[key]
+
+
+def resident_peak() -> int:
+    """The most memory that this process has held so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def product_rate(device: str) -> float:
+    """Matrix products of a device in float32, FLOP/s: the fastest of a few."""
+    import torch
+
+    a, b = (torch.rand(_SIDE, _SIDE, device=device) for _ in range(2))
+    fastest = min(_seconds(lambda: float((a @ b)[0, 0])) for _ in range(_TRIES))
+    return 2 * _SIDE**3 / fastest
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _architecture(cell: Cell) -> str:
+    return json.dumps(cell.checkpoint.spec.arch, sort_keys=True, default=str)
+
+
+def _bytes(cell: Cell, view: View, column: Column) -> int:
+    """Of a column for one image, as the cache keeps it."""
+    spec = cell.checkpoint.spec
+    tokens = (view.size // spec.patch_size) ** 2 if column.kind == "patches" else 1
+    return 4 * spec.embed_dim * tokens
