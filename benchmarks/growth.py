@@ -6,7 +6,7 @@ Each task runs on made-up features (the encoder's share is left out) at a base s
 time at other sizes, in a process each, through its own code and with the intervals of its scores. Printed are
 the exponents of the lines through time and memory, and beside every measurement what the task's ``work``
 says for it, from which ``run --dry-run`` makes its estimate; ``--fit`` prints by how much the constants of
-each part should change.
+each part should change. ``--imagenet`` measures nothing and prints what is foreseen there.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from _growth import exponent
 from _peer_code import ToyContext, clusters, options, peak_memory, start, toy_context
 
 from lmim_bench.bench.estimate import REFERENCE_RATE, product_rate
+from lmim_bench.bench.show import duration
 from lmim_bench.bench.stats import score
 from lmim_bench.bench.types import (
     Array,
@@ -51,7 +52,7 @@ def _spec(width: int, depth: int = 12) -> EncoderSpec:
 
 def classification(*, train: int, test: int, classes: int, width: int) -> ToyContext:
     """Noisy classes in both splits."""
-    made = [clusters(rows, width, classes, 3.0, 0, part=part) for part, rows in enumerate((train, test))]
+    made = [clusters(rows, width, classes, 5.0, 0, part=part) for part, rows in enumerate((train, test))]
     return toy_context(*made, n_classes=classes, spec=_spec(width))
 
 
@@ -251,17 +252,20 @@ class Point:
         return sum(self.work.seconds.values())
 
 
-def _prepare(case: Case, sizes: dict[str, int]) -> Callable[[], float]:
+def _prepare(case: Case, sizes: dict[str, int]) -> Callable[[], tuple[float, Work]]:
+    """Seconds of a point, and what the task says that it will cost."""
     task = get_task(case.task)
+    assert task.work is not None
     protocol = {**case.protocol, **{name: sizes[name] for name in _OF_PROTOCOL if name in sizes}}
     small = {name: min(size, _WARM.get(name, size)) for name, size in case.base.items()}
     _score(task, _context(case, small), {**protocol, **({"steps": 1} if "steps" in protocol else {})})
     context = _context(case, sizes)
+    foreseen = task.work(task.config(**protocol), context.spec, context.data)
 
-    def work() -> float:
+    def work() -> tuple[float, Work]:
         begun = time.perf_counter()
         _score(task, context, protocol)
-        return time.perf_counter() - begun
+        return time.perf_counter() - begun, foreseen
 
     return work
 
@@ -279,30 +283,20 @@ def _score(task: TaskSpec, context: ToyContext, protocol: dict[str, Any]) -> Non
         score(measurement, np.random.default_rng(0))
 
 
-def foresee(case: Case, sizes: dict[str, int]) -> Work:
-    """What the task says that it will cost."""
-    task = get_task(case.task)
-    protocol = {**case.protocol, **{name: sizes[name] for name in _OF_PROTOCOL if name in sizes}}
-    context = _context(case, sizes)
-    assert task.work is not None
-    return task.work(task.config(**protocol), context.spec, context.data)
-
-
 def measure(case: Case, threads: int) -> list[Point]:
     """Every point of a case, printed as it comes."""
-    known: dict[str, tuple[float, float]] = {}
+    known: dict[str, tuple[float, float, Work]] = {}
     points = []
     for axis, sizes in case.points():
         key = json.dumps(sizes)
         if key not in known:
-            memory, seconds = peak_memory(partial(_prepare, case, sizes), threads)
-            known[key] = seconds, memory.private
-        seconds, megabytes = known[key]
-        point = Point(axis, sizes, seconds, megabytes, foresee(case, sizes))
+            memory, (seconds, work) = peak_memory(partial(_prepare, case, sizes), threads)
+            known[key] = seconds, memory.private, work
+        point = Point(axis, sizes, *known[key])
         points.append(point)
         print(
-            f"  {axis:>8} {sizes[axis]:>7}: {seconds:8.2f} s, foreseen {point.foreseen:8.2f}; "
-            f"{megabytes:6.0f} MB, foreseen {point.work.memory / _MEGABYTE:6.0f}",
+            f"  {axis:>8} {sizes[axis]:>7}: {point.seconds:8.2f} s, foreseen {point.foreseen:8.2f}; "
+            f"{point.megabytes:6.0f} MB, foreseen {point.work.memory / _MEGABYTE:6.0f}",
             flush=True,
         )
     return points
@@ -333,6 +327,30 @@ def corrections(points: Sequence[Point]) -> dict[str, float]:
     hold = _HOLD * len(points) ** 0.5 * np.eye(len(parts))
     factors, _ = nnls(np.vstack([rows, hold]), np.concatenate([np.ones(len(points)), hold.sum(axis=0)]))
     return dict(zip(parts, factors.round(3).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """A split of which only the size is known."""
+
+    images: int
+    labels: None = None
+
+    def __len__(self) -> int:
+        return self.images
+
+
+def print_imagenet() -> None:
+    """What the tasks on global features are foreseen to take on ImageNet-1k, beside the encoder."""
+    splits = {"train": _Sized(1_281_167), "val": _Sized(50_000)}
+    data = Dataset("toy", "classification", "toy", tuple(map(str, range(1000))), splits)  # type: ignore[arg-type]
+    for width in (384, 768, 1024):
+        for name in ("knn", "linear", "few_shot"):
+            task = get_task(name)
+            assert task.work is not None
+            work = task.work(task.config(), _spec(width), data)
+            took = duration(sum(work.seconds.values()))
+            print(f"ImageNet-1k, width {width}, {name}: {took}, {work.memory / _MEGABYTE:.0f} MB")
 
 
 # ------------------------------------------------------------------------------------------- drawing
@@ -385,7 +403,11 @@ def main() -> None:
         "--fit", action="store_true", help="also print factors for the constants of each part"
     )
     parser.add_argument("--plot", type=Path, help="where a figure goes (.svg, .png or .pdf)")
+    parser.add_argument("--imagenet", action="store_true", help="only what is foreseen for ImageNet-1k")
     args = parser.parse_args()
+    if args.imagenet:
+        print_imagenet()
+        return
     facts = start(args)
     rate = product_rate("cpu")
     print(

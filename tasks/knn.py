@@ -105,6 +105,7 @@ def _work(cfg: KnnConfig, spec: EncoderSpec, data: Dataset) -> Work:
     alone = test**2 if cfg.leave_one_out else 0
     return Work(
         {
+            "start": 0.3,
             "products": 1e-11 * (train * test * width + alone * spec.embed_dim),
             "nearest": 1.4e-10 * (train * test + alone),
             "votes": 4e-8 * voters * len(cfg.k),

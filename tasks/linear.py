@@ -155,10 +155,10 @@ def _work(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Work:
         held = cfg.holdout * train
         return Work(
             {
-                "start": 2.5,
+                "start": 1.5,
                 "reading": reading,
-                "basis": sum(2e-11 * train * width**2 + 1.5e-10 * width**3 for width in widths),
-                "products": 8e-11 * len(cfg.c) * train * classes * total,
+                "basis": sum(2e-11 * train * width**2 + 1.2e-10 * width**3 for width in widths),
+                "products": 8.5e-11 * len(cfg.c) * train * (classes + 30) * total,
                 "steps": len(cfg.c) * (0.03 * len(widths) + 5e-8 * classes * total),
                 "softmax": 1e-9 * len(cfg.c) * len(widths) * train * classes,
                 "choice": 1e-11 * len(cfg.c) * held * classes * total,

