@@ -150,7 +150,7 @@ def run(
     """Score checkpoints on tasks, and write results and report.
 
     Issued again into the same --out, only what is missing runs. Exit code 0: every cell was scored;
-    1: some cell failed; 2: wrong input; 130: interrupted.
+    1: some cell failed (with --dry-run: will fail); 2: wrong input; 130: interrupted.
     """
     from .api import make_config
     from .config import parse_override
@@ -179,7 +179,10 @@ def _run(config: Any, *, dry_run: bool = False, debug: bool = False) -> None:
         opened = open_run(make_plan(config), reporter, command, debug)
         print_plan(opened)
         if opened.pending():
-            print_estimate(list(Estimator(opened).steps()), resident_peak())
+            steps = list(Estimator(opened).steps())
+            print_estimate(steps, resident_peak())
+            if any(step.failure for step in steps):
+                sys.exit(_EXIT_FAILED_CELLS)
         return
     from .api import run as run_api
 

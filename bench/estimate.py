@@ -40,11 +40,7 @@ class Estimator:
     _engines: dict[str, Engine] = field(default_factory=dict)
 
     def steps(self) -> Iterator[Step]:
-        """Every step that is still to be done, in the order of the run.
-
-        Raises:
-            DataError: an image that was read for its time is broken (unless ``--skip-broken``).
-        """
+        """Every step that is still to be done, in the order of the run."""
         pending = self.run.pending()
         for label in dict.fromkeys(cell.checkpoint.label for cell in pending):
             own = [cell for cell in pending if cell.checkpoint.label == label]
@@ -63,32 +59,30 @@ class Estimator:
             if not missing:
                 continue
             images, workers = len(data.splits[split]), self.run.store.workers
-            encoding = self._encoding(cells[0], view.size, view.size)
-            reading = self._reading(data, split, view)
+            what = f"features of {data.name}/{split} at {view.size} px"
+            try:
+                encoding = self._encoding(cells[0], view.size, view.size)
+                reading = self._reading(data, split, view)
+            except LmimBenchError as error:
+                yield Step(checkpoint.label, what, images, failure=str(error))
+                continue
             each = max(encoding, reading / workers) if workers else encoding + reading
-            yield Step(
-                checkpoint.label,
-                f"features of {data.name}/{split} at {view.size} px",
-                images,
-                images * each,
-                disk=images * sum(_bytes(cells[0], view, column) for column in missing),
-            )
+            disk = images * sum(_bytes(cells[0], view, column) for column in missing)
+            yield Step(checkpoint.label, what, images, images * each, disk=disk)
 
     def _cell(self, cell: Cell, data: Dataset) -> Step:
         task, spec = cell.evaluation.task, cell.checkpoint.spec
         what = f"{task.name} on {data.name}" + (f", seed {cell.seed}" if cell.seed else "")
         try:
             requests_of(cell, spec, data)
-            work = task.work(cell.evaluation.config, spec, data) if task.work else None
+            if task.work is None:
+                return Step(cell.checkpoint.label, what)
+            work = task.work(cell.evaluation.config, spec, data)
+            seconds = sum(count * self._encoding(cell, *size) for size, count in work.encoded.items())
         except LmimBenchError as error:
-            return Step(cell.checkpoint.label, what, remark=f"will fail: {error}")
-        if work is None:
-            return Step(cell.checkpoint.label, what, remark="the task does not say")
-        seconds = sum(
-            count * (self._slower(self.run.device) if part in work.on_device else self._slower("cpu"))
-            for part, count in work.seconds.items()
-        )
-        seconds += sum(count * self._encoding(cell, *size) for size, count in work.encoded.items())
+            return Step(cell.checkpoint.label, what, failure=str(error))
+        for part, count in work.seconds.items():
+            seconds += count * self._slower(self.run.device if part in work.on_device else "cpu")
         return Step(cell.checkpoint.label, what, sum(work.encoded.values()), seconds, work.memory)
 
     # --------------------------------------------------------------------------------------- what is timed

@@ -140,14 +140,13 @@ def print_estimate(steps: Sequence[Step], resident: int) -> None:
             step.checkpoint,
             step.what,
             f"{step.images:,}" if step.images else "",
-            "?" if step.seconds is None else duration(step.seconds),
+            "not known" if step.seconds is None else duration(step.seconds),
             _size(step.memory),
             _size(step.disk),
-            step.remark,
         )
         for step in steps
     ]
-    columns = ("checkpoint", "step", "images encoded", "time", "memory", "new in the cache", "")
+    columns = ("checkpoint", "step", "images encoded", "time", "memory", "new in the cache")
     print_table(columns, rows, "estimate, for this machine")
     known = [step.seconds for step in steps if step.seconds is not None]
     memory = resident + max(step.memory or 0 for step in steps)
@@ -155,6 +154,9 @@ def print_estimate(steps: Sequence[Step], resident: int) -> None:
     unknown = f", and {len(steps) - len(known)} steps of unknown time" if len(known) < len(steps) else ""
     room = f"; {_size(disk)} of features" if disk else ""
     print_line(f"about {duration(sum(known))}{unknown}; {_size(memory)} of memory{room}")
+    for step in steps:
+        if step.failure:
+            print_line(f"{step.checkpoint}: {step.what} will fail: {step.failure}")
 
 
 def duration(seconds: float) -> str:

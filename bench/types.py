@@ -498,7 +498,7 @@ class Step:
         seconds: that it takes.
         memory: bytes at its peak, beside encoder and mapped features.
         disk: bytes that it adds to the cache.
-        remark: why something is not known.
+        failure: why it will fail, where that is known beforehand.
     """
 
     checkpoint: str
@@ -507,7 +507,7 @@ class Step:
     seconds: float | None = None
     memory: float | None = None
     disk: int = 0
-    remark: str = ""
+    failure: str = ""
 
 
 @dataclass(frozen=True)

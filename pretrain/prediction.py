@@ -75,7 +75,7 @@ def _work(cfg: HiddenPatchesConfig, spec: EncoderSpec, data: Dataset) -> Work:
     images = min(cfg.images, len(data.splits[data.test_split]))
     pairs = images * (spec.image_size // spec.patch_size) ** 2 * images
     return Work(
-        {"start": 1.0, "retrieval": 5e-12 * pairs * spec.embed_dim},
+        {"start": 0.5, "retrieval": 5e-12 * pairs * spec.embed_dim},
         encoded={(spec.image_size, spec.image_size): _PASSES * images},
     )
 

@@ -87,7 +87,7 @@ def _work(cfg: DiagnoseConfig, spec: EncoderSpec, data: Dataset) -> Work:
     seen, tokens = min(cfg.patch_images, images), (side // spec.patch_size) ** 2
     return Work(
         {
-            "start": 2.0,
+            "start": 0.8,
             "images": 1e-7 * images**2
             + 1e-11 * images * spec.embed_dim * (images + spec.embed_dim) * cfg.layers,
             "patches": 1e-9 * seen * tokens * (tokens + spec.embed_dim),

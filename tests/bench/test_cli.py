@@ -194,6 +194,26 @@ def test_run_report_and_dry_run(invoke, checkpoint, images, tmp_path):
     assert {r["protocol"].get("k", [None])[0] for r in recorded["results"]} >= {1}
 
 
+def test_a_dry_run_says_what_will_fail(invoke, checkpoint, images, tmp_path):
+    result = invoke(
+        *(
+            "run",
+            "--ckpt",
+            f"first={checkpoint}",
+            "--tasks",
+            "knn",
+            "--data",
+            images,
+            "--out",
+            tmp_path / "o",
+        ),
+        *("--cache-dir", tmp_path / "cache", "--device", "cpu", "--set", "knn.layer=-7", "--dry-run"),
+    )
+    assert result.exit_code == 1
+    assert "first: knn on letters will fail: layer -7" in result.output
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_failed_cell_makes_exit_code_one(invoke, checkpoint, images, tmp_path):
     result = invoke(
         *("run", "--ckpt", checkpoint, "--tasks", "knn,few_shot", "--data", images, "--out", tmp_path / "o"),
