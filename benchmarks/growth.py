@@ -356,44 +356,44 @@ def print_imagenet() -> None:
 # ------------------------------------------------------------------------------------------- drawing
 
 
-def draw(results: dict[str, list[Point]], path: Path) -> None:
-    """Measured time as marks and what is foreseen as lines, a panel a task."""
+def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Measured time as marks and what is foreseen as lines, a panel a task, from the rows of the JSON."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "growth"
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter
 
+    bases = {case.title or case.task: case.base for case in CASES}
     columns = 3
-    rows = -(-len(results) // columns)
+    height = -(-len(rows) // columns)
     figure, axes = pyplot.subplots(
-        rows, columns, figsize=(11, 3.6 * rows), layout="constrained", squeeze=False
+        height, columns, figsize=(11, 3.6 * height), layout="constrained", squeeze=False
     )
-    for panel, (title, points) in zip(axes.flat, results.items(), strict=False):
-        base = {axis: _base(points, axis) for axis in dict.fromkeys(p.axis for p in points)}
-        for number, (axis, middle) in enumerate(base.items()):
-            line = sorted((p for p in points if p.axis == axis), key=lambda p: _growing(p, axis))
-            x = [_growing(p, axis) / middle for p in line]
+    for panel, (title, points) in zip(axes.flat, rows.items(), strict=False):
+        for number, axis in enumerate(dict.fromkeys(point["axis"] for point in points)):
+            line = [point for point in points if point["axis"] == axis]
+            x = [_times(axis, point[axis], bases[title][axis]) for point in line]
             colour = f"C{number}"
-            panel.plot(x, [p.foreseen for p in line], color=colour, linewidth=1)
-            panel.plot(x, [p.seconds for p in line], "o", color=colour, markersize=4, label=axis)
+            panel.plot(x, [sum(point["parts"].values()) for point in line], color=colour, linewidth=1)
+            panel.plot(x, [p["seconds"] for p in line], "o", color=colour, markersize=4, label=axis)
         panel.set(xscale="log", yscale="log", title=title, xlabel="size, times the base", ylabel="seconds")
+        for one in (panel.xaxis, panel.yaxis):
+            one.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            one.set_major_formatter("{x:g}")
+            one.set_minor_formatter(NullFormatter())
         panel.legend(frameon=False, fontsize=8)
         panel.grid(alpha=0.2)
-    for panel in axes.flat[len(results) :]:
+    for panel in axes.flat[len(rows) :]:
         panel.axis("off")
     figure.suptitle("Time of each task beside the encoder: measured (marks), foreseen (lines)")
-    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    figure.savefig(path, metadata={"Date": None, "Creator": None} if path.suffix == ".svg" else None)
 
 
-def _growing(point: Point, axis: str) -> float:
-    """The size along an axis; of patches, how many there are in a row."""
-    return 854 / point.sizes[axis] if axis == "patch" else point.sizes[axis]
-
-
-def _base(points: Sequence[Point], axis: str) -> float:
-    case = next(c for c in CASES if axis in c.base and set(points[0].sizes) == set(c.base))
-    return _growing(Point(axis, case.base, 0, 0, Work({})), axis)
+def _times(axis: str, size: float, base: float) -> float:
+    """A size over the base; of patches, how many there are in a row."""
+    return base / size if axis == "patch" else size / base
 
 
 def main() -> None:
@@ -404,7 +404,11 @@ def main() -> None:
     )
     parser.add_argument("--plot", type=Path, help="where a figure goes (.svg, .png or .pdf)")
     parser.add_argument("--imagenet", action="store_true", help="only what is foreseen for ImageNet-1k")
+    parser.add_argument("--redraw", type=Path, help="only draw --plot from an earlier --json")
     args = parser.parse_args()
+    if args.redraw:
+        draw(json.loads(args.redraw.read_text(encoding="utf-8"))["rows"], args.plot)
+        return
     if args.imagenet:
         print_imagenet()
         return
@@ -426,26 +430,25 @@ def main() -> None:
         print(f"  foreseen / measured: {np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         if args.fit:
             print(f"  factors of the parts: {corrections(results[title])}")
+    rows = {
+        title: [
+            {
+                "axis": p.axis,
+                **p.sizes,
+                "seconds": p.seconds,
+                "mb": p.megabytes,
+                "foreseen_mb": p.work.memory / _MEGABYTE,
+                "parts": dict(p.work.seconds),
+            }
+            for p in points
+        ]
+        for title, points in results.items()
+    }
     if args.plot:
-        draw(results, args.plot)
+        draw(rows, args.plot)
     if args.json:
-        rows = {
-            title: [
-                {
-                    "axis": p.axis,
-                    **p.sizes,
-                    "seconds": p.seconds,
-                    "mb": p.megabytes,
-                    "foreseen_mb": p.work.memory / _MEGABYTE,
-                    "parts": dict(p.work.seconds),
-                }
-                for p in points
-            ]
-            for title, points in results.items()
-        }
-        args.json.write_text(
-            json.dumps({**facts, "rate": rate, "rows": rows}, indent=2) + "\n", encoding="utf-8"
-        )
+        found = {**facts, "rate": rate, "rows": rows}
+        args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
