@@ -18,7 +18,7 @@ import numpy as np
 
 from .cells import Cell, requests_of, wanted_by
 from .engine import Engine
-from .errors import DataError, LmimBenchError
+from .errors import LmimBenchError
 from .features import bank_key
 from .runner import Run
 from .types import Column, Dataset, Step, Tap, View
@@ -111,17 +111,13 @@ class Estimator:
         """Seconds to decode and cut an image of a split, the mean of some that are spread over it."""
         key = f"read {data.name} {split} {view}"
         if key not in self._rates:
-            from .data.loading import apply_view
+            from .data.loading import iterate_batches
 
             images = data.splits[split]
             places = np.linspace(0, len(images) - 1, min(_MOST_READ, len(images))).round().astype(int)
             begun, read = time.perf_counter(), 0
-            for place in places:
-                try:
-                    apply_view(images.image(int(place)), view)
-                except DataError as error:
-                    if not self.run.store.skip_broken:
-                        raise DataError(f"{error}; --skip-broken leaves such images out") from error
+            chosen, skip_broken = images.subset(places), self.run.store.skip_broken
+            for _ in iterate_batches(chosen, view, batch_size=1, skip_broken=skip_broken):
                 read += 1
                 if time.perf_counter() - begun > _PATIENCE:
                     break

@@ -154,6 +154,11 @@ class Case:
     protocol: dict[str, Any] = field(default_factory=dict)
     title: str = ""
 
+    @property
+    def name(self) -> str:
+        """What the lines and panels are called."""
+        return self.title or self.task
+
     def points(self) -> Iterator[tuple[str, dict[str, int]]]:
         """The axis, and the sizes at each place along it."""
         for axis, places in self.axes.items():
@@ -365,13 +370,13 @@ def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    bases = {case.title or case.task: case.base for case in CASES}
+    bases = {case.name: case.base for case in CASES}
     columns = 3
     height = -(-len(rows) // columns)
     figure, axes = pyplot.subplots(
         height, columns, figsize=(11, 3.6 * height), layout="constrained", squeeze=False
     )
-    for panel, (title, points) in zip(axes.flat, rows.items(), strict=False):
+    for panel, (title, points) in zip(axes.flat[: len(rows)], rows.items(), strict=True):
         for number, axis in enumerate(dict.fromkeys(point["axis"] for point in points)):
             line = [point for point in points if point["axis"] == axis]
             x = [_times(axis, point[axis], bases[title][axis]) for point in line]
@@ -419,7 +424,7 @@ def main() -> None:
     )
     results: dict[str, list[Point]] = {}
     for case in CASES:
-        title = case.title or case.task
+        title = case.name
         if args.tasks and case.task not in args.tasks:
             continue
         print(f"{title}, base {', '.join(f'{name} {size}' for name, size in case.base.items())}", flush=True)

@@ -167,7 +167,7 @@ def _work(cfg: UnsupSegConfig, spec: EncoderSpec, data: Dataset) -> Work:
             "assignment": 1e-11 * cfg.seeds * dim * patches * sum(starts),
             "counts": 1e-8 * patches * len(starts) * (2 * cfg.seeds + 1),
             "trees": 2.6e-9 * trees * tokens * (tokens * 10 + width),
-            "intervals": 0.1 + 1e-10 * 2000 * classes * 3 * cfg.seeds * len(starts) * (images + 1000) / 100,
+            "intervals": 0.1 + 6e-9 * classes * cfg.seeds * len(starts) * (images + 1000),
             "t-sne": 1e-3 * cfg.tsne_tokens,
         },
         memory=40e6 + 8.0 * dim * max(sampled.values()) + 60.0 * patches + 12.0 * tokens**2 * bool(trees),
