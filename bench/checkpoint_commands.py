@@ -241,8 +241,9 @@ def selftest(ctx: click.Context, ckpt: str, out: Path | None) -> None:
     debug = bool(ctx.find_root().params.get("debug"))
     with tempfile.TemporaryDirectory(prefix="lmim-bench-selftest-") as folder:
         working = Path(folder)
-        found = self_test(checkpoint, out or working / "run", working, Reporter(), command_line(), debug)
-    print_summary(found.run, Console())
+        kept = out or working / "run"
+        found = self_test(checkpoint, kept, working, Reporter(), command_line(), debug)
+        print_summary(found.run, kept, Console())
     for note in found.notes:
         click.echo(f"note       {note}")
     for verdict in found.verdicts:

@@ -195,7 +195,7 @@ def _print_summary(finished: Any, out: Path) -> None:
 
     from ..reports.text import print_summary
 
-    print_summary(finished, Console())
+    print_summary(finished, out, Console())
     click.echo(f"results  {out / 'results.json'}\nreport   {out / 'report.html'}")
     if any(result.status == "failed" for result in finished.results):
         sys.exit(_EXIT_FAILED_CELLS)
@@ -306,7 +306,7 @@ def report(folder: Path, out: Path | None) -> None:
 
     finished = load_run(folder)
     written = build_report(folder, out)
-    print_summary(finished, Console())
+    print_summary(finished, folder, Console())
     click.echo(f"report   {written}")
 
 

@@ -30,7 +30,7 @@ from .similarity import load_similarities
 from .style import COLOURS, PAGE, Drawing, style
 from .svg import to_svg
 from .tradeoffs import tradeoffs
-from .verdicts import comparisons, ranking
+from .verdicts import Pairings, ranking
 
 GALLERIES_SHOWN = 3
 """Galleries of a column that are open at once; the others unfold."""
@@ -107,6 +107,8 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
         return [(d, Markup(to_svg(d, f"{prefix}-{number}", labels))) for number, d in enumerate(drawings)]
 
     ranked = ranking(report)
+    pairings = Pairings(report)
+    compared = pairings.against(baseline)
     jinja = Jinja(
         loader=FunctionLoader(_template),
         autoescape=True,
@@ -130,7 +132,6 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
         "similarities": lambda strip: similarities.get((strip.folder, strip.similarity)),
         "p_value": lambda p: "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
         "prose": prose,
-        "summarise": lambda report: [column.summary() for column in report.summarised],
     }
     with style(PAGE):
         return jinja.get_template("report.html.j2").render(
@@ -151,8 +152,9 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
                 *unread,
                 *_gaps(album),
             ],
-            lead=lead(report),
-            comparisons=[c for c in comparisons(report, baseline) if c.verdicts or c.gaps],
+            lead=lead(pairings),
+            summaries=[pairings.summary(column) for column in report.summarised],
+            comparisons=[c for c in compared if c.verdicts or c.gaps],
             ranking=None if ranked is None else ranked[0],
             ranks=[] if ranked is None else inline([draw_ranks(ranked[0], labels)], "ranks"),
             tradeoffs=[
@@ -187,20 +189,22 @@ def _gaps(album: Album) -> list[str]:
     return gaps if len(gaps) <= 10 else [*gaps[:10], f"and {len(gaps) - 10:,} more pictures"]
 
 
-def lead(report: Report) -> list[str]:
+def lead(pairings: Pairings) -> list[str]:
     """What the summary table says, in sentences: how often each checkpoint is best."""
+    report = pairings.report
     if len(report.checkpoints) < 2:
         return []
-    rows = [row for column in report.scored if (row := column.headline) and len(row.found) > 1]
-    wins = [(sum(r.standings[c.index] == "best" for r in rows), c) for c in report.checkpoints]
+    columns = [column for column in report.scored if column.headline and len(column.headline.found) > 1]
+    standings = [[cell.standing for cell in pairings.summary(column)] for column in columns]
+    wins = [(sum(row[c.index] == "best" for row in standings), c) for c in report.checkpoints]
     out = [
-        f"{c.label} is best in {count} of {len(rows)} columns."
+        f"{c.label} is best in {count} of {len(columns)} columns."
         for count, c in sorted(wins, key=lambda win: -win[0])
         if count
     ]
-    unclear = sum("close" in row.standings or row.standings.count("best") > 1 for row in rows)
-    if rows and unclear:
-        out.append(f"In {unclear} of {len(rows)} columns another is not clearly worse than the best.")
+    unclear = sum("close" in row or row.count("best") > 1 for row in standings)
+    if unclear:
+        out.append(f"In {unclear} of {len(columns)} columns another is not told apart from the best.")
     return out
 
 

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..bench.results import CheckpointRecord, DataRecord, Environment, Result, RunFile, load_run
-from .readings import Reading, Row, Standing, metric_rows, show
+from .readings import Reading, Row, metric_rows, show
 
 State = Literal["ok", "partial", "failed", "missing"]
 """``partial``: some seeds failed; ``missing``: the cell was never run, or its headline is not there."""
+Standing = Literal["best", "close", ""]
+"""``close``: not told apart from the best, which the paired tests say (``verdicts.Pairings``)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Column:
         return {note: tuple(indices) for note, indices in found.items()}
 
     def summary(self) -> tuple[Cell, ...]:
-        """The summary cell of each checkpoint."""
+        """The summary cell of each checkpoint; of the standings only which are best."""
         row, out = self.headline, []
         for index, entries in enumerate(self.cells):
             errors = tuple(reason(e.result) for e in entries if e.result.status == "failed")
@@ -115,7 +117,8 @@ class Column:
             state: State = "partial" if errors else "ok"
             heat = row.heat(reading) if self.first.scored else 0.0
             span = row.span(reading)
-            out.append(Cell(state, reading, row.standings[index], heat, span, errors))
+            standing: Standing = "best" if row.leads[index] else ""
+            out.append(Cell(state, reading, standing, heat, span, errors))
         return tuple(out)
 
 

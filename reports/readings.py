@@ -1,16 +1,14 @@
-"""One metric over the checkpoints of a column: values, intervals, which is best, which not clearly worse."""
+"""One metric over the checkpoints of a column: values, intervals, which is best."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from ..bench.results import Result
 from ..bench.types import Metric, Score
 
-Standing = Literal["best", "close", ""]
-"""``close``: the interval overlaps that of the best (or one of them has none): not clearly worse."""
 Number = TypeVar("Number", int, float)
 
 
@@ -97,7 +95,8 @@ class Row:
     parameters: str
     headline: bool
     readings: tuple[Reading | None, ...]
-    standings: tuple[Standing, ...]
+    leads: tuple[bool, ...]
+    """Which show the best number: several where a reader cannot tell them apart, none of one alone."""
 
     @property
     def found(self) -> list[Reading]:
@@ -170,10 +169,8 @@ def metric_rows(first: Result, cells: Sequence[Sequence[Result]]) -> tuple[Row, 
             readings = tuple(_reading(results, metric_id, metric) for results in cells)
             parameters = metric_id.partition("@")[2]
             headline = metric_id == first.headline
-            standings: tuple[Standing, ...] = tuple("" for _ in readings)
-            if first.scored:
-                standings = _standings(readings, metric)
-            rows.append(Row(metric_id, metric, parameters, headline, readings, standings))
+            leads = _leads(readings, metric) if first.scored else (False,) * len(readings)
+            rows.append(Row(metric_id, metric, parameters, headline, readings, leads))
     return tuple(rows)
 
 
@@ -206,19 +203,11 @@ def _best(readings: Sequence[Reading | None], metric: Metric) -> Reading | None:
     return pick(found, key=lambda r: r.value) if found else None
 
 
-def _standings(readings: Sequence[Reading | None], metric: Metric) -> tuple[Standing, ...]:
+def _leads(readings: Sequence[Reading | None], metric: Metric) -> tuple[bool, ...]:
     best = _best(readings, metric)
-    alone = sum(r is not None for r in readings) < 2
-
-    def standing(reading: Reading | None) -> Standing:
-        if reading is None or best is None or alone:
-            return ""
-        # A reader cannot tell apart what shows the same number, so all of them are marked.
-        if reading.text == best.text:
-            return "best"
-        return "close" if reading.overlaps(best) else ""
-
-    return tuple(standing(r) for r in readings)
+    if best is None or sum(r is not None for r in readings) < 2:
+        return (False,) * len(readings)
+    return tuple(r is not None and r.text == best.text for r in readings)
 
 
 def _span(values: Sequence[Number], text: Callable[[Number], str]) -> str:

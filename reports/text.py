@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bench.results import RunFile
 from .model import Cell, Column, Report, make_report, reason
 from .readings import clean
+from .verdicts import Pairings
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -17,25 +20,36 @@ Grid = list[list[str]]
 """Texts by row, the first of which is the head."""
 
 
-def summary_table(run: RunFile) -> SummaryTable:
-    """What a run found, for ``rich``: a row a checkpoint, a column a task and data set, reasons below.
+def summary_table(run: RunFile, folder: Path) -> SummaryTable:
+    """What a run in a folder found, for ``rich``: a row a checkpoint, a column a task and data set, reasons
+    below.
 
     A terminal too narrow for that gets a row a task instead; a pipe or file gets plain aligned lines (see
     ``print_summary``, which keeps them whole).
     """
-    return SummaryTable(make_report([(run, None)]))
+    return SummaryTable(Pairings(make_report([(run, folder)])))
 
 
-def print_summary(run: RunFile, console: Console) -> None:
+def print_summary(run: RunFile, folder: Path, console: Console) -> None:
     """Print what a run found. Lines for a pipe or file are not cut at the width of an absent terminal."""
-    console.print(summary_table(run), crop=console.is_terminal)
+    console.print(summary_table(run, folder), crop=console.is_terminal)
 
 
 @dataclass(frozen=True)
 class SummaryTable:
     """A renderable of the headline metrics; ``str`` of it is the plain form."""
 
-    report: Report
+    pairings: Pairings
+
+    @property
+    def report(self) -> Report:
+        """What the table is of."""
+        return self.pairings.report
+
+    @cached_property
+    def summaries(self) -> tuple[tuple[Cell, ...], ...]:
+        """The cells of each column."""
+        return tuple(self.pairings.summary(column) for column in self.report.summarised)
 
     def __str__(self) -> str:
         return "\n".join(self._plain())
@@ -61,11 +75,9 @@ class SummaryTable:
             yield Text(line, style="dim")
 
     def _grid(self) -> Grid:
-        columns = self.report.summarised
-        grid = [["checkpoint", *(_head(column) for column in columns)]]
-        summaries = [column.summary() for column in columns]
+        grid = [["checkpoint", *(_head(column) for column in self.report.summarised)]]
         for checkpoint in self.report.checkpoints:
-            cells = (_cell(summary[checkpoint.index]) for summary in summaries)
+            cells = (_cell(summary[checkpoint.index]) for summary in self.summaries)
             grid.append([_line(checkpoint.label), *cells])
         return grid
 
@@ -105,14 +117,10 @@ class SummaryTable:
         ]
 
     def _legend(self) -> list[str]:
-        rows = [row for column in self.report.summarised if (row := column.headline)]
-        marks = [mark for row in rows for mark in row.standings]
+        marks = {cell.standing for summary in self.summaries for cell in summary}
         if "best" not in marks:
             return []
-        close = (
-            "; ~ not clearly worse: its 95% interval overlaps that of the best" if "close" in marks else ""
-        )
-        return [f"* best{close}"]
+        return ["* best" + ("; ~ not told apart from the best on the same items" if "close" in marks else "")]
 
 
 def _head(column: Column) -> str:

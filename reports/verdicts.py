@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from ..bench.comparison import Difference, Ranking, compare, holm, rank, sentence
 from ..bench.errors import ConfigError, did_you_mean
 from ..bench.types import Array, DataKind
-from .model import Checkpoint, Column, Entry, Report
+from .model import Cell, Checkpoint, Column, Entry, Report
 from .readings import Row
 
 LEVEL = 0.05
@@ -96,21 +96,68 @@ class Comparison:
         return self.challenger, self.reference
 
 
+@dataclass(frozen=True)
+class Pairings:
+    """The paired comparisons of a report, each made when it is first asked for."""
+
+    report: Report
+    """Columns and checkpoints, with the run folders that their items lie in."""
+    _made: dict[frozenset[int], Comparison] = field(default_factory=dict)
+
+    def against(self, baseline: str | None = None) -> tuple[Comparison, ...]:
+        """Each checkpoint against the baseline.
+
+        Args:
+            baseline: label of the checkpoint that the others are compared with; by default the first that
+                has no random weights.
+
+        Raises:
+            ConfigError: there is no such label.
+        """
+        checkpoints = self.report.checkpoints
+        if len(checkpoints) < 2:
+            return ()
+        base = _baseline(self.report, baseline)
+        return tuple(self.compare(base, other) for other in checkpoints if other is not base)
+
+    def compare(self, base: Checkpoint, other: Checkpoint) -> Comparison:
+        """The other with the base, on all columns."""
+        pair = frozenset((base.index, other.index))
+        made = self._made.get(pair)
+        if made is None or made.reference is not base:
+            made = self._made[pair] = _compare(self.report, base, other)
+        return made
+
+    def summary(self, column: Column) -> tuple[Cell, ...]:
+        """The summary cells of a column, with those marked that are not told apart from its best one.
+
+        The test is that of the comparison of the two. Where it cannot be made, overlapping intervals count.
+        """
+        cells = column.summary()
+        row = column.headline
+        best = row.best if row else None
+        if row is None or best is None or not any(row.leads):
+            return cells
+        leader = self.report.checkpoints[row.readings.index(best)]
+        marked = []
+        for checkpoint, cell in zip(self.report.checkpoints, cells, strict=True):
+            if cell.reading is not None and not cell.standing and self._close(column, leader, checkpoint):
+                cell = replace(cell, standing="close")
+            marked.append(cell)
+        return tuple(marked)
+
+    def _close(self, column: Column, leader: Checkpoint, other: Checkpoint) -> bool:
+        made = self._made.get(frozenset((leader.index, other.index))) or self.compare(leader, other)
+        for verdict in made.verdicts:
+            if verdict.column is column:
+                return not verdict.clear
+        one, two = (column.summary()[c.index].reading for c in (leader, other))
+        return one is not None and two is not None and one.overlaps(two)
+
+
 def comparisons(report: Report, baseline: str | None = None) -> tuple[Comparison, ...]:
-    """Each checkpoint against the baseline.
-
-    Args:
-        report: columns and checkpoints, with the run folders that their items lie in.
-        baseline: label of the checkpoint that the others are compared with; by default the first that has
-            no random weights.
-
-    Raises:
-        ConfigError: there is no such label.
-    """
-    if len(report.checkpoints) < 2:
-        return ()
-    base = _baseline(report, baseline)
-    return tuple(_compare(report, base, other) for other in report.checkpoints if other is not base)
+    """Each checkpoint against the baseline: ``Pairings.against``."""
+    return Pairings(report).against(baseline)
 
 
 def ranking(report: Report) -> tuple[Ranking, tuple[Checkpoint, ...]] | None:
@@ -151,7 +198,9 @@ def _compare(report: Report, base: Checkpoint, other: Checkpoint) -> Comparison:
             gaps.append(f"{column.task} on {column.data.name}: one of the two has no score")
             continue
         try:
-            found = _difference(mine, theirs, row.id, f"{column.id}/{base.label}/{other.label}")
+            # The same draws whichever of the two is the reference, and so the same p value.
+            names = sorted((base.label, other.label))
+            found = _difference(mine, theirs, row.id, "/".join([column.id, *names]))
         except _NotPairedError as error:
             gaps.append(f"{column.task} on {column.data.name}: {error}")
             continue

@@ -8,7 +8,7 @@ from lmim_bench.bench.errors import ConfigError
 from lmim_bench.bench.results import DataRecord, RunFile
 from lmim_bench.bench.types import Metric, Score
 from lmim_bench.reports.model import make_report, read_report
-from lmim_bench.reports.readings import Reading, _standings, clean, format_value, show
+from lmim_bench.reports.readings import Reading, _leads, clean, format_value, show
 
 
 def report_of(*results, limited=False):
@@ -21,9 +21,9 @@ def reading_of(value, low, high, higher=True):
     return Reading(value, low, high, ((0, found),), metric)
 
 
-def standings_of(*triples, higher=True):
-    readings = [None if t is None else reading_of(*t, higher) for t in triples]
-    return _standings(readings, Metric(id="m", title="m", higher_is_better=higher))
+def leads_of(*values, higher=True):
+    readings = [None if value is None else reading_of(value, 0, 1, higher) for value in values]
+    return _leads(readings, Metric(id="m", title="m", higher_is_better=higher))
 
 
 # ------------------------------------------------------------------------------------------- numbers
@@ -56,36 +56,21 @@ def test_control_characters_are_replaced():
     assert clean("a\x1b[31mb\x00\ud800\nc") == "a\ufffd[31mb\ufffd\ufffd\nc"
 
 
-# ------------------------------------------------------------------------------------------- standings
+# ------------------------------------------------------------------------------------------- the best
 
 
-def test_best_and_not_clearly_worse_follow_the_intervals():
-    assert standings_of((0.7, 0.68, 0.72), (0.69, 0.67, 0.71), (0.5, 0.48, 0.52)) == ("best", "close", "")
-
-
-def test_lower_is_better_turns_the_order():
-    assert standings_of((0.7, 0.6, 0.8), (0.2, 0.1, 0.3), (0.35, 0.3, 0.4), higher=False) == (
-        "",
-        "best",
-        "close",
-    )
+def test_the_best_is_the_highest_or_the_lowest():
+    assert leads_of(0.7, 0.69, 0.5) == (True, False, False)
+    assert leads_of(0.7, 0.2, 0.35, higher=False) == (False, True, False)
 
 
 def test_the_same_shown_number_is_a_tie():
-    assert standings_of((0.70001, 0.7, 0.70002), (0.7, 0.69999, 0.70001), (0.1, 0.1, 0.1)) == (
-        "best",
-        "best",
-        "",
-    )
+    assert leads_of(0.70001, 0.7, 0.1) == (True, True, False)
 
 
 def test_nothing_is_best_alone():
-    assert standings_of((0.7, 0.6, 0.8), None) == ("", "")
-    assert standings_of(None, None) == ("", "")
-
-
-def test_without_an_interval_nothing_is_clearly_worse():
-    assert standings_of((0.7, None, None), (0.5, 0.4, 0.6)) == ("best", "close")
+    assert leads_of(0.7, None) == (False, False)
+    assert leads_of(None, None) == (False, False)
 
 
 intervals = st.tuples(st.floats(0, 1), st.floats(0, 0.2), st.floats(0, 0.2)).map(
@@ -94,13 +79,13 @@ intervals = st.tuples(st.floats(0, 1), st.floats(0, 0.2), st.floats(0, 0.2)).map
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
-@given(st.lists(intervals, min_size=2, max_size=6), st.booleans())
-def test_standings_agree_with_the_definition(triples, higher):
-    best = (max if higher else min)(triples, key=lambda t: t[0])
-    for (value, low, high), standing in zip(triples, standings_of(*triples, higher=higher), strict=True):
-        same = f"{100 * value:.1f}" == f"{100 * best[0]:.1f}"
-        overlap = not (high < best[1] or low > best[2])
-        assert standing == ("best" if same else "close" if overlap else "")
+@given(intervals, intervals)
+def test_intervals_overlap_where_a_point_is_in_both(one, two):
+    assert reading_of(*one).overlaps(reading_of(*two)) == (max(one[1], two[1]) <= min(one[2], two[2]))
+
+
+def test_an_interval_that_is_not_known_overlaps_all():
+    assert reading_of(0.7, None, None).overlaps(reading_of(0.1, 0.05, 0.2))
 
 
 # ------------------------------------------------------------------------------------------- columns
@@ -271,7 +256,7 @@ def test_a_diagnosis_is_counted_nowhere_but_shown_where_it_is_alone(result):
     assert [c.task for c in report.scored] == [c.task for c in report.summarised] == ["knn"]
     assert [(c.label, told) for c, told in report.warnings] == [("a", ("it has collapsed",))]
     for row in report.columns[1].rows:
-        assert set(row.standings) == {""}
+        assert not any(row.leads)
     (alone,) = report_of(*diagnoses).summarised
     assert {cell.heat for cell in alone.summary()} == {0.0}
     assert not report_of(*diagnoses).scored

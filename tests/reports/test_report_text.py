@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,7 @@ from lmim_bench.reports.text import print_summary, summary_table
 
 @pytest.fixture
 def run(result, score):
+    """Cells without per-item numbers: nothing can be paired, and intervals decide."""
     results = (
         result("mae", scores=(score("top1@k=20", 0.745, 0.006, chance=0.1),)),
         result("[red]lmim\x1b[0m", scores=(score("top1@k=20", 0.75, 0.006, chance=0.1),)),
@@ -21,9 +23,9 @@ def run(result, score):
     return RunFile(command="run", limited=True, results=results)
 
 
-def printed(run, **console):
+def printed(run, folder=Path("nowhere"), **console):
     stream = io.StringIO()
-    print_summary(run, Console(file=stream, **console))
+    print_summary(run, folder, Console(file=stream, **console))
     return stream.getvalue()
 
 
@@ -38,7 +40,7 @@ def test_a_pipe_gets_plain_whole_lines(run):
 
 
 def test_the_plain_form_is_its_text(run):
-    assert str(summary_table(run)) == printed(run, width=40).rstrip("\n")
+    assert str(summary_table(run, Path("nowhere"))) == printed(run, width=40).rstrip("\n")
 
 
 def test_a_terminal_gets_a_row_a_checkpoint(run):
@@ -64,6 +66,7 @@ def test_seeds_and_partial_failures_are_told(result):
 
 def test_a_warning_about_a_checkpoint_comes_with_the_numbers(result):
     told = result("naive", info={"notes": ("WARNING: it has collapsed", "a note")})
-    lines = str(summary_table(RunFile(command="run", limited=False, results=(told,)))).splitlines()
+    run = RunFile(command="run", limited=False, results=(told,))
+    lines = str(summary_table(run, Path("nowhere"))).splitlines()
     assert "WARNING naive: it has collapsed" in lines
     assert not any("a note" in line for line in lines)

@@ -18,7 +18,7 @@ from lmim_bench.bench.report_commands import compare, table
 from lmim_bench.reports.html import build_report
 from lmim_bench.reports.model import read_report
 from lmim_bench.reports.tables import write_table
-from lmim_bench.reports.verdicts import comparisons, ranking
+from lmim_bench.reports.verdicts import Pairings, comparisons, ranking
 
 HOSTILE = "<img src=x onerror=alert(1)>|_\\"
 
@@ -143,6 +143,57 @@ def test_random_weights_are_not_the_baseline(run: Callable[..., Path]) -> None:
     control = run("a", {"control": 0.1}, info={"random_weights": True})
     report = read_report([control, run("b", {"trained": 0.6})])
     assert [c.reference.label for c in comparisons(report)] == ["trained"]
+
+
+# ------------------------------------------------------------------------------------------- standings
+
+
+def marks(folder: Path) -> list[str]:
+    pairings = Pairings(read_report([folder]))
+    (column,) = pairings.report.columns
+    return [cell.standing for cell in pairings.summary(column)]
+
+
+def test_overlapping_intervals_do_not_hide_a_difference_on_the_same_items(run: Callable[..., Path]) -> None:
+    folder = run("a", {"x": 0.50, "y": 0.53})  # intervals of +- 1 point are made up: here they overlap
+    results = json.loads((folder / "results.json").read_text())
+    for result in results["results"]:
+        result["scores"][0] |= {"low": 0.4, "high": 0.6}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert marks(folder) == ["", "best"]
+
+
+def test_what_a_test_does_not_tell_apart_is_close(run: Callable[..., Path]) -> None:
+    folder = run("a", {"x": 0.50, "y": 0.53, "z": 0.2})
+    rng = np.random.default_rng(5)
+    np.savez(folder / "items" / "x--knn--toy--s0.npz", **{"top1@k=20": rng.permutation(hits(0.50))})
+    assert marks(folder) == ["close", "best", ""]
+
+
+@pytest.mark.parametrize(("other", "mark"), [(0.59, "close"), (0.5, "")])
+def test_intervals_decide_where_items_cannot_be_paired(
+    run: Callable[..., Path], other: float, mark: str
+) -> None:
+    assert marks(run("a", {"x": other, "y": 0.6}, items=False)) == [mark, "best"]
+
+
+def test_marks_and_comparisons_say_the_same_whatever_the_baseline(run: Callable[..., Path]) -> None:
+    folder = run("a", {"x": 0.50, "y": 0.53, "z": 0.51}, tasks=("knn", "linear"))
+    for path in folder.glob("items/[xz]--*.npz"):  # answers of no binary kind: the test draws exchanges
+        items = np.random.default_rng(len(path.name)).normal(size=400)
+        np.savez(path, **{"top1@k=20": items + (path.name[0] == "x") * 0.15})
+    report = read_report([folder])
+    pairings = Pairings(report)
+    for baseline in ("x", "y", "z"):
+        for found in pairings.against(baseline):
+            back = Pairings(report).compare(found.challenger, found.reference)
+            assert [v.p for v in back.verdicts] == [v.p for v in found.verdicts]
+            assert [v.found.value for v in back.verdicts] == [-v.found.value for v in found.verdicts]
+            for verdict in found.verdicts:
+                cells = pairings.summary(verdict.column)
+                two = [cells[c.index].standing for c in found.pair]
+                if "best" in two:
+                    assert ("close" in two) == (not verdict.clear)
 
 
 def test_ranks_of_three(run: Callable[..., Path]) -> None:
