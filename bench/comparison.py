@@ -1,8 +1,10 @@
 """Two encoders on the same items: difference, interval, test, effect size. Several encoders: ranks.
 
 Pure functions of arrays and a generator. Sources: McNemar (1947) in its exact form; Fisher's paired
-randomisation test, by whole clusters where items come in groups; Cohen (1988) for d_z; Holm (1979); Demsar
-(2006), "Statistical Comparisons of Classifiers over Multiple Data Sets", for ranks and critical difference.
+randomisation test, by whole clusters where items come in groups; Student's test with the error and degrees
+of freedom of ``stats.crossed_error`` where draws of a training set are tested on the same items; Cohen
+(1988) for d_z; Holm (1979); Demsar (2006), "Statistical Comparisons of Classifiers over Multiple Data Sets",
+for ranks and critical difference.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .stats import bootstrap, crossed_bootstrap_values, crossed_interval
+from .stats import bootstrap, crossed_error, crossed_interval
 from .types import Array, mean_statistic
 
 PERMUTATIONS = 9999
@@ -71,7 +73,7 @@ def compare(
     difference = b - a
     value = float(difference.mean())
     if crossed:
-        return _crossed(difference, value, rng)
+        return _crossed(difference, value)
     groups = _group_sums(difference, clusters)
     interval = bootstrap(difference[:, None], mean_statistic, rng, clusters=clusters)
     low, high = interval if interval is not None else (None, None)
@@ -85,17 +87,17 @@ def compare(
     return Difference(value, low, high, p, test, _effect(groups), len(difference), len(groups))
 
 
-def _crossed(difference: Array, value: float, rng: np.random.Generator) -> Difference:
-    draws, items = difference.shape
-    if draws < 2 or items < 2:
+def _crossed(difference: Array, value: float) -> Difference:
+    from scipy.special import stdtr
+
+    items = difference.shape[1]
+    interval = crossed_interval(difference)
+    if interval is None:
         return Difference(value, None, None, None, "none: a single draw or item", None, items, items)
-    values = crossed_bootstrap_values(difference, rng)
-    low, high = crossed_interval(difference, values)
-    # The smallest level at which the interval still holds zero.
-    tail = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0)) + 1
-    p = min(1.0, 2 * tail / (len(values) + 1))
-    test = "bootstrap over draws and items"
-    return Difference(value, low, high, p, test, _effect(difference.mean(axis=0)), items, items)
+    error, freedom = crossed_error(difference)
+    p = 2 * float(stdtr(freedom, -abs(value) / error)) if error else float(value == 0)
+    test = f"Student's t over draws and items, {freedom:.1f} degrees of freedom"
+    return Difference(value, *interval, p, test, _effect(difference.mean(axis=0)), items, items)
 
 
 def mcnemar(a: Array, b: Array) -> float:
@@ -223,8 +225,6 @@ def sentence(
     shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     if p < 0.05:
         return f"{winner} is better than {loser} by {size}{interval}, {shown}, on {by}"
-    if size.startswith(f"{0:.{digits}f}"):
-        return f"{winner} and {loser} are alike: {size}{interval}, {shown}, on {by}"
     return f"{winner} and {loser} are not told apart: {size}{interval}, {shown}, on {by}"
 
 

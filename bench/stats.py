@@ -4,7 +4,9 @@ The bias-corrected and accelerated bootstrap (Efron 1987, "Better Bootstrap Conf
 Tibshirani 1993, chapter 14), and Wilson's score interval for shares of independent 0/1 outcomes, which holds
 its level where all outcomes are alike (Brown, Cai and DasGupta 2001). Few independent items make a bootstrap
 too narrow, as a normal quantile in place of Student's would: its levels are widened to match (Hesterberg
-2015, "What Teachers Should Know About the Bootstrap"). Pure functions of arrays and a generator.
+2015, "What Teachers Should Know About the Bootstrap"). A resample never leaves the range of the items, so
+that with very few of them, and over draws of a training set, it is Student's interval itself. Pure functions
+of arrays and a generator.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from .types import Array, Measurement, Score, Statistic, mean_statistic
 LEVEL = 0.95
 RESAMPLES = 2000
 _CHUNK_ELEMENTS = 4_000_000
+_FEW = 8
+"""Fewer independent items than this get Student's interval."""
 
 
 def score(measurement: Measurement, rng: np.random.Generator) -> Score:
@@ -31,7 +35,7 @@ def score(measurement: Measurement, rng: np.random.Generator) -> Score:
         raise ValueError(f"{measurement.metric} was measured on no items, or on items that are not finite")
     if measurement.crossed:
         value = float(items.mean())
-        interval = crossed_bootstrap(items, rng)
+        interval = crossed_interval(items)
         n = int(items.shape[1])
     else:
         rows = items[:, None] if items.ndim == 1 else items.reshape(len(items), -1)
@@ -42,6 +46,8 @@ def score(measurement: Measurement, rng: np.random.Generator) -> Score:
         else:
             interval = bootstrap(rows, measurement.statistic, rng, clusters=measurement.clusters)
     low, high = interval if interval is not None else (None, None)
+    if low is not None and high is not None and _is_share(measurement, items):
+        low, high = max(0.0, low), min(1.0, high)
     return Score(
         metric=measurement.metric,
         value=value,
@@ -98,6 +104,11 @@ def _binary(items: Array) -> bool:
     return bool(((items == 0) | (items == 1)).all())
 
 
+def _is_share(measurement: Measurement, items: Array) -> bool:
+    """Whether the value is a mean of numbers from 0 to 1, which an interval has no reason to leave."""
+    return is_plain(measurement) and bool(((items >= 0) & (items <= 1)).all())
+
+
 def bootstrap(
     rows: Array,
     statistic: Statistic,
@@ -107,7 +118,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> tuple[float, float] | None:
-    """BCa interval of ``statistic(mean of rows)``.
+    """BCa interval of ``statistic(mean of rows)``; of very few groups Student's, by the jackknife's error.
 
     Args:
         rows: (N, F) per-item numbers.
@@ -124,6 +135,8 @@ def bootstrap(
     groups = len(sums)
     if groups < 2:
         return None
+    if groups < _FEW:
+        return _student(sums, sizes, statistic, level)
     # Equal rows are exchangeable: drawing how often each distinct row comes up is the same resample,
     # and for 0/1 outcomes it turns N draws into one binomial.
     table, inverse, counts = np.unique(
@@ -144,49 +157,47 @@ def bootstrap(
     return _bca(value, values, jackknife, counts, _reach(level, groups - 1, groups))
 
 
-def crossed_bootstrap(
-    table: Array, rng: np.random.Generator, *, resamples: int = RESAMPLES, level: float = LEVEL
-) -> tuple[float, float] | None:
-    """Percentile interval of the mean of an (A, N) table whose rows and columns are both samples.
-
-    Rows (draws of a training set) and columns (test items) are resampled independently, which is the
-    conservative "pigeonhole" bootstrap of Owen (2007) for two crossed random effects.
+def crossed_interval(table: Array, level: float = LEVEL) -> tuple[float, float] | None:
+    """Student's interval of the mean of an (A, N) table whose rows and columns are both samples.
 
     Returns:
         The interval, or None where either axis has fewer than two entries.
     """
     if min(table.shape) < 2:
         return None
-    return crossed_interval(table, crossed_bootstrap_values(table, rng, resamples), level)
+    error, freedom = crossed_error(table)
+    return _around(float(table.mean()), error, freedom, level)
 
 
-def crossed_interval(table: Array, values: Array, level: float = LEVEL) -> tuple[float, float]:
-    """The interval of a crossed table's mean from its resampled means.
+def crossed_error(table: Array) -> tuple[float, float]:
+    """Standard error of the mean of an (A, N) table, and its degrees of freedom.
 
-    The few draws weigh in by Satterthwaite's degrees of freedom: as much as they make up of the variance.
+    Rows (draws of a training set) and columns (test items) are both random. The variances of the mean that
+    either brings about add up, which counts what is particular to one cell twice: resampling both of them
+    does so as well (Owen 2007, "The pigeonhole bootstrap"), and it errs to the safe side. The degrees of
+    freedom are Satterthwaite's (1946): few draws weigh in as much as they make up of the variance.
     """
-    parts = [table.mean(axis=1 - axis).var(ddof=1) / table.shape[axis] for axis in (0, 1)]
+    parts = [float(table.mean(axis=1 - axis).var(ddof=1)) / table.shape[axis] for axis in (0, 1)]
     whole = sum(parts)
     if whole <= 0:
-        return _percentiles(values, NormalDist().inv_cdf((1 + level) / 2))
+        return 0.0, float(max(table.shape) - 1)
     spread = sum(part**2 / (n - 1) for part, n in zip(parts, table.shape, strict=True))
-    freedom = whole**2 / spread
-    return _percentiles(values, _reach(level, freedom, freedom + 1))
+    return whole**0.5, whole**2 / spread
 
 
-def crossed_bootstrap_values(table: Array, rng: np.random.Generator, resamples: int = RESAMPLES) -> Array:
-    """The resampled means (R,) behind ``crossed_bootstrap``."""
-    draws, items = table.shape
-    # Equal columns are exchangeable, as equal rows are above: ten draws of 0/1 outcomes have 1024 at most.
-    columns, counts = np.unique(table, axis=1, return_counts=True)
-    values = np.empty(resamples)
-    chunk = max(1, _CHUNK_ELEMENTS // len(counts))
-    for start in range(0, resamples, chunk):
-        stop = min(resamples, start + chunk)
-        by_row = rng.multinomial(draws, np.full(draws, 1 / draws), size=stop - start)
-        by_column = rng.multinomial(items, counts / items, size=stop - start)
-        values[start:stop] = np.einsum("ra,ra->r", by_row, by_column @ columns.T) / (draws * items)
-    return values
+def _student(sums: Array, sizes: Array, statistic: Statistic, level: float) -> tuple[float, float]:
+    groups, total, weight = len(sums), sums.sum(axis=0), sizes.sum()
+    value = float(statistic((total / weight)[None])[0])
+    left_out = statistic((total - sums) / (weight - sizes)[:, None])
+    error = ((groups - 1) * float(left_out.var())) ** 0.5
+    return _around(value, error, groups - 1, level)
+
+
+def _around(value: float, error: float, freedom: float, level: float) -> tuple[float, float]:
+    from scipy.special import stdtrit
+
+    reach = error * float(stdtrit(freedom, (1 + level) / 2))
+    return value - reach, value + reach
 
 
 def _percentiles(values: Array, reach: float) -> tuple[float, float]:

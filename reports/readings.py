@@ -74,10 +74,17 @@ class Reading:
 
     @property
     def at_chance(self) -> bool:
-        """Whether the interval reaches the chance level: not clearly better than a guess."""
+        """Whether the interval holds the chance level: no more than a guess."""
         if self.chance is None or self.low is None or self.high is None:
             return False
-        return self.low <= self.chance if self.metric.higher_is_better else self.high >= self.chance
+        return self.low <= self.chance <= self.high
+
+    @property
+    def below_chance(self) -> bool:
+        """Whether the whole interval is on the wrong side of the chance level."""
+        if self.chance is None or self.low is None or self.high is None:
+            return False
+        return self.high < self.chance if self.metric.higher_is_better else self.low > self.chance
 
     def overlaps(self, other: Reading) -> bool:
         """Whether the intervals overlap; so taken where one of them is not known."""

@@ -77,8 +77,8 @@ class Fitted:
 
     @property
     def diverged(self) -> bool:
-        """Whether a weight is not finite."""
-        return not bool(np.isfinite(self.head.weight).all())
+        """Whether a weight is not finite; the bias of a class that train does not show is -inf."""
+        return not bool(np.isfinite(self.head.weight).all()) or bool(np.isnan(self.head.bias).any())
 
     def predict(self, bank: FeatureBank, index: Array) -> Iterator[tuple[slice, Array]]:
         """Logits (n, C) of these rows of a bank, in blocks."""

@@ -280,17 +280,23 @@ def _classify(
 def _save_curve(
     ctx: Context, cfg: FewShotConfig, shots: Sequence[int], measured: Sequence[Measurement]
 ) -> None:
-    """Accuracy over shots with a 95% band over draws."""
+    """Accuracy over shots with a 95% band over draws, where there are several."""
+    from scipy.special import stdtrit
+
+    reach = float(stdtrit(cfg.draws - 1, 0.975)) / cfg.draws**0.5 if cfg.draws > 1 else 0.0
     series: dict[str, dict[str, list[float]]] = {"series": {}, "low": {}, "high": {}}
     for name in cfg.classifiers:
         ours = [m for m in measured if m.metric.split("@")[0] == name]
         for key, sign in (("series", 0.0), ("low", -1.0), ("high", 1.0)):
-            half = [1.96 * (m.detail["std_over_draws"] or 0) / cfg.draws**0.5 for m in ours]
+            half = [reach * (m.detail["std_over_draws"] or 0) for m in ours]
             series[key][_TITLES[name]] = [
                 round(float(m.items.mean()) + sign * h, 6) for m, h in zip(ours, half, strict=True)
             ]
     axes = {"x_label": "train images a class", "y_label": "accuracy", "log_x": True, "unit": "%"}
     caption = f"Whole test split, mean of {cfg.draws} draws; bands are 95% intervals over draws."
+    if cfg.draws == 1:
+        series = {"series": series["series"]}
+        caption = "Whole test split, one draw."
     ctx.save_data(
         "accuracy-over-shots", "curve", "Accuracy over shots", {"x": list(shots), **series, **axes}, caption
     )

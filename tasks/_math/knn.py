@@ -11,6 +11,8 @@ from ...bench.types import Array
 from .normalise import Rows, unit_rows
 
 _TILE_ROWS = 65_536
+UNSEEN = np.iinfo(np.int32).max
+"""The rank of a class without a vote."""
 
 
 def passes(bank_rows: int) -> int:
@@ -93,7 +95,7 @@ def true_ranks(weights: Array, labels: Array, truth: Array, ks: Sequence[int]) -
     """Rank of the true class in the vote of the nearest k, for every k, int64 (len(ks), Q); 0 is the winner.
 
     Among classes of equal weight the one with the nearest neighbour comes first. A class without a vote
-    is never counted as predicted: its rank is k.
+    is never counted as predicted: its rank is ``UNSEEN``.
 
     Args:
         weights, labels: of the neighbours, nearest first, (Q, k) with k at least ``max(ks)``.
@@ -120,7 +122,7 @@ def true_ranks(weights: Array, labels: Array, truth: Array, ks: Sequence[int]) -
         theirs = totals[own][query]
         ahead = (totals > theirs) | ((totals == theirs) & (nearest < nearest_own[query]))
         ahead &= nearest < k
-        rank[:] = np.where(nearest_own < k, np.bincount(query[ahead], minlength=queries), k)
+        rank[:] = np.where(nearest_own < k, np.bincount(query[ahead], minlength=queries), UNSEEN)
     return ranks
 
 

@@ -54,12 +54,13 @@ def stratified_holdout(labels: Array, fraction: float, rng: np.random.Generator)
 def label_ranks(logits: Array, labels: Array) -> Array:
     """Rank of the true class among logits (N, C), 0 is the first; ties to the lower class index, (N,).
 
-    A class of logit -inf (unknown to the head) is never predicted: its rank is C.
+    A class of logit -inf (unknown to the head) is never predicted, nor is one of logit NaN: its rank is C.
     """
     own = np.take_along_axis(logits, labels[:, None], 1)
     lower = np.arange(logits.shape[1]) < labels[:, None]
     rank = ((logits > own) | ((logits == own) & lower)).sum(axis=1)
-    return np.asarray(np.where(np.isneginf(own[:, 0]), logits.shape[1], rank))
+    unknown = np.isneginf(own[:, 0]) | np.isnan(own[:, 0])
+    return np.asarray(np.where(unknown, logits.shape[1], rank))
 
 
 def cross_entropies(logits: Array, labels: Array) -> Array:

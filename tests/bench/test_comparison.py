@@ -126,6 +126,26 @@ def test_crossed_draws_widen_the_interval():
     assert crossed.high - crossed.low > plain.high - plain.low
     assert crossed.p > plain.p
     assert compare(np.zeros((1, 9)), np.ones((1, 9)), rng(), crossed=True).p is None
+    assert compare(np.zeros((2, 9)), np.zeros((2, 9)), rng(), crossed=True).p == 1
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(st.integers(2, 12), st.floats(-0.3, 0.3), st.integers(0, 999))
+def test_the_crossed_p_value_says_what_its_interval_says(draws, shift, seed):
+    random = rng(seed)
+    table = 0.1 * random.normal(size=(draws, 1)) + random.normal(size=(draws, 60)) + shift
+    found = compare(np.zeros_like(table), table, rng(), crossed=True)
+    assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draws", [3, 5, 10])
+def test_equal_encoders_are_told_apart_at_the_stated_rate_where_draws_decide(draws):
+    told = 0
+    for i in range(800):
+        table = 0.1 * rng(i).normal(size=(draws, 1)) + 0.05 * rng(i + 1000).normal(size=(draws, 200))
+        told += compare(np.zeros_like(table), table, rng(), crossed=True).p < 0.05
+    assert 0.03 <= told / 800 <= 0.07
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)

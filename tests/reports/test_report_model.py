@@ -187,7 +187,18 @@ def test_chance_heat_and_span(result, score):
     assert a.span == pytest.approx((80, 90, 100))
     assert c.span == pytest.approx((0, 10, 20))
     assert [x.reading.at_chance for x in (a, b, c) if x.reading] == [False, False, True]
+    assert not any(x.reading.below_chance for x in (a, b, c) if x.reading)
     assert report.columns[0].headline.chance == "10.0"
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "at", "below"),
+    [("top1@k=20", 0.02, False, True), ("top1@k=20", 0.1, True, False), ("nll", 9.0, False, True)],
+)
+def test_worse_than_chance_is_not_at_chance(result, score, metric, value, at, below):
+    found = score(metric, value, 0.01, chance=0.1 if metric != "nll" else 2.3)
+    (cell,) = report_of(result(scores=(found,), headline=metric)).columns[0].summary()
+    assert (cell.reading.at_chance, cell.reading.below_chance) == (at, below)
 
 
 def test_an_undeclared_metric_is_shown_under_its_id(result, score):

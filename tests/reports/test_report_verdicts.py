@@ -75,7 +75,7 @@ def test_the_better_one_is_named_with_its_margin(run: Callable[..., Path]) -> No
 def test_equal_encoders_are_not_told_apart(run: Callable[..., Path]) -> None:
     (comparison,) = comparisons(read_report([run("a", {"x": 0.5, "y": 0.5})]))
     assert "1 cannot be told apart" in comparison.summary
-    assert comparison.verdicts[0].sentence.startswith("y and x are alike: 0.0 points")
+    assert comparison.verdicts[0].sentence.startswith("y and x are not told apart: 0.0 points")
 
 
 def test_runs_are_compared_across_folders(run: Callable[..., Path]) -> None:

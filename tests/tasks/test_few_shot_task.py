@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -105,7 +106,9 @@ def test_items_are_crossed_and_the_curve_holds_their_means(toy: ModuleType) -> N
     np.testing.assert_allclose(curve["series"]["logistic regression"], values, atol=1e-5)
     spread = [found[f"logreg@shots={k}"].items.mean(1).std(ddof=1) for k in curve["x"]]
     width = np.array(curve["high"]["logistic regression"]) - curve["low"]["logistic regression"]
-    np.testing.assert_allclose(width, 2 * 1.96 * np.array(spread) / np.sqrt(3), atol=1e-5)
+    np.testing.assert_allclose(
+        width, 2 * scipy.stats.t.ppf(0.975, 2) * np.array(spread) / np.sqrt(3), atol=1e-5
+    )
 
 
 def test_centring_uses_the_mean_of_train(toy: ModuleType) -> None:

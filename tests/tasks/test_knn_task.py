@@ -66,7 +66,7 @@ def test_a_tie_goes_to_the_class_of_the_nearest_neighbour() -> None:
     totals = knn.class_totals(np.ones((2, 5)), labels, 4)
     np.testing.assert_array_equal(totals, [[2, 2, 2, 2, 1], [1, 2, 2, 2, 2]])
     np.testing.assert_array_equal(knn.winner(totals, labels), [3, 0])
-    for truth, ranks in ((3, [0, 5]), (1, [1, 1]), (2, [2, 2]), (0, [5, 0])):
+    for truth, ranks in ((3, [0, knn.UNSEEN]), (1, [1, 1]), (2, [2, 2]), (0, [knn.UNSEEN, 0])):
         found = knn.true_ranks(np.ones((2, 5)), labels, np.full(2, truth), (5,))
         np.testing.assert_array_equal(found, [ranks])
 
@@ -97,7 +97,7 @@ def test_ranks_agree_with_a_plain_loop(ballot, weighted: bool) -> None:
                 first.setdefault(c, j)
             order = sorted(sums, key=lambda c: (-sums[c], first[c]))
             for truth, ranks in enumerate(by_truth):
-                assert ranks[at, row] == (order.index(truth) if truth in order else k)
+                assert ranks[at, row] == (order.index(truth) if truth in order else knn.UNSEEN)
             assert winners[row] == order[0]
 
 
@@ -187,6 +187,12 @@ def test_separated_classes_are_solved_and_shuffled_labels_are_near_chance(toy: M
     noise = [rng.standard_normal((n, 16)).astype(np.float32) for n in (300, 600)]
     random = toy.toy_context((noise[0], train[1]), (noise[1], test[1])).run(TASK)
     assert abs(toy.value(random["top1@k=20"]) - 0.1) < 4 * np.sqrt(0.1 * 0.9 / 600)
+
+
+def test_a_class_that_no_neighbour_has_is_not_among_five_of_three(toy: ModuleType) -> None:
+    votes, labels = np.ones((1, 3)), np.array([[0, 1, 2]])
+    (rank,) = knn.true_ranks(votes, labels, np.array([4]), (3,))
+    assert rank[0] >= 5
 
 
 def test_few_classes_have_no_top5_and_unbalanced_chance_is_the_largest_class(toy: ModuleType) -> None:

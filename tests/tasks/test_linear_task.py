@@ -347,6 +347,7 @@ def test_ranks_and_cross_entropies_equal_scikit_learn() -> None:
     assert cross_entropies(logits, labels).mean() == pytest.approx(log_loss(labels, p, labels=range(7)))
     unknown = np.array([[0.0, 1.0, -np.inf]])
     assert label_ranks(unknown, np.array([2]))[0] == 3
+    assert label_ranks(np.full((1, 3), np.nan), np.array([0]))[0] == 3
     assert cross_entropies(unknown, np.array([2]))[0] == pytest.approx(-np.log(1e-30))
 
 
