@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+import secrets
 import shutil
+import time
 from pathlib import Path
+from typing import NamedTuple
+
+PARTS = ("features", "manifests", "pixels", "records", "scenes", "torchvision")
+"""What this program keeps: a folder for each, one a version for the scenes."""
+_FETCHED = "torchvision"
+"""The one part that cannot be worked out again: it goes only where it is named."""
+_STAGING = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
+_LONGEST_SILENCE = 86_400.0
 
 
 def cache_folder(chosen: Path | None = None) -> Path:
@@ -18,12 +30,49 @@ def cache_folder(chosen: Path | None = None) -> Path:
     return Path(user_cache_dir("lmim-bench"))
 
 
+# ------------------------------------------------------------------------------------------- staging
+
+
+def staging(folder: Path) -> Path:
+    """A new, empty folder beside ``folder``, to be filled and then renamed to it.
+
+    No other process has its name, and ``clear_stale`` leaves it alone while its process lives.
+    """
+    made = folder.parent / f".{folder.name}.{_here()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    made.mkdir(parents=True)
+    return made
+
+
 def clear_stale(root: Path) -> None:
-    """Delete the half-written folders of processes that are gone."""
-    for staging in root.glob(".*.tmp"):
-        pid = staging.name.split(".")[-2]
-        if not (pid.isdigit() and _alive(int(pid))):
-            shutil.rmtree(staging, ignore_errors=True)
+    """Delete what ``staging`` made and nobody will finish.
+
+    That is known of processes of this host that are gone. Others may share the cache: of their folders those
+    go that nothing was written to for a day.
+    """
+    for half in root.glob(".*.tmp"):
+        made = _STAGING.fullmatch(half.name)
+        if made is None:
+            continue
+        gone = made["host"] == _here() and not _alive(int(made["pid"]))
+        if gone or time.time() - _last_written(half) > _LONGEST_SILENCE:
+            shutil.rmtree(half, ignore_errors=True)
+
+
+def _here() -> str:
+    """This host, and on Linux this container: the number of a process means nothing outside."""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = ""
+    return re.sub(r"[^A-Za-z0-9]+", "-", f"{platform.node()} {namespace}")
+
+
+def _last_written(folder: Path) -> float:
+    """The time of the last change in a folder; now, where another process removes it meanwhile."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except OSError:
+        return time.time()
 
 
 def _alive(pid: int) -> bool:
@@ -36,20 +85,36 @@ def _alive(pid: int) -> bool:
     return True
 
 
+# ------------------------------------------------------------------------------------------- contents
+
+
 def usage(root: Path) -> dict[str, tuple[int, int]]:
     """Entries and bytes below each folder of the cache."""
-    found = {}
-    for folder in sorted(p for p in root.glob("*") if p.is_dir()):
-        sizes = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
-        found[folder.name] = (sum(1 for _ in folder.iterdir()), sum(sizes))
-    return found
+    return {folder.name: (sum(1 for _ in folder.iterdir()), _bytes(folder)) for folder in _folders(root)}
 
 
-def clear(root: Path, part: str | None = None) -> int:
-    """Delete one folder of the cache, or all of it; returns the bytes freed."""
+class Cleared(NamedTuple):
+    """The bytes that were freed, and the names of what lies in the folder still."""
+
+    freed: int
+    left: tuple[str, ...]
+
+
+def clear(root: Path, part: str | None = None) -> Cleared:
+    """Delete one of ``PARTS``, or all of them but what was downloaded. What else lies in the folder stays."""
+    clear_stale(root)
+    chosen = [part] if part else [name for name in PARTS if name != _FETCHED]
     freed = 0
-    for name, (_, size) in usage(root).items():
-        if part in (None, name):
-            shutil.rmtree(root / name)
-            freed += size
-    return freed
+    for folder in _folders(root):
+        if re.sub(r"^scenes-v\d+$", "scenes", folder.name) in chosen:
+            freed += _bytes(folder)
+            shutil.rmtree(folder)
+    return Cleared(freed, tuple(sorted(path.name for path in root.glob("*"))))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.glob("*") if path.is_dir())
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

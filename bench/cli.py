@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from .. import __version__
+from .cache import PARTS
 from .checkpoint_commands import doctor, formats, inspect, selftest
 from .errors import LmimBenchError
 from .report_commands import compare, figures, table
@@ -30,10 +32,12 @@ class _Group(click.Group):
                 raise
             click.echo(f"lmim-bench: {error}", err=True)
             sys.exit(_EXIT_USER_ERROR)
-        except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-            if ctx.params.get("debug") or not error.filename:
+        except OSError as error:  # a full disk, a folder that may not be written
+            # A library's own error has no number, and click ends on a pipe that was closed.
+            if ctx.params.get("debug") or not error.errno or isinstance(error, BrokenPipeError):
                 raise
-            click.echo(f"lmim-bench: {error.filename}: {error.strerror}", err=True)
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"lmim-bench: {where}{error.strerror}", err=True)
             sys.exit(_EXIT_USER_ERROR)
         except KeyboardInterrupt:
             click.echo("lmim-bench: stopped; the same command goes on with what is not finished", err=True)
@@ -197,7 +201,8 @@ def _print_summary(finished: Any, out: Path) -> None:
 
     print_summary(finished, out, Console())
     click.echo(f"results  {out / 'results.json'}\nreport   {out / 'report.html'}")
-    if any(result.status == "failed" for result in finished.results):
+    planned = {cell["cell"] for cell in json.loads((out / "plan.json").read_bytes())["cells"]}
+    if any(result.status == "failed" for result in finished.results if result.cell in planned):
         sys.exit(_EXIT_FAILED_CELLS)
 
 
@@ -316,8 +321,8 @@ def report(folder: Path, out: Path | None) -> None:
     "part",
     is_flag=False,
     flag_value="all",
-    type=click.Choice(["all", "features", "scenes-v1"]),
-    help="Delete a part of the cache, or all of it.",
+    type=click.Choice(["all", *PARTS]),
+    help="Delete a part of the cache, or all of it but what was downloaded (torchvision).",
 )
 @click.option("--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="The cache folder.")
 def cache(part: str | None, cache_dir: Path | None) -> None:
@@ -326,8 +331,10 @@ def cache(part: str | None, cache_dir: Path | None) -> None:
 
     root = store.cache_folder(cache_dir)
     if part:
-        freed = store.clear(root, None if part == "all" else part)
+        freed, left = store.clear(root, None if part == "all" else part)
         click.echo(f"freed {freed / 1e6:.1f} MB in {root}")
+        if left and part == "all":
+            click.echo(f"left {', '.join(left)} (downloads, or not of lmim-bench)")
         return
     click.echo(f"{root}{'' if store.usage(root) else ' (empty)'}")
     for name, (entries, size) in store.usage(root).items():

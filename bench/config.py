@@ -6,7 +6,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -57,7 +57,9 @@ class DataConfig(Frozen):
     layout: str | None = Field(None, description="found from the folder unless given")
     train: str | None = Field(None, description="name of the training split")
     test: str | None = Field(None, description="name of the split that is scored")
-    void: tuple[int, ...] | None = Field(None, description="labels that are left out of every count")
+    void: tuple[Annotated[int, Field(ge=0, le=255)], ...] | None = Field(
+        None, description="labels that are left out of every count"
+    )
     classes: tuple[str, ...] | None = Field(None, description="class names, in label order")
 
 

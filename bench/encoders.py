@@ -192,7 +192,7 @@ def _load_python(source: str, seed: int) -> Encoder:
     if ViTEncoder.supports(built) or hasattr(built, "pretrained_cfg"):
         arch = {"builder": "python", "factory": source.removeprefix("python:")}
         return timm_encoder(built, timm_spec(built, arch, family="python"), module_info(built, source))
-    return ModuleEncoder(built, source)
+    return ModuleEncoder(built, source, factory)
 
 
 def _respec(encoder: Encoder, changes: Mapping[str, Any]) -> Encoder:

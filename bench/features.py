@@ -1,8 +1,10 @@
 """The feature store: each image passes through the encoder once, whatever number of tasks need it.
 
 A bank is a folder named by the hash of everything that decides its content (weights and spec, data,
-view, precision). Each column is one ``.npy`` file, streamed to a temporary name and renamed when whole,
-so a bank never holds a half-written column; columns that are missing are added by a later pass.
+view, precision, versions of what computes it). Each column is one ``.npy`` file, streamed to a temporary
+name and renamed when whole, so a bank never holds a half-written column; columns that are missing are added
+by a later pass. All columns of a bank have the rows of its index: where a pass reads other images than
+the one before (a disk that failed then), the older columns go.
 
     <cache>/features/<key>/  meta.json  index.npy  cls@-1.npy  patches@-1.npy ...
 """
@@ -12,22 +14,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .cache import staging
 from .config import Precision
 from .engine import Engine
+from .environment import environment
 from .errors import DataError, TaskError
 from .results import atomic_write, write_json
-from .types import Array, Column, Dataset, FeatureBank, Features, Progress, View
+from .types import Array, Column, Dataset, FeatureBank, Features, Progress, Tap, View
 
+FEATURES_VERSION = 1
+"""Raised where a change of this code changes features: of an encoder, a view, a decoder."""
+_COMPUTED_BY = ("torch", "timm", "pillow")
+_TRIES = 3
 ProgressFactory = Callable[[int, str], AbstractContextManager[Progress]]
 
 
@@ -61,26 +71,42 @@ class FeatureStore:
         split = data.splits[split_name]
         key = bank_key(engine.encoder.fingerprint, data, split_name, view, engine.precision, engine.device)
         folder = self.root / key
-        missing = self.missing(key, columns)
-        if missing:
-            self._extract(engine, data, split_name, view, missing, folder, progress)
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        for _ in range(_TRIES):
+            missing = self.missing(key, columns)
+            if missing:
+                self._extract(engine, data, split_name, view, missing, folder, progress)
+            try:
+                meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+                index = np.load(folder / "index.npy")
+                found = {c.id: np.load(_column_path(folder, c), mmap_mode="r") for c in columns}
+                os.utime(folder / "meta.json")  # the eviction order is by last use
+            except FileNotFoundError:  # another pass read other images, or another run needed the room
+                continue
+            if any(len(values) != len(index) for values in found.values()):
+                shutil.rmtree(folder)
+                continue
+            break
+        else:
+            raise DataError(
+                f"{data.name}/{split_name} does not read twice the same, or {self.root} is too small for it; "
+                "look at the disk, or raise --cache-size"
+            )
         skipped = tuple(meta["skipped"])
         if skipped and not self.skip_broken:
             raise DataError(
                 f"{data.name}/{split_name}: {skipped[0]} is broken; mend it, or leave {len(skipped)} "
                 "broken image(s) out with --skip-broken"
             )
-        os.utime(folder / "meta.json")  # the eviction order is by last use
-        index = np.load(folder / "index.npy")
         labels = None if split.labels is None else np.asarray(split.labels)[index]
         bank = FeatureBank(
-            columns={c.id: np.load(_column_path(folder, c), mmap_mode="r") for c in columns},
+            columns=found,
             ids=[split.ids[i] for i in index],
             labels=labels,
             index=index,
             fingerprint=key,
-            images_per_second=meta.get("images_per_second"),
+            images_per_second=meta.get("images_per_second")
+            if meta.get("machine") == _machine(engine)
+            else None,
         )
         return bank, skipped
 
@@ -107,63 +133,41 @@ class FeatureStore:
         if not len(split):
             raise DataError(f"the split {split_name!r} of {data.name} holds no image")
         taps = tuple(dict.fromkeys(c.tap for c in columns))
-        self.root.mkdir(parents=True, exist_ok=True)
-        staging = self.root / f".{folder.name}.{os.getpid()}.tmp"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
+        half = staging(folder)
         try:
-            writers: dict[str, np.memmap[Any, Any]] = {}
+            rows = _Rows(half, columns, len(split))
             kept: list[Array] = []
             broken: list[str] = []
-            row = 0
-            clock = _Clock()
+            flight: _Flight | None = None
             batch_size = engine.batch_for(view.size, view.size)
+            pinned = engine.kind == "cuda"
             with progress(len(split), f"features of {data.name}/{split_name} at {view.size} px") as bar:
                 for positions, pixels, failed in iterate_batches(
-                    split, view, batch_size, self.workers, self.skip_broken
+                    split, view, batch_size, self.workers, self.skip_broken, pin=pinned
                 ):
                     broken += failed
                     bar.advance(len(positions) + len(failed))
                     if not len(positions):
                         continue
-                    images = normalise(pixels.to(engine.device, non_blocking=True), view)
-                    with clock.time(len(positions)):
-                        found = engine.encode(images, taps)
-                        batch = {c: _values(c, found[c.tap]).cpu().numpy() for c in columns}
-                    for column, values in batch.items():
-                        if column.id not in writers:
-                            writers[column.id] = self._allocate(staging, column, len(split), values)
-                        writers[column.id][row : row + len(values)] = values
                     kept.append(positions)
-                    row += len(positions)
-            if not row:
+                    images = normalise(pixels.to(engine.device, non_blocking=True), view)
+                    # While a GPU computes these, those of the batch before are written.
+                    flight, landed = _Flight(engine, images, taps, columns), flight
+                    if landed is not None:
+                        rows.write(landed)
+            if flight is None:
                 raise DataError(f"every image of {data.name}/{split_name} is broken, first {broken[0]}")
-            for column in columns:
-                writers[column.id].flush()
-                if row < len(split):
-                    _truncate(staging / f"{column.id}.npy", row)
-            writers.clear()
+            rows.write(flight)
+            rows.close()
             index = np.concatenate(kept)
-            self._publish(staging, folder, engine, data, split_name, view, index, broken, clock.rate)
+            self._publish(half, folder, engine, data, split_name, view, index, broken, rows.rate)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(half, ignore_errors=True)
         self._evict(keep=folder)
-
-    def _allocate(self, staging: Path, column: Column, n: int, first: Array) -> np.memmap[Any, Any]:
-        needed = n * int(np.prod(first.shape[1:])) * 4
-        free = shutil.disk_usage(staging).free
-        if needed > free:
-            raise DataError(
-                f"the features {column.id} need {needed / 1e9:.1f} GB and {staging.parent} has "
-                f"{free / 1e9:.1f} GB free; free some, or set --cache-dir to a larger disk"
-            )
-        return np.lib.format.open_memmap(
-            staging / f"{column.id}.npy", mode="w+", dtype=np.float32, shape=(n, *first.shape[1:])
-        )
 
     def _publish(
         self,
-        staging: Path,
+        half: Path,
         folder: Path,
         engine: Engine,
         data: Dataset,
@@ -174,7 +178,11 @@ class FeatureStore:
         images_per_second: float,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in staging.glob("*.npy"):
+        known = folder / "index.npy"
+        if known.is_file() and not np.array_equal(np.load(known), index):
+            for path in folder.glob("*.npy"):
+                path.unlink()
+        for path in half.glob("*.npy"):
             path.replace(folder / path.name)
         with atomic_write(folder / "index.npy", "wb") as stream:
             np.save(stream, index)
@@ -191,6 +199,7 @@ class FeatureStore:
                 "images": len(index),
                 "skipped": list(broken),
                 "images_per_second": images_per_second,
+                "machine": _machine(engine),
             },
         )
 
@@ -208,22 +217,85 @@ class FeatureStore:
                 shutil.rmtree(bank, ignore_errors=True)
 
 
-class _Clock:
-    """Images a second over the batches that were timed; the first one warms up, and counts only if alone."""
+class _Flight:
+    """The columns of a batch on their way from the encoder to memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine, images: Any, taps: Sequence[Tap], columns: Sequence[Column]) -> None:
+        self._begun = engine.moment()
+        self._launched = engine.launch(images, taps)
+        found = self._launched.features
+        self._values = {c: _values(c, found[c.tap]).to("cpu", non_blocking=True) for c in columns}
+        self._ended = engine.moment()
+        self.images = len(images)
+
+    def land(self) -> dict[Column, Array]:
+        """The values, once they are there. Raises TaskError where features are not finite."""
+        self._ended.wait()
+        self._launched.checked()
+        return {column: values.numpy() for column, values in self._values.items()}
+
+    @property
+    def seconds(self) -> float:
+        """How long the encoder took, once landed."""
+        return self._ended.seconds_since(self._begun)
+
+
+class _Rows:
+    """Files of columns that grow by batches, and the speed at which the batches were encoded."""
+
+    def __init__(self, folder: Path, columns: Sequence[Column], most: int) -> None:
+        self._folder, self._columns, self._most = folder, columns, most
+        self._files: dict[Column, np.memmap[Any, Any]] = {}
+        self._row = 0
         self._laps: list[tuple[int, float]] = []
 
-    @contextmanager
-    def time(self, images: int) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._laps.append((images, time.perf_counter() - start))
+    def write(self, flight: _Flight) -> None:
+        """Append a batch. Raises DataError where the disk has no room for all that is to come."""
+        values = flight.land()
+        if not self._files:
+            self._allocate(values)
+        for column, of_batch in values.items():
+            self._files[column][self._row : self._row + flight.images] = of_batch
+        self._row += flight.images
+        self._laps.append((flight.images, flight.seconds))
+
+    def close(self) -> None:
+        """Bring everything to the disk, cut to the images that there were."""
+        for column in self._columns:
+            self._files.pop(column).flush()
+            if self._row < self._most:
+                _truncate(_column_path(self._folder, column), self._row)
 
     @property
     def rate(self) -> float:
+        """Images a second; the first batch warms up, and counts only if alone."""
         laps = self._laps[1:] or self._laps
         return round(sum(n for n, _ in laps) / sum(s for _, s in laps), 2)
+
+    def _allocate(self, first: Mapping[Column, Array]) -> None:
+        shapes = {column: (self._most, *values.shape[1:]) for column, values in first.items()}
+        needed = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise DataError(
+                f"the features {', '.join(column.id for column in shapes)} need {needed / 1e9:.1f} GB and "
+                f"{self._folder.parent} has {free / 1e9:.1f} GB free; free some, or set --cache-dir to a "
+                "larger disk"
+            )
+        for column, shape in shapes.items():
+            self._files[column] = np.lib.format.open_memmap(
+                _column_path(self._folder, column), mode="w+", dtype=np.float32, shape=shape
+            )
+
+
+def _machine(engine: Engine) -> str:
+    """What the speed of an encoder depends on beside the encoder."""
+    return f"{platform.node()}, {environment(engine.device, engine.precision).device}"
+
+
+@cache
+def _computed_by() -> list[str]:
+    return [f"{name} {version(name)}" for name in _COMPUTED_BY]
 
 
 def bank_key(
@@ -237,6 +309,8 @@ def bank_key(
         "view": asdict(view),
         "precision": precision,
         "device": device.split(":")[0],
+        "version": FEATURES_VERSION,
+        "computed by": _computed_by(),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 

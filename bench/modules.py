@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,9 +73,12 @@ class ModuleEncoder(BaseEncoder):
     or (B, h*w, D) and optionally ``cls`` (B, D). The spec's other fields (``image_size``, ``mean``, ``std``,
     ``interpolation``, ``crop_pct``, ``pooling``) are taken from attributes of the module where it has them.
     Only the last layer can be read; ``norm`` is the module's own business.
+
+    What it computes is in its code and attributes as much as in its weights: the fingerprint also holds the
+    name of the factory and the source files of the factory and of every class in the module.
     """
 
-    def __init__(self, module: Any, source: str) -> None:
+    def __init__(self, module: Any, source: str, factory: object) -> None:
         missing = [
             name for name in ("embed_dim", "patch_size", "forward_features") if not hasattr(module, name)
         ]
@@ -90,7 +96,13 @@ class ModuleEncoder(BaseEncoder):
         try:
             spec = EncoderSpec(
                 family="module",
-                arch={"builder": "module", "class": f"{type(module).__module__}.{type(module).__qualname__}"},
+                arch={
+                    "builder": "module",
+                    "class": f"{type(module).__module__}.{type(module).__qualname__}",
+                    "factory": source.removeprefix("python:"),
+                    "prefix_tokens": self._prefix,
+                    "code": _code_digest([factory, *map(type, module.modules())]),
+                },
                 embed_dim=module.embed_dim,
                 depth=1,
                 patch_size=module.patch_size,
@@ -123,6 +135,18 @@ class ModuleEncoder(BaseEncoder):
         if out.shape[1] - self._prefix != grid[0] * grid[1]:
             return None, out
         return (out[:, 0] if self.spec.has_cls else None), out[:, self._prefix :].unflatten(1, grid)
+
+
+def _code_digest(objects: Sequence[Any]) -> str:
+    """SHA-256 of the source files that functions and classes stand in, those of torch left out."""
+    names = {str(getattr(one, "__module__", "")) for one in objects}
+    digest = hashlib.sha256()
+    for name in sorted(name for name in names if name.partition(".")[0] != "torch"):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        digest.update(f"\n{name}\n".encode())
+        if file is not None and Path(file).is_file():
+            digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
 
 
 def module_info(module: nn.Module, source: str) -> CheckpointInfo:

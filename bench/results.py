@@ -99,9 +99,11 @@ class Result(Frozen):
     scores: tuple[Score, ...] = ()
     artefacts: tuple[Artefact, ...] = ()
     notes: tuple[str, ...] = ()
+    features_version: int = 0
+    """``features.FEATURES_VERSION`` of the code that made the features."""
     images_per_second: float | None = None
     """Images through the encoder when the features of this cell were made, without the decoding of images;
-    None where the task reads no bank of features."""
+    None where the task reads no bank of features, or another machine made it."""
     seconds: dict[str, float] = {}
     """Wall time by phase: ``features`` (shared passes are counted where they ran), ``task``, ``score``."""
     environment: Environment

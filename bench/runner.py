@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -16,13 +16,14 @@ from typing import Any
 
 from .cache import cache_folder, clear_stale
 from .cells import Banks, Cell, requests_of, scores_of, wanted_by, write_items
+from .claims import claim
 from .config import RunConfig
 from .context import RunContext
 from .data import load_data
 from .engine import Engine, resolve_device
 from .environment import environment
 from .errors import CheckpointError, ConfigError, LmimBenchError
-from .features import FeatureStore
+from .features import FEATURES_VERSION, FeatureStore
 from .plan import Evaluation, RunPlan, cell_id, digest
 from .progress import Reporter
 from .records import checkpoint_record
@@ -88,25 +89,41 @@ class Run:
                     f"{self.plan.out} already holds {cell.id}; give another --out, or drop --overwrite never"
                 )
             old = read_result(path)
+            if old.status != "ok":
+                pending.append(cell)
+                continue
             if old.digest != cell.digest:
                 raise ConfigError(
                     f"{self.plan.out} holds {cell.id} with {_difference(old, cell, self)}; give another "
                     "--out, another label (--ckpt NAME=...), or --overwrite always"
                 )
-            if old.status != "ok":
-                pending.append(cell)
+            if old.data.skipped and not self.plan.config.skip_broken:
+                raise ConfigError(
+                    f"{self.plan.out} holds {cell.id} scored without {len(old.data.skipped)} broken "
+                    f"image(s), first {old.data.skipped[0]}; add --skip-broken, or mend them and "
+                    "--overwrite always"
+                )
         return pending
 
     def execute(self) -> RunFile:
         """Score what is pending, keep what is there, and write ``results.json``.
 
         An interrupt leaves every finished cell in place and the unified file up to date.
+
+        Raises:
+            ConfigError: the folder holds results that were made otherwise, or another process writes there.
         """
+        device = self.device  # one that is not there leaves no folder behind
+        with claim(self.plan.out):
+            return self._execute(device)
+
+    def _execute(self, device: str) -> RunFile:
         out = self.plan.out
         pending = self.pending()
         if pending:
-            self.reporter.line(f"scoring {len(pending)} cells on {self.device}")
-        write_json(out / "plan.json", self.describe())
+            self.reporter.line(f"scoring {len(pending)} cells on {device}")
+        order = _order(out, [cell.id for cell in self.cells])
+        write_json(out / "plan.json", {**self.describe(), "order": order})
         if len(pending) < len(self.cells):
             self.reporter.line(
                 f"{len(self.cells) - len(pending)} of {len(self.cells)} cells are already scored"
@@ -232,6 +249,7 @@ class Run:
             notes=tuple(context.notes) if context else (),
             images_per_second=_speed(opened.values()),
             seconds={phase: round(value, 4) for phase, value in seconds.items()},
+            features_version=FEATURES_VERSION,
             environment=environment(self.device, self.plan.config.precision),
             finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
@@ -350,6 +368,7 @@ def _identity(
         "seed": seed,
         "limit": config.limit,
         "precision": config.precision,
+        "features": FEATURES_VERSION,
     }
 
 
@@ -365,6 +384,8 @@ def _difference(old: Result, cell: Cell, run: Run) -> str:
         return f"version {old.task_version} of the task"
     if old.environment.precision != config.precision:
         return f"--precision {old.environment.precision}"
+    if old.features_version != FEATURES_VERSION:
+        return f"features of an earlier version ({old.environment.lmim_bench})"
     new = cell.evaluation.config.model_dump(mode="json")
     changed = [f"{k}={old.protocol.get(k)}" for k in new if old.protocol.get(k) != new[k]]
     return f"another protocol ({', '.join(changed)}); repeat its --set or --suite"
@@ -373,17 +394,20 @@ def _difference(old: Result, cell: Cell, run: Run) -> str:
 def collect(out: Path, command: str) -> RunFile:
     """Gather the cells of a run folder into its ``results.json``."""
     results = [read_result(path) for path in sorted((out / "results").glob("*.json"))]
-    results.sort(key=_plan_order(out))
+    rank = {cell: i for i, cell in enumerate(json.loads((out / "plan.json").read_bytes())["order"])}
+    results.sort(key=lambda result: rank.get(result.cell, len(rank)))
     run = RunFile(command=command, limited=any(r.limit for r in results), results=tuple(results))
     write_json(out / "results.json", run.model_dump(mode="json"))
     return run
 
 
-def _plan_order(out: Path) -> Any:
-    """Cells of the last plan first and in its order, then those of earlier plans by name."""
-    plan = json.loads((out / "plan.json").read_text(encoding="utf-8"))
-    rank = {cell["cell"]: i for i, cell in enumerate(plan["cells"])}
-    return lambda result: (rank.get(result.cell, len(rank)), result.cell)
+def _order(out: Path, planned: Sequence[str]) -> list[str]:
+    """The order of cells in a folder: a plan of all that there are decides, another one adds its own."""
+    path = out / "plan.json"
+    before: list[str] = json.loads(path.read_bytes()).get("order", []) if path.is_file() else []
+    if set(before) <= set(planned):
+        return list(planned)
+    return [*before, *(cell for cell in planned if cell not in before)]
 
 
 def _speed(banks: Iterable[FeatureBank]) -> float | None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..cache import cache_folder, clear_stale
+from ..cache import cache_folder, clear_stale, staging
 from ..errors import DataError
 from ..results import write_json
 from .scenes import CLASSES, VERSION, classification_scene, generator, segmentation_scene, video_scene
@@ -42,27 +42,27 @@ def ensure_scenes(cache_dir: Path | None = None) -> Path:
     folder = cache_folder(cache_dir) / f"scenes-v{VERSION}"
     if (folder / "complete.json").is_file():
         return folder
-    staging = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
     try:
-        staging.mkdir(parents=True)
         clear_stale(folder.parent)
-        generate(staging)
-        _publish(staging, folder)
+        half = staging(folder)
+        try:
+            generate(half)
+            _publish(half, folder)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
     except OSError as error:
         raise DataError(
             f"the embedded scenes cannot be written below {folder.parent}: {error.strerror or error}"
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 
-def _publish(staging: Path, folder: Path) -> None:
+def _publish(half: Path, folder: Path) -> None:
     if (folder / "complete.json").is_file():
         return  # another process was faster, with the same bytes
     shutil.rmtree(folder, ignore_errors=True)  # a folder that somebody emptied in part
     try:
-        staging.replace(folder)
+        half.replace(folder)
     except OSError:
         if not (folder / "complete.json").is_file():
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -27,7 +28,13 @@ from ..types import Array
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 CONTENT_LIMIT = 256 * 2**20
 """Contents enter the fingerprint where all files together are at most this many bytes."""
+MOST_SAMPLED, END = 256, 4096
+"""Of larger sets, so many bytes at both ends of at most so many files do."""
 
+_OF_THE_SYSTEM = {
+    errno.EIO, errno.EACCES, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE
+}  # fmt: skip
+"""Errors of a disk, a network or a limit: they say nothing about what the file holds."""
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _strict = threading.Lock()
 
@@ -75,6 +82,19 @@ def by_stem(folder: Path) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------- decoding
 
 
+class UnreadableError(DataError):
+    """An image that the system could not read now, so that nobody knows whether it is broken."""
+
+
+def not_read(name: str | Path, error: Exception, otherwise: str = "is broken") -> DataError:
+    """The error for something that was not read: that the system failed, or else what is wrong with it."""
+    if isinstance(error, UnreadableError):
+        return error
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        return UnreadableError(f"{name} cannot be read: {error.strerror}")
+    return DataError(f"{name} {otherwise}: {' '.join(str(error).split())}")
+
+
 @contextmanager
 def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """The fully decoded image. Pillow's global leave to pad truncated files is overruled meanwhile."""
@@ -88,7 +108,7 @@ def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise DataError(f"{path} is broken: not an image that can be read") from error
     except _DECODE_ERRORS as error:
-        raise DataError(f"{path} is broken: {error}") from error
+        raise not_read(path, error) from error
 
 
 @contextmanager
@@ -110,6 +130,7 @@ def read_image(path: Path, content: bytes | None = None) -> Image.Image:
     ``content`` is the encoded image where it does not lie in a file of its own; ``path`` then only names it.
 
     Raises:
+        UnreadableError: the system failed to read the file.
         DataError: the file is missing, truncated or no image; the message names it.
     """
     with _opened(path, content) as image:
@@ -143,7 +164,7 @@ def image_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.height, image.width
     except _DECODE_ERRORS as error:
-        raise DataError(f"{path} is broken: {error}") from error
+        raise not_read(path, error) from error
 
 
 def check_size(mask: Array, mask_path: Path, image_path: Path) -> None:
@@ -177,10 +198,10 @@ class Manifest:
     """The files that make a data set, each with its label (-1: none), and what was worked out from them.
 
     The fingerprint is a SHA-256 over (relative path, size, label) of every file in order, over the contents
-    too where the files together hold at most ``CONTENT_LIMIT`` bytes, and over ``extra`` (classes, void,
-    the choice of splits). It does not depend on the folder's place or on time stamps. Whatever is derived
-    from reading files is remembered in the cache under their paths, sizes and times of change, so that
-    the next start does not read them again.
+    too where the files together hold at most ``CONTENT_LIMIT`` bytes, else over both ends of some of them,
+    and over ``extra`` (classes, void, the choice and sizes of splits). It does not depend on the folder's
+    place or on time stamps. Whatever is derived from reading files is remembered in the cache under their
+    paths, sizes and times of change, so that the next start does not read them again.
     """
 
     root: Path
@@ -220,14 +241,26 @@ class Manifest:
 
     def fingerprint(self, **extra: object) -> str:
         """The identity of the data set's contents, 64 hexadecimal digits."""
-        contents = self.recall("contents", self._contents)
+        contents = self.recall("contents-2", self._contents)
         return hashlib.sha256(json.dumps([contents, extra], sort_keys=True).encode()).hexdigest()
 
     def _contents(self) -> str:
         digest = hashlib.sha256()
         whole = self.total <= CONTENT_LIMIT
-        for (name, label), stat in zip(self.files, self._stats, strict=True):
+        spread = np.linspace(0, len(self.files) - 1, min(MOST_SAMPLED, len(self.files)))
+        sampled = set(spread.round().astype(int).tolist())
+        for i, ((name, label), stat) in enumerate(zip(self.files, self._stats, strict=True)):
             digest.update(f"{name}\0{stat.st_size}\0{label}\n".encode())
             if whole:
                 digest.update((self.root / name).read_bytes())
+            elif i in sampled:
+                digest.update(_ends(self.root / name))
         return digest.hexdigest()
+
+
+def _ends(path: Path) -> bytes:
+    """The first and the last bytes of a file."""
+    with path.open("rb") as stream:
+        first = stream.read(END)
+        stream.seek(max(stream.seek(0, os.SEEK_END) - END, 0))
+        return first + stream.read(END)

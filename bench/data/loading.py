@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +15,14 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import DataError
 from ..types import Array, ImageSplit, View
+from .files import UnreadableError
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
+Colour = tuple[float, float, float]
 
 
 class Batch(NamedTuple):
@@ -27,7 +30,7 @@ class Batch(NamedTuple):
 
     Attributes:
         positions: position of each image in the split, int64 (B,), ascending.
-        images: pixels, uint8 (B, 3, S, S); see ``normalise``.
+        images: pixels, uint8 (B, 3, S, S), the channels of a pixel side by side in memory; see ``normalise``.
         broken: ids of the images of this stretch that could not be decoded (only with ``skip_broken``).
     """
 
@@ -60,9 +63,19 @@ def view_pixels(image: Image.Image, view: View) -> Array:
 
 def normalise(pixels: torch.Tensor, view: View) -> torch.Tensor:
     """From uint8 pixels (..., 3, H, W) to float32 with the view's mean and standard deviation."""
-    mean = torch.tensor(view.mean, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(view.std, device=pixels.device).view(3, 1, 1)
-    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+    return standardise(pixels, view.mean, view.std)
+
+
+def standardise(pixels: torch.Tensor, mean: Colour, std: Colour) -> torch.Tensor:
+    """(pixels / 255 - mean) / std of uint8 pixels (..., 3, H, W) of any strides, float32 and contiguous."""
+    images = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    return images.div_(255).sub_(_channels(mean, pixels.device)).div_(_channels(std, pixels.device))
+
+
+@lru_cache(maxsize=64)
+def _channels(values: Colour, device: torch.device) -> torch.Tensor:
+    """(3, 1, 1); kept, because bringing them to a GPU waits for all that it was given to do before."""
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def apply_view(image: Image.Image, view: View) -> torch.Tensor:
@@ -84,7 +97,12 @@ def squash_mask(mask: Array, size: int | tuple[int, int]) -> Array:
 
 
 def iterate_batches(
-    split: ImageSplit, view: View, batch_size: int, workers: int = 0, skip_broken: bool = False
+    split: ImageSplit,
+    view: View,
+    batch_size: int,
+    workers: int = 0,
+    skip_broken: bool = False,
+    pin: bool = False,
 ) -> Iterator[Batch]:
     """The images of a split in order, through a view, in batches of uint8 pixels.
 
@@ -94,34 +112,38 @@ def iterate_batches(
         batch_size: images a batch, broken ones counted.
         workers: processes that decode; 0 decodes in this one.
         skip_broken: leave broken images out and name them in the batch, rather than stop.
+        pin: in memory from which a GPU copies by itself.
 
     Raises:
-        DataError: an image is broken (unless ``skip_broken``); the message names the file.
+        DataError: an image is broken (unless ``skip_broken``), or cannot be read; the message names the file.
     """
-    decoded = _Decoded(split, view)
+    decoded = _Decoded(split, view, skip_broken)
     loader = DataLoader(
         decoded,
         batch_size=batch_size,
         num_workers=workers,
+        pin_memory=pin,
         collate_fn=decoded.collate,
         worker_init_fn=leave_signals_to_parent if workers else None,
         generator=torch.Generator(),  # otherwise the iterator draws from, and so changes, the global state
     )
-    for positions, images, broken, reasons in loader:
-        if reasons and not skip_broken:
-            raise DataError(f"{reasons[0]}; --skip-broken leaves such images out")
+    for positions, images, broken, stop in loader:
+        if stop:
+            raise DataError(stop)
         yield Batch(positions, images, broken)
 
 
 class _Item(NamedTuple):
+    """An image; one without pixels is left out, unless ``stop`` says why nothing may go on without it."""
+
     position: int
-    pixels: Array | None
-    reason: str
+    pixels: Array | None = None
+    stop: str = ""
 
 
 class _Decoded(TorchDataset[_Item]):
-    def __init__(self, split: ImageSplit, view: View) -> None:
-        self.split, self.view = split, view
+    def __init__(self, split: ImageSplit, view: View, skip_broken: bool) -> None:
+        self.split, self.view, self.skip_broken = split, view, skip_broken
 
     def __len__(self) -> int:
         return len(self.split)
@@ -129,22 +151,21 @@ class _Decoded(TorchDataset[_Item]):
     def __getitem__(self, i: int) -> _Item:
         # An exception that crosses the process border loses its one-line message, so the message travels.
         try:
-            return _Item(i, view_pixels(self.split.image(i), self.view), "")
+            return _Item(i, view_pixels(self.split.image(i), self.view))
+        except UnreadableError as error:
+            return _Item(i, stop=f"{error}")
         except DataError as error:
-            return _Item(i, None, f"{error}")
+            return _Item(i, stop="" if self.skip_broken else f"{error}; --skip-broken leaves such images out")
 
-    def collate(self, items: Sequence[_Item]) -> tuple[Array, torch.Tensor, list[str], list[str]]:
-        whole = [item for item in items if item.pixels is not None]
-        failed = [item for item in items if item.pixels is None]
+    def collate(self, items: Sequence[_Item]) -> tuple[Array, torch.Tensor, list[str], str]:
+        whole = [(item.position, item.pixels) for item in items if item.pixels is not None]
         size = self.view.size
-        pixels = np.zeros((0, size, size, 3), np.uint8)
-        if whole:
-            pixels = np.stack([item.pixels for item in whole if item.pixels is not None])
+        pixels = np.stack([each for _, each in whole]) if whole else np.zeros((0, size, size, 3), np.uint8)
         return (
-            np.asarray([item.position for item in whole], dtype=np.int64),
-            torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-            [self.split.ids[item.position] for item in failed],
-            [item.reason for item in failed],
+            np.asarray([position for position, _ in whole], dtype=np.int64),
+            torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            [self.split.ids[item.position] for item in items if item.pixels is None],
+            next((item.stop for item in items if item.stop), ""),
         )
 
 
@@ -155,4 +176,4 @@ def leave_signals_to_parent(_: int) -> None:
 
 
 def _tensor(pixels: Array) -> torch.Tensor:
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Array
-from .files import Manifest
+from .files import Manifest, not_read
 from .shards import Found, RawLabel, Reader, ShardSplit
 
 IMAGE_NAMES = ("image", "img")
@@ -176,4 +176,4 @@ def _opened(path: Path) -> Iterator[Any]:
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
             yield file
     except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
-        raise DataError(f"{path} is broken or no parquet: {' '.join(str(error).split())}") from error
+        raise not_read(path, error, "is broken or no parquet") from error

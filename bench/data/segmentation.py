@@ -107,6 +107,9 @@ def _dataset(
     described = _described(root)
     if void is None:
         void = described.get("void", (255,))
+    outside = [label for label in void if not 0 <= label <= 255]
+    if outside:
+        raise DataError(f"{root}: void names the label {outside[0]}, but labels of masks are 0..255")
     names = classes if classes is not None else described.get("classes")
     files = [(path, -1) for split in pairs.values() for pair in split for path in pair]
     manifest = Manifest(root, files, cache_dir)
@@ -122,7 +125,14 @@ def _dataset(
     return Dataset(
         name=name,
         kind="segmentation",
-        fingerprint=manifest.fingerprint(classes=list(names), void=list(void), train=train, test=test),
+        fingerprint=manifest.fingerprint(
+            classes=list(names),
+            void=list(void),
+            train=train,
+            test=test,
+            # The files of one split follow those of another, whatever folders they lie in.
+            sizes={split: len(found) for split, found in pairs.items()},
+        ),
         classes=tuple(names),
         splits={
             split: FileSplit(root, [i for i, _ in found], None, [m for _, m in found], known)

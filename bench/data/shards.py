@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..types import Array
-from .files import read_image
+from .files import not_read, read_image
 
 RawLabel = int | str | None
 """A label as a shard has it: a number, None where there is none (or -1), or in words what is wrong."""
@@ -76,13 +76,13 @@ class ShardSplit:
         return len(self.ids)
 
     def image(self, i: int) -> Image.Image:
-        """The decoded image, RGB. Raises DataError naming shard and sample where it is broken."""
+        """The decoded image, RGB. Raises DataError naming shard and sample where it cannot be read."""
         shard, first, second = self.where[i].tolist()
         name = self.root / self.ids[i]
         try:
             content = self.reader.read(self.root / self.shards[shard], first, second)
         except (OSError, EOFError, DataError) as error:
-            raise DataError(f"{name} cannot be read: {error}") from error
+            raise not_read(name, error, "cannot be read") from error
         return read_image(name, content)
 
     def mask(self, i: int) -> Array:

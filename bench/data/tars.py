@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Array
-from .files import IMAGE_SUFFIXES, Manifest
+from .files import IMAGE_SUFFIXES, Manifest, not_read
 from .layouts import COMPRESSED_TARS
 from .shards import Found, RawLabel, Reader, ShardSplit
 
@@ -118,7 +118,7 @@ def index_tar(path: Path) -> dict[str, list[Any]]:
                     raise packed from None
                 raise
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
-        raise DataError(f"{path} is broken or no tar: {error}") from error
+        raise not_read(path, error, "is broken or no tar") from error
     index: dict[str, list[Any]] = {"keys": [], "offsets": [], "sizes": [], "labels": []}
     for key, sample in samples.items():
         # a name like key.input.jpg gives the image only where there is no plain key.jpg

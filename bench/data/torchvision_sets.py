@@ -15,7 +15,7 @@ from PIL import Image
 from ..cache import cache_folder
 from ..errors import DataError, did_you_mean
 from ..types import Array, DataKind, Dataset
-from .files import Manifest
+from .files import Manifest, not_read
 
 SPLITS: dict[str, tuple[str, str]] = {
     "CIFAR10": ("train", "test"),
@@ -64,7 +64,7 @@ class TorchvisionSplit:
             image: Image.Image = self.source[int(self.index[i])][0]
             return image.convert("RGB")
         except (*_FAILURES, SyntaxError) as error:
-            raise DataError(f"{self.ids[i]} is broken: {error}") from error
+            raise not_read(self.ids[i], error) from error
 
     def mask(self, i: int) -> Array:
         """Raises DataError: there are no masks."""

@@ -1,5 +1,6 @@
 """The commands as a user types them: what they print, and their exit codes."""
 
+import errno
 import json
 import re
 import shutil
@@ -221,6 +222,24 @@ def test_a_failed_cell_makes_exit_code_one(invoke, checkpoint, images, tmp_path)
     )
     assert result.exit_code == 1
     assert "layer -7" in result.stdout
+    # A later run of other cells tells of the failure, and has none of its own.
+    later = invoke(
+        *("run", "--ckpt", checkpoint, "--tasks", "few_shot", "--data", images, "--out", tmp_path / "o"),
+        *("--cache-dir", tmp_path / "cache", "--device", "cpu"),
+    )
+    assert later.exit_code == 0
+    assert "FAILED" in later.stdout
+
+
+def test_a_full_disk_is_one_line(invoke, monkeypatch, tmp_path):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lmim_bench.bench.runner.open_run", full)
+    result = invoke("run", "--ckpt", "pixels", "--tasks", "knn", "--out", tmp_path / "o")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == "lmim-bench: No space left on device"
+    assert "Traceback" not in result.output
 
 
 @pytest.mark.parametrize(

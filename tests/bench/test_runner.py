@@ -15,7 +15,9 @@ from PIL import Image
 
 from lmim_bench.bench import encoders, records
 from lmim_bench.bench.api import run
+from lmim_bench.bench.cache import staging
 from lmim_bench.bench.checkpoints import save_checkpoint
+from lmim_bench.bench.claims import claim
 from lmim_bench.bench.engine import Engine
 from lmim_bench.bench.errors import CheckpointError, ConfigError, DataError
 from lmim_bench.bench.vit import build_vit, vit_spec
@@ -70,13 +72,13 @@ def options(tmp_path, images):
 def encoded(monkeypatch):
     """Counts the images that pass through an encoder."""
     counts = {"images": 0}
-    original = Engine.encode
+    original = Engine.launch
 
     def counting(self, images, *args):
         counts["images"] += len(images)
         return original(self, images, *args)
 
-    monkeypatch.setattr(Engine, "encode", counting)
+    monkeypatch.setattr(Engine, "launch", counting)
     return counts
 
 
@@ -208,6 +210,36 @@ def test_a_cell_that_fails_is_kept_as_failed_and_the_others_run(checkpoint, opti
     assert "layer -9" in (options["out"] / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_failed_cell_is_mended_by_the_setting_that_its_error_names(checkpoint, options):
+    wrong = run(checkpoint, **options, overrides={"knn": {"layer": "-9"}})
+    assert wrong.results[0].status == "failed"
+    mended = run(checkpoint, **options, overrides={"knn": {"layer": "-2"}})
+    assert [r.status for r in mended.results] == ["ok"]
+    with pytest.raises(ConfigError, match="another protocol"):
+        run(checkpoint, **options, overrides={"knn": {"layer": "-3"}})
+
+
+def test_cells_keep_their_place_and_a_plan_of_all_of_them_gives_a_new_one(checkpoint, options, tmp_path):
+    other = make_checkpoint(tmp_path / "two.pth", seed=2)
+    run(checkpoint, **options)
+    added = run(other, **options)
+    assert [r.checkpoint.label for r in added.results] == ["one", "two"]
+    again = run(checkpoint, **{**options, "tasks": ["few_shot"]})
+    assert [(r.checkpoint.label, r.task) for r in again.results] == [
+        ("one", "knn"),
+        ("two", "knn"),
+        ("one", "few_shot"),
+    ]
+    both = run([other, checkpoint], **{**options, "tasks": ["few_shot", "knn"]})
+    assert [r.checkpoint.label for r in both.results] == ["two", "two", "one", "one"]
+
+
+def test_a_folder_has_one_writer(checkpoint, options):
+    with claim(options["out"]), pytest.raises(ConfigError, match="another process writes into"):
+        run(checkpoint, **options)
+    assert run(checkpoint, **options).results[0].status == "ok"
+
+
 def test_a_bug_in_a_task_fails_its_cell_with_a_traceback_on_disk(checkpoint, options, monkeypatch):
     from dataclasses import replace
 
@@ -238,6 +270,8 @@ def test_a_broken_image_is_named_and_can_be_left_out(checkpoint, options, images
     assert finished.results[0].status == "ok"
     assert finished.results[0].data.skipped == ("train/red/03.png",)
     assert "1 broken image(s) left out" in finished.results[0].notes[0]
+    with pytest.raises(ConfigError, match=r"without 1 broken image\(s\), first train/red/03.png"):
+        run(checkpoint, **options)
     again = run(checkpoint, **{**options, "tasks": ["few_shot"]})
     failed = next(r for r in again.results if r.task == "few_shot")
     assert failed.status == "failed"
@@ -267,6 +301,42 @@ def test_a_factory_in_the_working_folder_with_random_weights_is_the_same_twice(
     monkeypatch.setattr(sys, "path", list(sys.path))
     finished = run("python:my_net:make", **options)
     assert finished.results[0].status == "ok"
+
+
+FACTORIES = """
+import torch
+
+class Net(torch.nn.Module):
+    embed_dim, patch_size = 3, 16
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+    def forward_features(self, images):
+        return self.factor * torch.nn.functional.avg_pool2d(images, 16)
+
+def one():
+    return Net(1.0)
+
+def nothing():
+    return Net(0.0)
+"""
+
+
+def test_factories_are_told_apart_by_name_and_code_where_their_weights_are_equal(
+    options, tmp_path, monkeypatch
+):
+    (tmp_path / "my_nets.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    score = {}
+    for factory in ("one", "nothing"):
+        (result,) = run(f"python:my_nets:{factory}", **{**options, "out": tmp_path / factory}).results
+        score[factory] = result.score(result.headline).value
+    assert score["one"] > 0.6
+    assert score["nothing"] == pytest.approx(1 / 3)
+    first = encoders.load_encoder("python:my_nets:one").fingerprint
+    (tmp_path / "my_nets.py").write_text(FACTORIES.replace("16)", "16) ** 3"))
+    assert encoders.load_encoder("python:my_nets:one").fingerprint != first
 
 
 def test_items_are_kept_beside_the_scores(checkpoint, options):
@@ -359,10 +429,9 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(checkpoint, options, tmp_path
 
 
 def test_a_half_written_bank_of_a_dead_process_is_swept(checkpoint, options):
-    stale = options["cache_dir"] / "features" / ".abc.999999999.tmp"
-    stale.mkdir(parents=True)
-    alive = options["cache_dir"] / "features" / f".abc.{os.getpid()}.tmp"
-    alive.mkdir()
+    alive = staging(options["cache_dir"] / "features" / "abc")
+    stale = alive.with_name(alive.name.replace(f".{os.getpid()}.", ".999999999."))
+    stale.mkdir()
     run(checkpoint, **options)
     assert not stale.exists()
     assert alive.exists()

@@ -1,0 +1,191 @@
+"""The feature store and the engine: batches that do not fit, disks that are full or fail, other runs."""
+
+import contextlib
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+
+from lmim_bench.bench import features
+from lmim_bench.bench.data.loading import apply_view
+from lmim_bench.bench.data.splits import ArraySplit
+from lmim_bench.bench.encoders import load_encoder
+from lmim_bench.bench.engine import Engine
+from lmim_bench.bench.errors import DataError, TaskError
+from lmim_bench.bench.features import FeatureStore
+from lmim_bench.bench.types import Column, Dataset, Tap, View
+
+CLS, MEAN, PATCHES = (Column(kind, Tap()) for kind in ("cls", "mean", "patches"))
+COUNT = 7
+VIEW = View("crop", 32, 32, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class Flaky(ArraySplit):
+    """Images of which some cannot be read in some passes."""
+
+    reads = 0
+
+    def unreadable(self, passes):
+        """The positions that the n-th pass cannot read."""
+        return ()
+
+    def image(self, index):
+        self.reads += 1
+        if index in self.unreadable((self.reads - 1) // COUNT):
+            raise DataError(f"{self.ids[index]} is broken")
+        return super().image(index)
+
+
+@pytest.fixture
+def engine():
+    return Engine(load_encoder("timm:vit_tiny_patch16_224"), "cpu", "fp32", 3)
+
+
+@pytest.fixture
+def split():
+    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 32, 32, 3), dtype=np.uint8)
+    return Flaky(pixels, [str(i) for i in range(COUNT)], np.arange(COUNT))
+
+
+@pytest.fixture
+def bank(tmp_path, engine, split):
+    data = Dataset("noise", "classification", "noise", splits={"val": split})
+    silent = namedtuple("Silent", "advance")(lambda n=1: None)
+
+    def make(*columns, **options):
+        store = FeatureStore(tmp_path / "features", 10**12, **options)
+        return store.bank(engine, data, "val", VIEW, columns, lambda *_: contextlib.nullcontext(silent))
+
+    return make
+
+
+def direct(engine, split, rows):
+    images = torch.stack([apply_view(split.image(i), VIEW) for i in rows])
+    return engine.encode(images, (Tap(),))[Tap()]
+
+
+def test_columns_are_the_features_of_their_images_batch_by_batch(bank, engine, split):
+    found, skipped = bank(CLS, PATCHES)
+    expected = direct(engine, split, range(COUNT))
+    np.testing.assert_allclose(found.column(CLS), expected.cls, atol=1e-5)
+    np.testing.assert_allclose(found.column(PATCHES), expected.patches, atol=1e-5)
+    assert skipped == ()
+    assert found.images_per_second > 0
+
+
+def test_a_pass_that_reads_other_images_never_meets_the_columns_of_another(bank, engine, split):
+    split.unreadable = lambda passes: (0,) if passes == 0 else ()
+    found, skipped = bank(CLS, skip_broken=True)
+    assert skipped == ("0",)
+    assert found.labels.tolist() == [1, 2, 3, 4, 5, 6]
+    found, skipped = bank(CLS, MEAN, skip_broken=True)
+    assert skipped == ()
+    expected = direct(engine, split, range(COUNT))
+    for column, values in ((CLS, expected.cls), (MEAN, expected.mean)):
+        np.testing.assert_allclose(found.column(column), values, atol=1e-5)
+    assert found.labels.tolist() == list(range(COUNT))
+
+
+def test_images_that_come_and_go_are_an_error(bank, split):
+    split.unreadable = lambda passes: (passes % COUNT,)
+    bank(CLS, skip_broken=True)
+    with pytest.raises(DataError, match="does not read twice the same"):
+        bank(CLS, MEAN, skip_broken=True)
+
+
+def test_a_bank_that_another_run_evicts_meanwhile_is_made_again(bank, tmp_path, monkeypatch):
+    bank(CLS)
+    original, evicted = FeatureStore.missing, []
+
+    def evicting(self, key, columns):
+        found = original(self, key, columns)
+        if not evicted:
+            evicted.append(key)
+            shutil.rmtree(self.root / key)
+        return found
+
+    monkeypatch.setattr(FeatureStore, "missing", evicting)
+    found, _ = bank(CLS)
+    assert len(found.column(CLS)) == COUNT
+    assert evicted
+
+
+def test_room_is_asked_for_all_columns_before_the_first_is_written(bank, tmp_path, monkeypatch):
+    one = 4 * COUNT * 192
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: usage(0, 0, one + 100))
+    bank(CLS)
+    with pytest.raises(DataError, match=r"the features mean@-1, patches@-1 need .* GB"):
+        bank(MEAN, PATCHES)
+    assert not list((tmp_path / "features").glob(".*"))
+
+
+def test_the_speed_of_another_machine_is_not_given(bank, monkeypatch):
+    assert bank(CLS)[0].images_per_second is not None
+    monkeypatch.setattr(features.platform, "node", lambda: "another")
+    assert bank(CLS)[0].images_per_second is None
+
+
+def test_other_versions_of_what_computes_features_have_banks_of_their_own(bank, monkeypatch):
+    first = bank(CLS)[0].fingerprint
+    monkeypatch.setattr(features, "FEATURES_VERSION", 99)
+    second = bank(CLS)[0].fingerprint
+    monkeypatch.setattr(features, "_computed_by", lambda: ["timm 0.0.1"])
+    assert len({first, second, bank(CLS)[0].fingerprint}) == 3
+
+
+# ------------------------------------------------------------------------------------------- engine
+
+
+class Cramped:
+    """An encoder on a device that holds so many images."""
+
+    def __init__(self, encoder, room):
+        self.encoder, self.room, self.asked = encoder, room, []
+
+    def to(self, device):
+        return self
+
+    def __call__(self, images, *args):
+        self.asked.append(len(images))
+        if len(images) > self.room:
+            raise torch.cuda.OutOfMemoryError("made up")
+        return self.encoder(images, *args)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_that_is_remembered(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    encoder = load_encoder("timm:vit_tiny_patch16_224")
+    images = torch.randn(10, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = Engine(encoder, "cpu", "fp32", None).encode(images, (Tap(),))[Tap()]
+    cramped = Cramped(encoder, 3)
+    engine = Engine(cramped, "cpu", "fp32", None)
+    found = engine.encode(images, (Tap(),))[Tap()]
+    torch.testing.assert_close(found.patches, expected.patches)
+    torch.testing.assert_close(found.cls, expected.cls)
+    assert cramped.asked == [10, 5, 2, 2, 2, 2, 2]
+    cramped.asked.clear()
+    engine.encode(images, (Tap(),))
+    assert cramped.asked == [2, 2, 2, 2, 2]
+
+
+def test_an_image_that_does_not_fit_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    engine = Engine(Cramped(None, 0), "cpu", "fp32", None)
+    with pytest.raises(TaskError, match="an image of 32 x 48 does not fit on cpu"):
+        engine.encode(torch.zeros(2, 3, 32, 48), (Tap(),))
+
+
+def test_what_is_not_finite_is_refused():
+    class Broken:
+        def to(self, device):
+            return self
+
+        def __call__(self, images, taps, _):
+            nan = torch.full((len(images), 2, 2, 4), torch.nan)
+            return {tap: features.Features(None, nan, nan.mean((1, 2))) for tap in taps}
+
+    with pytest.raises(TaskError, match="not finite in fp32"):
+        Engine(Broken(), "cpu", "fp32", None).encode(torch.zeros(1, 3, 32, 32), (Tap(),))
