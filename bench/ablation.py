@@ -17,7 +17,7 @@ from ..pretrain.studies import SCALES, Budget, Row, Study, load_study, row_recip
 from .api import run
 from .config import CheckpointConfig, RunConfig
 from .errors import ConfigError
-from .plan import digest
+from .plan import digest, make_plan
 from .progress import Reporter
 from .results import Result, RunFile, atomic_write, write_json
 from .types import Dataset
@@ -70,7 +70,13 @@ def run_studies(
     if data.train_split == data.test_split:
         raise ConfigError(f"{reference} has no labelled train and test split to score the rows on")
     side = longest_side(data.splits[data.train_split])
-    plans = {study.name: _plan(study, budget, side, sets, device, out) for study in studies}
+    plans = {
+        study.name: [
+            plan_row(row, row_recipe(row, SCALES[budget], side, sets, device), data, out)
+            for row in study.rows
+        ]
+        for study in studies
+    }
     finished = {}
     for study in studies:
         for trained in plans[study.name]:
@@ -88,6 +94,9 @@ def run_studies(
             cache_dir=cache_dir,
         )
         found = run(config=config, reporter=reporter, command=command)
+        (name,) = make_plan(config).data
+        # The folder may hold the scores of an earlier study of the same name on other data.
+        found = found.model_copy(update={"results": tuple(r for r in found.results if r.data.name == name)})
         table = study_table(study, plans[study.name], found, command)
         with atomic_write(out / study.name / "table.md") as stream:
             stream.write(table)
@@ -97,16 +106,11 @@ def run_studies(
     return finished
 
 
-def _plan(
-    study: Study, budget: Budget, side: int, sets: Sequence[str], device: str, out: Path
-) -> list[Trained]:
-    plan = []
-    for row in study.rows:
-        recipe = row_recipe(row, SCALES[budget], side, sets, device)
-        decides = recipe.model_dump(mode="json", exclude={"name", "about", "engine", "watch"})
-        name = f"{row.recipe or 'random'}-{digest(decides)[:8]}"
-        plan.append(Trained(row, recipe, out / "trainings" / name))
-    return plan
+def plan_row(row: Row, recipe: Recipe, data: Dataset, out: Path) -> Trained:
+    """A row with the folder below ``out`` that only this recipe on these data has."""
+    decides = recipe.model_dump(mode="json", exclude={"name", "about", "engine", "watch"})
+    name = f"{row.recipe or 'random'}-{digest({**decides, 'trained on': data.fingerprint})[:8]}"
+    return Trained(row, recipe, out / "trainings" / name)
 
 
 def train_row(
@@ -179,7 +183,8 @@ def _circumstances(plan: Sequence[Trained], found: RunFile, command: str) -> lis
     images = ", ".join(f"{name} {n}" for name, n in result.data.counts.items())
     summaries: list[dict[str, Any]] = [json.loads((t.folder / "summary.json").read_bytes()) for t in plan]
     seconds = sum(s.get("seconds", 0.0) for s in summaries)
-    trained_on = next((s["environment"]["device"] for s in summaries if "environment" in s), "-")
+    devices = dict.fromkeys(s["environment"]["device"] for s in summaries if "environment" in s)
+    trained_on = " and ".join(devices) or "-"
     return [
         f"Accuracy in % with 95% intervals, on {result.data.name} ({images} scored). Every row: "
         f"{recipe.optim.epochs:g} epochs of {recipe.optim.batch_size} images a step, peak learning rate "

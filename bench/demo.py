@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..pretrain.api import open_images
 from ..pretrain.studies import Row, Scale, row_recipe
-from .ablation import Trained, train_row
+from .ablation import plan_row, train_row
 from .config import CheckpointConfig, RunConfig
 from .progress import Reporter
 
@@ -56,7 +56,7 @@ def demo_config(
     checkpoints = []
     for row in _ROWS:
         recipe = row_recipe(row, _SCALE, _SIDE, (f"optim.steps={steps}",), device)
-        trained = Trained(row, recipe, out / "trainings" / (row.recipe or "random"))
+        trained = plan_row(row, recipe, data, out)
         train_row(trained, data, _DATA, reporter, cache_dir, command)
         checkpoints.append(CheckpointConfig(label=row.label, reference=str(trained.folder / "encoder.pth")))
     return RunConfig(checkpoints=tuple(checkpoints), out=out, limit=limit, device=device, cache_dir=cache_dir)

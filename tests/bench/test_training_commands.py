@@ -7,8 +7,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from lmim_bench.bench.ablation import plan_row
 from lmim_bench.bench.cli import cli
 from lmim_bench.bench.encoders import load_encoder
+from lmim_bench.bench.types import Dataset
 from lmim_bench.pretrain.studies import SCALES, load_study, row_recipe, study_names
 
 TINY = {
@@ -134,6 +136,17 @@ def test_ablate_trains_scores_and_compares_and_keeps_what_is_done(invoke, images
     assert len(before) == len(load_study("decoder").rows) - 1  # MAE's depth is one block already at this size
     assert invoke(*args).exit_code == 0
     assert {p: p.stat().st_mtime_ns for p in out.glob("trainings/*/encoder.pth")} == before
+
+
+def test_a_training_is_found_again_by_its_recipe_and_its_data(tmp_path):
+    row = load_study("decoder").rows[0]
+    short, longer = (row_recipe(row, SCALES["tiny"], 32, (f"optim.steps={n}",), "cpu") for n in (4, 8))
+    here, there = (Dataset("set", "classification", fingerprint, splits={}) for fingerprint in "ab")
+    folders = [
+        plan_row(row, *what, tmp_path).folder for what in ((short, here), (longer, here), (short, there))
+    ]
+    assert len(set(folders)) == 3
+    assert plan_row(row, short, here, tmp_path).folder == folders[0]
 
 
 @pytest.mark.parametrize(
