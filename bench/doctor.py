@@ -135,6 +135,10 @@ class _Examination:
             where = resolve_device(self.config.device)
         engine = Engine(encoder, where, "fp32", None)
         yield _features(subject, engine)
+        for task in {e.task.name: e.task for e in plan.evaluations}.values():
+            reason = task.applies(entry.reference)
+            if reason is not None:
+                yield subject.passes(f"{task.name} will be left out: {reason}")
         yield from self._fits(subject, engine, plan, record)
 
     def _fits(
@@ -157,10 +161,10 @@ class _Examination:
             )
 
     def _cells(self, plan: RunPlan, record: CheckpointRecord) -> Iterator[tuple[Cell, Dataset]]:
-        """The cells of a checkpoint on the data sets that could be opened."""
+        """The cells of a checkpoint on the data sets that could be opened, without the tasks left out."""
         for evaluation in plan.evaluations:
             data = self.data.get(plan.data[evaluation.data].path)
-            if data is not None:
+            if data is not None and evaluation.task.applies(record.reference) is None:
                 name = cell_id(record.label, evaluation.task.name, evaluation.data, 0)
                 yield Cell(id=name, checkpoint=record, evaluation=evaluation, seed=0, digest=""), data
 

@@ -121,10 +121,8 @@ def _work(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Work:
     return Work(
         {
             "start": 0.5,
-            "fits": cfg.draws * linear * (0.055 * len(supports) + 1.3e-11 * basis + 6e-10 * steps),
-            "products": 2.1e-11 * likened * width,
-            "ranking": 5e-10 * likened,
-            "intervals": 1e-6 * len(cfg.classifiers) * len(supports) * test,
+            "fits": cfg.draws * linear * (0.017 * len(supports) + 1.3e-11 * basis + 9e-10 * steps),
+            "products": 2.2e-11 * likened * width,
             "episodes": 1e-9 * episodes * width,
         },
         on_device=("fits",),

@@ -90,7 +90,7 @@ class Capi(Network):
         """Registers and patches, and the place of each in the unit square (tokens, 2)."""
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.registers.expand(len(images), -1, -1).to(patches.dtype), patches], dim=1)
-        return tokens, self._places(grid, patches)
+        return tokens, self._places(grid, patches.device)
 
     def block(self, index: int, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """The tokens after a block."""
@@ -99,17 +99,17 @@ class Capi(Network):
 
     def read(self, tokens: torch.Tensor, grid: tuple[int, int]) -> Features:
         """The global token is the mean of what the decoder's block predicts from the normed tokens."""
-        places = self._places(grid, tokens)
+        places = self._places(grid, tokens.device)
         queries = self.mask_token[None].expand(len(tokens), grid[0] * grid[1], -1).to(tokens.dtype)
         seen = self.decoder(queries, places[self.n_prefix :], self.norm(tokens), places)
         body = tokens[:, self.n_prefix :]
         return Features(self.norm(seen).mean(dim=1), body.reshape(len(body), *grid, -1), body.mean(dim=1))
 
-    def _places(self, grid: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
-        rows, columns = (torch.linspace(0, 1, n, device=like.device, dtype=like.dtype) for n in grid)
+    def _places(self, grid: tuple[int, int], device: torch.device) -> torch.Tensor:
+        rows, columns = (torch.linspace(0, 1, n, device=device) for n in grid)
         patches = torch.cartesian_prod(rows, columns)
         side = self.n_prefix // 4
-        step = torch.arange(side, device=like.device, dtype=like.dtype) / max(1, side)
+        step = torch.arange(side, device=device) / max(1, side)
         zero, one = torch.zeros_like(step), torch.ones_like(step)
         edge = torch.cat(
             [
@@ -176,7 +176,10 @@ class _Attention(nn.Module):
         return projected
 
     def _rotate(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        angle = places @ self.rope["freqs"].to(places.dtype)
+        # In fp32 whatever x is, and no matrix product, which autocast rounds: angles reach 44.
+        rows, columns = self.rope["freqs"].float()
+        angle = places[:, :1] * rows + places[:, 1:] * columns
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)
-        turned: torch.Tensor = x * angle.cos() + torch.cat((-second, first), dim=-1) * angle.sin()
+        turned: torch.Tensor = x * cos + torch.cat((-second, first), dim=-1) * sin
         return turned

@@ -334,6 +334,7 @@ def test_a_good_checkpoint_passes_every_check(look, checkpoint, letters, roads):
     assert "54 of 54 tensors" in text
     assert "features are finite and differ" in text
     assert "32, 64 pixels" in text
+    assert "hidden_patches will be left out: there is no decoder beside it" in text
 
 
 def test_a_checkpoint_that_cannot_be_loaded_fails_beside_one_that_can(look, checkpoint, tmp_path):

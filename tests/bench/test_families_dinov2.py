@@ -14,6 +14,7 @@ import torch
 
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.errors import CheckpointError
+from lmim_bench.bench.networks.capi import _Attention
 
 State = dict[str, torch.Tensor]
 
@@ -133,6 +134,17 @@ def test_the_mask_token_and_the_heads_are_listed_as_dropped(written: Any) -> Non
     dropped = load_encoder(str(path)).info.dropped
     assert dropped["teacher.dino_head.*"] == dropped["teacher.ibot_head.*"] == "projection head"
     assert "mask token" in dropped["teacher.backbone.mask_token"]
+
+
+def test_capi_turns_by_exact_angles_in_sixteen_bits() -> None:
+    attention = _Attention(64, 1)
+    places = torch.rand(5, 2, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 1, 5, 64, generator=torch.Generator().manual_seed(1))
+    exact = attention._rotate(x, places)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = attention._rotate(x.bfloat16(), places)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).abs().max() < 0.04
 
 
 def test_capi_drops_only_what_the_global_feature_does_not_need(written: Any) -> None:
