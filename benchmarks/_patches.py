@@ -18,13 +18,15 @@ import numpy as np
 import timm.models.vision_transformer
 import torch
 
+from lmim_bench.bench.config import Precision
+from lmim_bench.bench.engine import torch_dtype
+
 PATCHES = (
     "timm 0.3.2's Block took qk_scale: the argument is dropped, which is None in the official code",
     "numpy's float, torch._six.inf and wandb (unused) are stand-ins where they are missing",
     "their fp16 autocast is set to the precision measured; GradScaler is on for fp16 only, bf16 needs none",
     "without a GPU, autocast and GradScaler are the CPU's and torch.cuda.synchronize does nothing",
 )
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextlib.contextmanager
@@ -53,9 +55,9 @@ def current_libraries() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def their_precision(device: torch.device, precision: str) -> Iterator[None]:
+def their_precision(device: torch.device, precision: Precision) -> Iterator[None]:
     """``torch.cuda.amp`` as the official code calls it, in another precision and on any device."""
-    dtype = _DTYPES[precision]
+    dtype = torch_dtype(precision)
 
     def autocast(enabled: bool = True) -> torch.autocast:
         on = enabled and dtype != torch.float32

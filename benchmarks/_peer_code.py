@@ -70,10 +70,10 @@ def options(
     return parser
 
 
-def start(args: argparse.Namespace) -> dict[str, Any]:
+def start(args: argparse.Namespace, device: str = "cpu", precision: str = "fp32") -> dict[str, Any]:
     """Set the threads of every library, print the line of the machine, and return it for the JSON."""
     limit_threads(args.threads)
-    found = environment("cpu", "fp32").model_dump(mode="json")
+    found = environment(device, precision).model_dump(mode="json")
     facts = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "processor": _processor(),
@@ -86,8 +86,9 @@ def start(args: argparse.Namespace) -> dict[str, Any]:
     commit = (found["git_commit"] or "none")[:12] + (" with changes" if found["git_dirty"] else "")
     names = ("numpy", "torch", "scikit-learn", "faiss-cpu")
     packages = ", ".join(f"{name} {found['packages'].get(name)}" for name in names)
+    where = "" if device == "cpu" else f"{found['device']}, {precision}, "
     print(
-        f"{facts['date']}, commit {commit}, {facts['processor']}, {args.threads} threads, Python "
+        f"{facts['date']}, commit {commit}, {where}{facts['processor']}, {args.threads} threads, Python "
         f"{found['python']}, {packages}",
         flush=True,
     )
@@ -192,6 +193,7 @@ def compare(
     rounds: int,
     builds: tuple[Build, Build] | None = None,
     threads: int = 1,
+    warm: bool = False,
 ) -> tuple[list[Comparison], dict[str, Any], Any]:
     """All sides in turn, then the memory of ours and of theirs in a process each.
 
@@ -199,17 +201,19 @@ def compare(
         ours: our ways to do the same, by name; each is compared with theirs.
         builds: of our and of their work, for the memory; they must be picklable, and may do a part of the
             work that needs no less memory than all of it.
+        warm: run each side once before any is timed, as a GPU needs it.
 
     Returns:
         The comparisons, and what each side returned in the last round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ("theirs", *ours)}
     found: dict[str, Any] = {}
-    for _ in range(rounds):
+    for round_ in range(-warm, rounds):
         for name, work in (*ours.items(), ("theirs", theirs)):
             begun = time.perf_counter()
             found[name] = work()
-            seconds[name].append(time.perf_counter() - begun)
+            if round_ >= 0:
+                seconds[name].append(time.perf_counter() - begun)
     memory = [peak_memory(build, threads)[0] for build in builds] if builds else [None, None]
     comparisons = []
     for name in ours:

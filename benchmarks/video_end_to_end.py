@@ -1,14 +1,14 @@
 """DAVIS from JPEG files to J&F, encoder included: `run --tasks vos` against DINO's script and the DAVIS tool.
 
-    python benchmarks/video_end_to_end.py --peers DIR --data DAVIS [--sequences 8] [--frames 0] [--rounds 3]
+    python benchmarks/video_end_to_end.py --peers DIR [--data DAVIS] [--sequences 8] [--frames 0] [--rounds 3]
 
 Both load the same file, a DINO ViT-S/16 with random weights made by DINO's own code, carry the first mask of
 every sequence through it, write the label maps as PNG, and score them. Theirs is
 ``eval_video_tracking_davis`` of ``eval_video_segmentation.py`` (one frame at a time, features recomputed for
 none), then ``DAVISEvaluation.evaluate`` on its PNGs. Both run at the precision of the weights, fp32; what
 ours does at another ``--precision`` is timed as well, beside the same peer. Label maps and J&F of fp32 are
-compared. ``--peers DIR`` holds facebookresearch/dino as ``dino`` and davisvideochallenge/davis2017-evaluation
-as ``davis2017-evaluation``.
+compared. Without ``--data`` the sequences are drawn, at the size of DAVIS. ``--peers DIR`` holds
+facebookresearch/dino as ``dino`` and davisvideochallenge/davis2017-evaluation as ``davis2017-evaluation``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ from PIL import Image
 
 from lmim_bench.bench.api import make_config
 from lmim_bench.bench.data import load_data
+from lmim_bench.bench.data.scenes import generator, video_scene
 from lmim_bench.bench.engine import resolve_device
 from lmim_bench.bench.plan import make_plan
 from lmim_bench.bench.progress import Reporter
@@ -54,9 +56,31 @@ def copy_davis(source: Path, target: Path, sequences: int, frames: int) -> list[
             file = source / "JPEGImages" / "480p" / sequence.name / f"{sequence.frame_ids[i]}.jpg"
             shutil.copy(file, images / f"{i:05}.jpg")
             (masks / f"{i:05}.png").write_bytes(indexed_png(sequence.mask(i)))
+    list_sequences(target, names)
+    return names
+
+
+def draw_davis(target: Path, sequences: int, frames: int, seed: int) -> list[str]:
+    """Drawn sequences in the same layout, 480 x 854; their names."""
+    names = [f"drawn-{i}" for i in range(sequences)]
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(draw_sequence, *zip(*((target, n, frames or 69, seed) for n in names), strict=True)))
+    list_sequences(target, names)
+    return names
+
+
+def draw_sequence(target: Path, name: str, frames: int, seed: int) -> None:
+    images, masks = (target / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
+    images.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    for i, (picture, labels) in enumerate(video_scene(generator(seed, "video", name), frames, (480, 854))):
+        Image.fromarray(picture).save(images / f"{i:05}.jpg", quality=90)
+        (masks / f"{i:05}.png").write_bytes(indexed_png(labels))
+
+
+def list_sequences(target: Path, names: list[str]) -> None:
     (target / "ImageSets" / "2017").mkdir(parents=True)
     (target / "ImageSets" / "2017" / "val.txt").write_text("".join(f"{name}\n" for name in names))
-    return names
 
 
 @contextlib.contextmanager
@@ -144,14 +168,20 @@ def equal_pixels(ours: Path, theirs: Path) -> float:
 
 def compare_all(args: argparse.Namespace, root: Path, device: str) -> dict[str, Any]:
     davis, checkpoint = root / "davis", root / "dino.pth"
-    names = copy_davis(args.data, davis, args.sequences, args.frames)
+    names = (
+        copy_davis(args.data, davis, args.sequences, args.frames)
+        if args.data
+        else draw_davis(davis, args.sequences, args.frames, args.seed)
+    )
     files = len(list(davis.rglob("*.jpg")))
     print(f"{len(names)} sequences, {files} frames, on {device}", flush=True)
     theirs = Theirs(args.peers, davis, root / "theirs", device)
     theirs.save_checkpoint(checkpoint, args.seed)
     precisions = dict.fromkeys(("fp32", args.precision))
     ours = {name: our_work(checkpoint, davis, root / name, name) for name in precisions}
-    comparisons, found, reference = compare(ours, lambda: theirs.work(checkpoint), args.rounds)
+    comparisons, found, reference = compare(
+        ours, lambda: theirs.work(checkpoint), args.rounds, warm=device != "cpu"
+    )
     same = equal_pixels(root / "fp32", root / "theirs")
     scores = ", ".join(f"{name} {score:.6f}" for name, score in found.items())
     print(f"J&F: {scores} (allowed apart {TOLERANCE:g}); equal pixels in fp32 {same:.4%}")
@@ -164,14 +194,15 @@ def compare_all(args: argparse.Namespace, root: Path, device: str) -> dict[str, 
 
 def main() -> None:
     parser = options(__doc__, sequences=8, frames=0)
-    parser.add_argument("--data", type=Path, required=True, help="a DAVIS folder, 2016 or 2017")
+    parser.add_argument("--data", type=Path, help="a DAVIS folder, 2016 or 2017 [drawn sequences]")
     parser.add_argument("--precision", default="fp32", help="of our encoder, beside fp32 [fp32]")
     args = parser.parse_args()
     if args.peers is None:
         parser.error("--peers is needed: there is no end to compare with")
-    facts = start(args)
+    device = resolve_device("auto")
+    facts = start(args, device, args.precision)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name:
-        found = compare_all(args, Path(name), resolve_device("auto"))
+        found = compare_all(args, Path(name), device)
     write_json(args.json, facts, found.pop("comparisons"), **found)
 
 
