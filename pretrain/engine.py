@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
@@ -16,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ..bench.config import Precision
 from ..bench.engine import resolve_device
 from ..bench.errors import ConfigError
+from .encoder import PatchEncoder
 from .model import MaskedImageModel
 from .recipe import EngineConfig, OptimConfig
 
@@ -31,14 +33,31 @@ _PEAKS = {
 }
 
 
-_PRECISIONS: dict[Precision, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_MIXED: dict[Precision, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+class Autocast(MixedPrecision):
+    """Fabric's autocast, with loss scaling in fp16, but that it leaves the images as they are."""
+
+    def convert_input(self, data: Any) -> Any:
+        """The same data. Autocast rounds where it computes, so that pixels that are to be predicted stay in
+        fp32, as in the official codes.
+        """
+        return data
+
+    def unscale_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the loss scale out of the gradients, so that they can be clipped."""
+        # Fabric refuses this to fused optimisers. Torch's scaler knows how to take their step afterwards, and
+        # other optimisers make it wait for the GPU in every step.
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
 
 
 def make_fabric(config: EngineConfig) -> Fabric:
     """Fabric for this process: one device, or its place among those that torchrun started.
 
     Raises:
-        ConfigError: a device that is not there, or processes without a strategy.
+        ConfigError: a device that is not there, one GPU for several processes, or fp16 with FSDP2.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -47,13 +66,17 @@ def make_fabric(config: EngineConfig) -> Fabric:
     if world > 1 and config.device.startswith("cuda:"):
         raise ConfigError(f"engine.device={config.device} names one GPU; with torchrun use cuda or auto")
     precision = resolve_precision(config, kind)
+    if precision == "fp16" and config.strategy == "fsdp2":
+        raise ConfigError(
+            "engine.strategy=fsdp2 has no loss scaling, which engine.precision=fp16 needs; take bf16 or fp32"
+        )
     devices: Any = local if world > 1 or kind == "cpu" else [int(number)]
     return Fabric(
         accelerator=kind,
         devices=devices,
         num_nodes=max(1, world // local),
         strategy=_strategy(config, world),
-        precision=_PRECISIONS[precision],
+        plugins=[Autocast(_MIXED[precision], kind)] if precision in _MIXED else [],
     )
 
 
@@ -86,21 +109,27 @@ def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 def all_blocks(model: MaskedImageModel) -> list[nn.Module]:
     """The transformer blocks of encoder, target and decoder."""
-    encoders = [e for e in (model.encoder, model.target_encoder) if e is not None]
-    return [block for e in encoders for block in e.vit.blocks] + list(model.decoder.blocks)
+    return [block for e in _encoders(model) for block in e.vit.blocks] + list(model.decoder.blocks)
 
 
-def compile_blocks(model: MaskedImageModel, config: EngineConfig, device: torch.device) -> bool:
-    """``torch.compile`` each block in place (they share their code, so it is compiled once a shape); the EMA
-    and the checkpoint keep seeing the plain modules.
+def _encoders(model: MaskedImageModel) -> list[PatchEncoder]:
+    return [e for e in (model.encoder, model.target_encoder) if e is not None]
+
+
+def compile_parts(model: MaskedImageModel, config: EngineConfig, device: torch.device) -> bool:
+    """``torch.compile`` each block (they share their code, so it is compiled once a shape) and projector in
+    place, and say whether that is wanted; the EMA and the checkpoint keep seeing the plain modules.
     """
     wanted = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
     # Online and target encoder see different numbers of patches, which must not make either of them dynamic;
     # only I-JEPA's numbers change from step to step.
     dynamic = None if model.recipe.masking.kind == "multiblock" else False
     if wanted:
-        for block in all_blocks(model):
-            block.compile(dynamic=dynamic)
+        # What earlier trainings of this process compiled counts towards the limit past which nothing more is.
+        torch.compiler.reset()
+        projectors = [e.projector for e in _encoders(model)] if model.recipe.projector.depth else []
+        for part in [*all_blocks(model), *projectors]:
+            part.compile(dynamic=dynamic)
     return wanted
 
 

@@ -28,6 +28,10 @@ class Masks(NamedTuple):
     visible: torch.Tensor
     hidden: torch.Tensor
 
+    def contiguous(self) -> Masks:
+        """The same, each in memory without holes: a copy to a GPU waits for anything else."""
+        return Masks(self.visible.contiguous(), self.hidden.contiguous())
+
 
 def draw_masks(recipe: Recipe, batch: int, part: slice, generator: torch.Generator) -> Masks:
     """Masks for the images of ``part`` out of a step of ``batch`` images."""
@@ -47,7 +51,7 @@ def draw_masks(recipe: Recipe, batch: int, part: slice, generator: torch.Generat
 def random_masks(noise: torch.Tensor, visible: int) -> Masks:
     """The ``visible`` patches of lowest noise are seen, the others hidden; noise is (B, N)."""
     order = noise.argsort(dim=1)
-    return Masks(order[:, :visible], order[:, None, visible:])
+    return Masks(order[:, :visible], order[:, None, visible:]).contiguous()
 
 
 def block_cover(grid: int, batch: int, visible: int, generator: torch.Generator) -> torch.Tensor:
@@ -103,7 +107,8 @@ def multiblock_masks(
         open_ &= ~found
     seen = int(chosen.sum(-1).min())
     hidden = targets[part].nonzero()[:, 2].reshape(-1, masking.blocks, height * width)
-    return Masks((chosen[part] + order[part]).argsort(dim=1, descending=True)[:, :seen], hidden)
+    shown = (chosen[part] + order[part]).argsort(dim=1, descending=True)[:, :seen]
+    return Masks(shown, hidden).contiguous()
 
 
 def _block_size(

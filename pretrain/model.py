@@ -11,7 +11,7 @@ from torch import nn
 from .decoders import Decoder
 from .encoder import PatchEncoder
 from .masking import Masks
-from .objectives import mean_cosine, reconstruction_loss, similarity_constraint
+from .objectives import mean_cosine, reconstruction_loss, similarity_constraint, without_autocast
 from .patches import cut_patches, standardise, take
 from .recipe import Recipe
 
@@ -67,16 +67,16 @@ class MaskedImageModel(nn.Module):
             targets = self.targets(patches, masks)
         loss = reconstruction_loss(predictions, targets.reshape(predictions.shape), config.objective)
         terms = {"reconstruction": loss.detach()}
-        cosines = {
-            "cosine_predictions": mean_cosine(predictions),
-            "cosine_visible": mean_cosine(latents[:, self.encoder.prefix :]),
-            "cosine_targets": mean_cosine(targets),
-        }
-        if config.objective.similarity_weight:
+        weight = config.objective.similarity_weight
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+            cosines = {
+                "cosine_predictions": mean_cosine(predictions),
+                "cosine_visible": mean_cosine(latents[:, self.encoder.prefix :]),
+                "cosine_targets": mean_cosine(targets.detach()),
+            }
+        if weight:
             constrained = [cosines["cosine_predictions"], cosines["cosine_visible"]]
-            loss = loss + config.objective.similarity_weight * similarity_constraint(
-                constrained, similarity_aim
-            )
+            loss = loss + weight * similarity_constraint(constrained, similarity_aim)
         return Losses(loss, {**terms, **{name: value.detach() for name, value in cosines.items()}})
 
     def predict(self, patches: torch.Tensor, masks: Masks) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,8 +98,11 @@ class MaskedImageModel(nn.Module):
         hidden = masks.hidden.flatten(1)  # (B, M*T)
         if config.kind in ("pixels", "projection"):
             pixels = take(patches, hidden)
-            pixels = standardise(pixels.float()) if config.norm_pixels else pixels
-            return pixels if config.kind == "pixels" else pixels @ self.random_projection.to(pixels.dtype)
+            pixels = standardise(pixels) if config.norm_pixels else pixels
+            if config.kind == "pixels":
+                return pixels
+            with without_autocast(pixels):
+                return pixels @ self.random_projection
         encoder = self.target_encoder or self.encoder
         seen, shown = patches, torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)
         if config.sees == "masked":

@@ -6,6 +6,7 @@ patches of one image apart can be solved by a code of their position, which no m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,8 @@ from .recipe import Recipe
 
 MONITORED = 256
 """Held-out images that the measures are taken on."""
+_PROJECTED = 32
+"""Images that go through the projector at once: it is several times wider than the encoder."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +126,18 @@ class Watcher:
         images = self._pixels("test")
         # Spread over the split, which lists one class after the other.
         chosen = torch.linspace(0, len(images) - 1, min(MONITORED, len(images))).long()
-        patches = torch.cat([f.patches.flatten(1, 2) for f in self._encode(engine, images[chosen], Tap(-1))])
-        pooled, projected = (x.double().mean(dim=1).cpu().numpy() for x in (patches, projector(patches)))
+        found = [
+            (tokens.cpu(), tokens.double().mean(dim=1).cpu(), projector(tokens).double().mean(dim=1).cpu())
+            for features in self._encode(engine, images[chosen], Tap(-1))
+            for tokens in torch.split(features.patches.flatten(1, 2), _PROJECTED)
+        ]
+        patches, pooled, projected = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
         spectrum = measure.spectrum(pooled, centre=False)
         return Health(
             pooled_cosine=float(measure.mean_cosines(pooled).mean()),
             projected_cosine=float(measure.mean_cosines(projected).mean()),
             effective_rank=measure.effective_rank(spectrum.values, measure.RANKME_EPS),
-            position_share=float(measure.position_items(patches.cpu().numpy()).mean()),
+            position_share=float(measure.position_items(patches).mean()),
         )
 
     def _knn(self, engine: Engine) -> float:
@@ -139,7 +146,8 @@ class Watcher:
         rows = {}
         for name in ("train", "test"):
             found = self._encode(engine, self._pixels(name), tap)
-            rows[name] = F.normalize(torch.cat([_pooled(f, self.spec) for f in found]), dim=-1)
+            # Pooled batch by batch: the patches of all images need not fit.
+            rows[name] = torch.cat([F.normalize(_pooled(f, self.spec), dim=-1) for f in found])
         k = min(self.recipe.watch.knn_k, len(rows["train"]))
         similarity, position = (rows["test"] @ rows["train"].T).topk(k, dim=1)
         labels = self._labels("train")[position.cpu().numpy()]
@@ -159,11 +167,11 @@ class Watcher:
             self._images[name] = torch.cat([batch.images for batch in batches])
         return self._images[name]
 
-    def _encode(self, engine: Engine, images: torch.Tensor, tap: Tap) -> list[Features]:
-        batch = engine.batch_for(*images.shape[-2:])
-        return [
-            engine.encode(normalise(part, self._view), (tap,))[tap] for part in torch.split(images, batch)
-        ]
+    def _encode(self, engine: Engine, images: torch.Tensor, tap: Tap) -> Iterator[Features]:
+        """Features of images, uint8 (N, 3, S, S), a batch after the other."""
+        for part in torch.split(images, engine.batch_for(*images.shape[-2:])):
+            # As bytes to the device: a quarter of what it takes normalised.
+            yield engine.encode(normalise(part.to(self.device), self._view), (tap,))[tap]
 
 
 _INFO = CheckpointInfo(

@@ -19,15 +19,22 @@ def reconstruction_loss(
     with ``beta``; ``cosine``: 2 - 2 cos; ``infonce``: see ``patch_discrimination``.
     """
     predictions, targets = predictions.float(), targets.float()
-    if config.loss == "mse":
-        return F.mse_loss(predictions, targets)
-    if config.loss == "norm_l2":
-        return F.mse_loss(predictions, standardise(targets))
-    if config.loss == "smooth_l1":
-        return F.smooth_l1_loss(predictions, targets, beta=config.beta)
-    if config.loss == "cosine":
-        return 2 - 2 * F.cosine_similarity(predictions, targets, dim=-1).mean()
-    return patch_discrimination(predictions, targets, config)
+    with without_autocast(predictions):
+        if config.loss == "mse":
+            return F.mse_loss(predictions, targets)
+        if config.loss == "norm_l2":
+            return F.mse_loss(predictions, standardise(targets))
+        if config.loss == "smooth_l1":
+            return F.smooth_l1_loss(predictions, targets, beta=config.beta)
+        if config.loss == "cosine":
+            return 2 - 2 * F.cosine_similarity(predictions, targets, dim=-1).mean()
+        return patch_discrimination(predictions, targets, config)
+
+
+def without_autocast(x: torch.Tensor) -> torch.autocast:
+    """Inside, operations on the device of ``x`` compute in the precision of what they are given."""
+    # Tensors without content, by which FLOPs are counted, have no autocast to turn off.
+    return torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False)
 
 
 def patch_discrimination(
@@ -83,6 +90,8 @@ def similarity_constraint(cosines: list[torch.Tensor], aim: float) -> torch.Tens
 
 def _over_processes(value: torch.Tensor) -> torch.Tensor:
     """The mean over processes, whose gradient is this process's own: DDP averages the gradients."""
+    if value.is_meta:  # FLOPs are counted without content, which older versions of torch do not reduce
+        return value
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return value
     total = value.detach().clone()

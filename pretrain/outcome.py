@@ -12,7 +12,8 @@ runs/lmim/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from pydantic import Field
@@ -44,7 +45,7 @@ class Summary:
         waiting: share of that time in which the device waited for data.
         flops_per_second: of matrix products, all processes.
         utilisation: the same as a share of the devices' peak (bf16, dense), where that is known.
-        seconds: wall time of this sitting.
+        seconds: wall time of all sittings; one that was killed wrote no summary, and is not counted.
         health: the collapse monitor's last measures.
         knn: last online k-NN accuracy, a fraction, or None without labels.
         warnings: what the collapse monitor says.
@@ -75,6 +76,16 @@ def start_training(training: Training, out: Path) -> None:
             f"{out} already holds a training; --resume {out} goes on with it, or give another --out"
         )
     write_json(out / "recipe.json", training.model_dump(mode="json"))
+
+
+def read_summary(out: Path) -> Summary | None:
+    """What the last sitting of a folder's training wrote, or None where none came to its end."""
+    path = out / "summary.json"
+    if not path.is_file():
+        return None
+    payload = json.loads(path.read_bytes())
+    known = {one.name: payload[one.name] for one in fields(Summary)}
+    return Summary(**{**known, "warnings": tuple(known["warnings"])})
 
 
 def read_training(out: Path) -> Training:

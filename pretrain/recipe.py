@@ -190,7 +190,9 @@ class EngineConfig(Frozen):
     precision: Precision | Literal["auto"] = Field("auto", description="bf16 on a GPU, fp32 on the CPU")
     strategy: Literal["auto", "ddp", "fsdp2"] = Field("auto", description="of several processes (torchrun)")
     accumulate: int = Field(1, ge=1, description="parts that a process cuts its share of the batch into")
-    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile of the blocks")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile of blocks and projectors"
+    )
     activation_checkpointing: bool = Field(False, description="less memory for a third more time")
     threads: int | None = Field(None, ge=1, description="CPU threads; torch's choice unless given")
 

@@ -53,11 +53,16 @@ def whole_weights(module: nn.Module) -> dict[str, torch.Tensor]:
 def restore(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Put a snapshot back. Raises CheckpointError where it is of another model."""
     try:
+        # Whether AdamW is fused is this process's choice: the state may come from another kind of device.
+        # Where the counts of steps are kept follows from it.
+        groups = [
+            {**group, "fused": optimizer.defaults["fused"]} for group in state["optimizer"]["param_groups"]
+        ]
         set_state_dict(
             model,
             optimizer,
             model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
+            optim_state_dict={**state["optimizer"], "param_groups": groups},
             options=StateDictOptions(full_state_dict=True, strict=True),
         )
     except (RuntimeError, KeyError, ValueError) as error:

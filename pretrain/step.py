@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.fabric import Fabric
 
-from .engine import attention_kernel, compile_blocks, make_optimizer, resolve_precision, set_rates
+from .engine import attention_kernel, compile_parts, make_optimizer, resolve_precision, set_rates
 from .masking import Masks
 from .model import MaskedImageModel
 from .recipe import Recipe
@@ -36,14 +36,14 @@ class Stepper:
     Attributes:
         model: the plain model; what is saved and looked at.
         optimizer: the plain optimiser.
-        compiled: whether the blocks are compiled.
+        compiled: whether blocks and projectors are compiled.
     """
 
     def __init__(self, recipe: Recipe, fabric: Fabric) -> None:
         self.recipe, self.fabric = recipe, fabric
         self.precision = resolve_precision(recipe.engine, fabric.device.type)
         self.model = initial_model(recipe)
-        self.compiled = compile_blocks(self.model, recipe.engine, fabric.device)
+        self.compiled = compile_parts(self.model, recipe.engine, fabric.device)
         self._module = fabric.setup_module(self.model)
         self.optimizer = make_optimizer(self.model, recipe.optim, fused=fabric.device.type == "cuda")
         self._optimizer: Any = fabric.setup_optimizers(self.optimizer)

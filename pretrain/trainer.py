@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lightning.fabric import Fabric
 
 from ..bench.cache import cache_folder
 from ..bench.checkpoints import save_checkpoint
+from ..bench.claims import claim
 from ..bench.environment import environment
 from ..bench.errors import ConfigError, TrainingError
 from ..bench.progress import Reporter
@@ -26,7 +28,7 @@ from .engine import make_fabric, peak_flops
 from .flops import training_flops
 from .logbook import Logbook
 from .monitor import Health, Watcher
-from .outcome import Summary, Training
+from .outcome import Summary, Training, read_summary
 from .pixels import open_pixels
 from .schedules import learning_rate, milestones, momentum
 from .signals import stop_signals
@@ -71,7 +73,8 @@ def train(
 ) -> Summary:
     """Train, or go on where the folder's last state is, until the schedule ends or a signal comes.
 
-    SIGTERM and Ctrl-C end the step at hand, save, and return a summary that is not ``finished``.
+    SIGTERM and Ctrl-C end the step at hand, save, and return a summary that is not ``finished``. A training
+    that is finished already is left alone, and the summary is the one in its folder.
 
     Args:
         training: recipe and data, from ``start_training`` or ``read_training``.
@@ -81,7 +84,8 @@ def train(
         cache_dir: where decoded images are kept.
 
     Raises:
-        ConfigError: settings that do not go with the data or the machine, or another data set than before.
+        ConfigError: settings that do not go with the data or the machine, another data set than before, or
+            another process that writes into the folder.
         DataError: a broken image.
         CheckpointError: no readable state, or one of another recipe.
         TrainingError: the loss is not finite; the message names the last good state.
@@ -92,7 +96,8 @@ def train(
         torch.set_num_threads(training.recipe.engine.threads)
     fabric = make_fabric(training.recipe.engine)
     fabric.launch()
-    return _Run(training, data, out, reporter, fabric, cache_dir).go()
+    with claim(out) if fabric.is_global_zero else nullcontext():
+        return _Run(training, data, out, reporter, fabric, cache_dir).go()
 
 
 class _Run:
@@ -134,6 +139,11 @@ class _Run:
         begun = time.monotonic()
         step = self._resume() if states(self.out / "states") else 0
         total = self.schedule.total
+        before = read_summary(self.out) if step else None
+        if before is not None and before.finished and step == total:
+            if self.fabric.is_global_zero:
+                self.reporter.line(f"the training in {self.out} is finished, all {total} steps")
+            return before
         if step and self.fabric.is_global_zero:
             self.reporter.line(f"going on at step {step} of {total}")
         log = Logbook(self.out, self.recipe.watch.tensorboard, step) if self.fabric.is_global_zero else None
@@ -173,7 +183,8 @@ class _Run:
         finally:
             if log is not None:
                 log.close()
-        summary = self._summary(step, tally, time.monotonic() - begun)
+        earlier = before.seconds if before is not None else 0.0
+        summary = self._summary(step, tally, earlier + time.monotonic() - begun)
         if self.fabric.is_global_zero:
             write_json(self.out / "summary.json", {**asdict(summary), **self._circumstances()})
         return summary

@@ -16,6 +16,10 @@ from lmim_bench.tasks._math.propagation import propagate
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # Torch's own notices: of the debug mode below, of the older way to turn TF32 off, of what tracing reads.
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Please use the new API settings to control TF32"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
 ]
 
 
@@ -59,9 +63,9 @@ def first_losses(device, precision, compiled, steps=4):
     offsets = torch.zeros(16, recipe.grid**2, 2, dtype=torch.int64)
     fed = Fed(images.to(device), offsets.to(device), Masks(*(m.to(device) for m in masks)))
     losses = [stepper(0.1, [fed], 1)["loss"]]  # compiles, and makes the optimiser's state
-    if device != "cpu":
-        torch.cuda.set_sync_debug_mode("error")
     try:
+        if device != "cpu":
+            torch.cuda.set_sync_debug_mode("error")
         losses += [stepper(0.1, [fed], 1)["loss"] for _ in range(steps - 1)]
     finally:
         if device != "cpu":
@@ -71,7 +75,7 @@ def first_losses(device, precision, compiled, steps=4):
 
 @pytest.mark.parametrize(
     ("precision", "compiled", "tolerance"),
-    [("fp32", "off", 1e-3), ("bf16", "off", 0.03), ("bf16", "on", 0.03)],
+    [("fp32", "off", 1e-3), ("fp16", "off", 0.004), ("bf16", "off", 0.03), ("bf16", "on", 0.03)],
 )
 def test_a_training_on_the_gpu_follows_the_cpu_and_never_waits_in_a_step(precision, compiled, tolerance):
     on_cpu = first_losses("cpu", "fp32", "off")

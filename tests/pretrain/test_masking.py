@@ -243,3 +243,11 @@ def test_masks_depend_on_the_generator_alone(kind):
     assert torch.equal(first.hidden, again.hidden)
     assert first.hidden.shape != other.hidden.shape or not torch.equal(first.hidden, other.hidden)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kind", ["random", "block", "multiblock"])
+def test_masks_lie_in_memory_without_holes(kind):
+    """A copy of anything else to a GPU waits."""
+    for part in (None, slice(2, 5)):
+        masks = drawn(recipe_of(kind, visible=9), 6, part=part)
+        assert all(mask.is_contiguous() for mask in masks)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lmim_bench.pretrain import model as model_module
 from lmim_bench.pretrain.masking import Masks
 from lmim_bench.pretrain.model import MaskedImageModel
 from lmim_bench.pretrain.objectives import mean_cosine, reconstruction_loss
@@ -150,6 +151,34 @@ def test_pixel_targets_are_standardised_patches_projected_for_lite(tiny, built, 
         assert "random_projection" in model.state_dict()
         assert not any("random" in name for name, _ in model.named_parameters())
         assert model.random_projection.std().item() == pytest.approx(1 / math.sqrt(48), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "projection"])
+def test_targets_of_pixels_are_fp32_under_autocast_too(tiny, built, fed, kind):
+    recipe = latent_recipe(tiny, kind)
+    model = built(recipe)
+    images, offsets, masks = fed(recipe)
+    patches = cut_patches(images, 4, offsets)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.targets(patches, masks)
+    assert torch.equal(found, model.targets(patches, masks))
+
+
+@pytest.mark.parametrize("weight", [0, 0.3])
+@pytest.mark.parametrize("kind", ["ema", "shared"])
+def test_similarities_have_a_gradient_where_they_are_constrained_alone(
+    tiny, built, fed, monkeypatch, kind, weight
+):
+    found = []
+
+    def noted(x):
+        found.append(mean_cosine(x))
+        return found[-1]
+
+    monkeypatch.setattr(model_module, "mean_cosine", noted)
+    recipe = tiny("latent-mim", f"target.kind={kind}", f"objective.similarity_weight={weight}")
+    built(recipe)(*fed(recipe), 0.5).loss.backward()
+    assert [cosine.requires_grad for cosine in found] == [weight > 0, weight > 0, False]
 
 
 @pytest.mark.parametrize("loss", ["infonce", "smooth_l1"])

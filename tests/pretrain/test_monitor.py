@@ -1,5 +1,6 @@
 import itertools
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from lmim_bench.bench.engine import Engine
 from lmim_bench.bench.types import Dataset
+from lmim_bench.pretrain import monitor as monitor_module
 from lmim_bench.pretrain.monitor import Health, Watcher
 
 
@@ -85,3 +88,45 @@ def test_the_watcher_needs_labels_for_k_nn_alone(tiny, built, splits):
     found, knn = watcher(model.encoder.vit.state_dict(), model.encoder.projector.state_dict())
     assert knn is None
     assert math.isfinite(found.projected_cosine)
+
+
+def test_the_watcher_holds_the_patches_of_few_images_at_once(tiny, built, monkeypatch):
+    recipe = tiny("latent-mim", "watch.knn_k=3")
+    data = Dataset(
+        "tones",
+        "classification",
+        "abc",
+        classes=("dark", "bright"),
+        splits={"train": Tones(24), "val": Tones(16)},
+    )
+    model = built(recipe)
+    weights = model.encoder.vit.state_dict(), model.encoder.projector.state_dict()
+    whole, accuracy = Watcher(recipe, data, "cpu", "fp32")(*weights)
+
+    alive, most, projected = [], [], []
+    encode, build = Engine.encode, monitor_module.build_projector
+
+    def noted(engine, images, taps):
+        found = encode(engine, images, taps)
+        alive.append(weakref.ref(found[taps[0]].patches))
+        most.append((len(images), sum(one() is not None for one in alive)))
+        return found
+
+    def watched(*args):
+        projector = build(*args)
+        projector.register_forward_hook(lambda module, given, out: projected.append(len(out)))
+        return projector
+
+    monkeypatch.setattr(Engine, "encode", noted)
+    monkeypatch.setattr(Engine, "batch_for", lambda engine, height, width: 4)
+    monkeypatch.setattr(monitor_module, "build_projector", watched)
+    monkeypatch.setattr(monitor_module, "_PROJECTED", 3)
+    found, again = Watcher(recipe, data, "cpu", "fp32")(*weights)
+    assert again == accuracy
+    for name, value in vars(whole).items():
+        assert getattr(found, name) == pytest.approx(value, rel=1e-4), name
+    assert projected == [3, 1] * 4, "of the 16 images that the measures are taken on"
+    looked, voted = most[:4], most[4:]
+    assert [images for images, _ in voted] == [4] * 10
+    assert max(held for _, held in voted) <= 2
+    assert len(looked) == 4

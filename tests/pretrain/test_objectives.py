@@ -190,3 +190,13 @@ def test_similarity_constraint_over_processes_is_that_of_the_mean(monkeypatch):
         loss.backward()
     assert first.grad.item() / 2 == pytest.approx(whole_first.grad.item())
     assert second.grad.item() / 2 == pytest.approx(whole_second.grad.item())
+
+
+@pytest.mark.parametrize("loss", ["mse", "norm_l2", "smooth_l1", "cosine", "infonce"])
+def test_losses_are_fp32_under_autocast_too(loss):
+    predictions, targets = arrays()
+    config = ObjectiveConfig(loss=loss)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = reconstruction_loss(predictions, targets, config)
+    assert found.dtype == torch.float32
+    assert found.item() == reconstruction_loss(predictions, targets, config).item()

@@ -156,6 +156,24 @@ def test_a_restored_training_goes_on_as_if_nothing_had_happened(tmp_path, steppe
         assert torch.equal(one, two), name
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_restored_optimiser_takes_its_steps_as_this_process_does(tmp_path, tiny, stepped, fused):
+    """A state of a GPU is fused, one of the CPU is not; what it holds goes on under either."""
+    fresh, go = stepped
+    recipe = tiny("latent-mim")
+    model, _ = fresh(0)
+    other = make_optimizer(model, recipe.optim, fused=not fused)
+    go(model, other, 3)
+    write_state(tmp_path, 3, snapshot(model, other), 1)
+    expected = go(model, other, 3)
+    again, _ = fresh(1)
+    mine = make_optimizer(again, recipe.optim, fused=fused)
+    restore(again, mine, read_state(tmp_path)[1])
+    assert [group["fused"] for group in mine.param_groups] == [fused, fused]
+    assert all(moments["step"] == 3 for moments in mine.state.values())
+    assert go(again, mine, 3) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("change", ["model.embed_dim=8", "model.depth=3", "target.kind=stop_gradient"])
 def test_the_state_of_another_model_is_refused_in_one_line(tiny, stepped, change):
     fresh, go = stepped

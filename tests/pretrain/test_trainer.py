@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lmim_bench.bench.claims import claim
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.errors import ConfigError, DataError, TrainingError
 from lmim_bench.bench.progress import Reporter
+from lmim_bench.pretrain import trainer
 from lmim_bench.pretrain.api import open_images, pretrain, resume
 from lmim_bench.pretrain.logbook import read_metrics
 from lmim_bench.pretrain.recipe import load_recipe
@@ -202,6 +204,44 @@ def test_killed_outright_goes_on_from_the_last_save(start, colours, cache, tmp_p
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("precision", "called"), [("bf16", "bf16-mixed"), ("fp16", "16-mixed")])
+def test_in_half_precision_too_a_training_goes_on_as_if_unbroken(start, cache, tmp_path, precision, called):
+    changes = (f"engine.precision={precision}", "optim.clip=1.0")
+    start("latent-mim", *changes, out="whole")
+    start("latent-mim", *changes, out="killed")
+    (tmp_path / "killed" / "states" / "step-00000008.pth").unlink()
+    assert resume(tmp_path / "killed", cache_dir=cache).finished
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    summary = json.loads((tmp_path / "killed" / "summary.json").read_text())
+    assert summary["environment"]["precision"] == called
+
+
+def test_a_finished_training_is_left_as_it_is(start, cache, tmp_path, capsys):
+    summary = start("latent-mim")
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    again = resume(tmp_path / "out", cache_dir=cache, reporter=Reporter())
+    assert again == summary
+    assert again.loss is not None
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    assert "is finished, all 8 steps" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_seconds_of_all_sittings_add_up(start, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer._Run, "_stop", lambda self, asked, step: step == 5)
+    first = start("mae")
+    assert (first.finished, first.step) == (False, 5)
+    path = tmp_path / "out" / "summary.json"
+    stored = json.loads(path.read_text())
+    assert stored["seconds"] == first.seconds > 0
+    path.write_text(json.dumps({**stored, "seconds": 1000.0}))
+    monkeypatch.undo()
+    second = resume(tmp_path / "out", cache_dir=cache)
+    assert second.finished
+    assert 1000 < second.seconds < 1100
+    assert json.loads(path.read_text())["seconds"] == second.seconds
+
+
 def test_a_broken_newest_state_is_named_and_the_one_before_is_used(start, cache, tmp_path, capsys):
     start("latent-mim")
     newest = tmp_path / "out" / "states" / "step-00000008.pth"
@@ -273,6 +313,11 @@ def test_a_folder_with_a_training_is_not_trained_over(start, tmp_path):
     with pytest.raises(ConfigError, match="already holds a training; --resume"):
         start("latent-mim")
     assert (tmp_path / "out" / "encoder.pth").read_bytes() == before
+
+
+def test_a_training_has_one_writer(start, tmp_path):
+    with claim(tmp_path / "out"), pytest.raises(ConfigError, match="another process writes into"):
+        start("mae")
 
 
 def test_a_training_that_never_began_leaves_its_folder_free(start, tmp_path):
