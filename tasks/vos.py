@@ -15,10 +15,12 @@ object of a sequence carries label 1 there.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -206,15 +208,22 @@ def TASK(ctx: Context, config: VosConfig) -> Sequence[Measurement]:  # noqa: N80
     clips = [clip for sequence in ctx.data.sequences if (clip := _open(ctx, config, sequence))]
     if not clips:
         raise TaskError(f"{ctx.data.name} has no sequence with an object in its first frame")
-    tracks = []
+    tracks: list[_Track] = []
+    begun: deque[Callable[[], _Track]] = deque()
     total = sum(len(clip.sequence) for clip in clips)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, ctx.progress(total, "frames") as progress:
-        run = _Run(ctx, config, _colour_std(ctx, config), pool)
+    threads = min(_THREADS[ctx.device.split(":")[0]], os.cpu_count() or 1)
+    with (
+        ThreadPoolExecutor(1) as writer,
+        ThreadPoolExecutor(threads) as pool,
+        ctx.progress(total, "frames") as progress,
+    ):
+        run = _Run(ctx, config, _colour_std(ctx, config), pool, writer)
+        features = _embed(run, clips)
         for clip in clips:
-            track = _track(run, clip, progress)
-            for frame_id, png in zip(clip.sequence.frame_ids, track.pngs, strict=True):
-                ctx.save_file(f"results/{clip.sequence.name}/{frame_id}.png", png)
-            tracks.append(track)
+            begun.append(_propagate(run, clip, islice(features, len(clip.sequence)), progress))
+            if len(begun) > 1:  # the pool had the time of this sequence to end the one before
+                tracks.append(begun.popleft()())
+        tracks.append(begun.popleft()())
     _illustrate(ctx, tracks)
     clusters = np.repeat(np.arange(len(tracks)), [len(track.clip.objects) for track in tracks])
     return [
@@ -230,14 +239,21 @@ def TASK(ctx: Context, config: VosConfig) -> Sequence[Measurement]:  # noqa: N80
     ]
 
 
+_THREADS = {"cpu": 4, "cuda": 16}
+"""At most. A CPU has the encoder to run as well."""
+
+
 @dataclass(frozen=True)
 class _Run:
-    """What all sequences share; decoding, scoring and compression run in the pool, beside the encoder."""
+    """What all sequences share. Decoding, scoring and compression run in the pool, beside the encoder; files
+    are written by one thread alone, since a Context need not bear several.
+    """
 
     ctx: Context
     config: VosConfig
     std: tuple[float, float, float]
     pool: ThreadPoolExecutor
+    writer: ThreadPoolExecutor
 
 
 @dataclass(frozen=True)
@@ -248,6 +264,17 @@ class _Clip:
     first: Pixels
     objects: tuple[int, ...]
     size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A frame that was propagated: its PNG, on the way to the disk, and (J, F, J of the static mask, F of it)
+    by object where it is scored.
+    """
+
+    png: bytes
+    written: Future[None]
+    scores: tuple[Values, ...]
 
 
 @dataclass(frozen=True)
@@ -293,28 +320,44 @@ def _colour_std(ctx: Context, config: VosConfig) -> tuple[float, float, float]:
     return ctx.spec.std
 
 
-def _track(run: _Run, clip: _Clip, progress: Progress) -> _Track:
-    """Propagate one sequence and score its frames."""
+def _propagate(
+    run: _Run, clip: _Clip, features: Iterator[torch.Tensor], progress: Progress
+) -> Callable[[], _Track]:
+    """Propagate one sequence. The pool scores its frames and hands them to the writer; what is returned waits
+    for both.
+    """
     from ._math.davis_frames import indexed_png
-    from ._math.davis_metrics import frame_scores, scored_frames, statistics
+    from ._math.davis_metrics import frame_scores, scored_frames
 
-    def score(i: int, predicted: Pixels) -> tuple[bytes, tuple[Values, ...]]:
+    def finish(i: int, label_map: Callable[[], Pixels]) -> _Frame:
+        predicted = label_map()
+        png = indexed_png(predicted)
+        name = f"results/{clip.sequence.name}/{clip.sequence.frame_ids[i]}.png"
+        written = run.writer.submit(run.ctx.save_file, name, png)
         if i not in scored:
-            return indexed_png(predicted), ()
+            return _Frame(png, written, ())
         truth = clip.sequence.mask(i)
         _same_size(clip, i, truth, "mask")
         propagated = frame_scores(truth, predicted, clip.objects)
         static = frame_scores(truth, clip.first, clip.objects)
-        return indexed_png(predicted), (*propagated, *static)
+        return _Frame(png, written, (*propagated, *static))
 
     scored = scored_frames(len(clip.sequence))
-    pending = []
-    for i, predicted in enumerate(_label_maps(run, clip)):
-        pending.append(run.pool.submit(score, i, predicted))
+    frames = []
+    for i, label_map in enumerate(_label_maps(run, clip, features)):
+        frames.append(run.pool.submit(finish, i, label_map))
         progress.advance()
-    frames = [future.result() for future in pending]
-    # (frames, [J, F, J of the static mask, F of it], objects)
-    values = np.array([found for _, found in frames if found])
+    return partial(_end, clip, frames)
+
+
+def _end(clip: _Clip, finished: Sequence[Future[_Frame]]) -> _Track:
+    """Wait until the frames of a sequence are scored and written, and sum them up."""
+    from ._math.davis_metrics import statistics
+
+    frames = [future.result() for future in finished]
+    for frame in frames:
+        frame.written.result()
+    values = np.array([frame.scores for frame in frames if frame.scores])  # (frames, 4, objects)
 
     def summary(region: Values, boundary: Values) -> dict[str, Values]:
         j, f = statistics(region.T), statistics(boundary.T)
@@ -325,12 +368,15 @@ def _track(run: _Run, clip: _Clip, progress: Progress) -> _Track:
         clip,
         propagated=summary(values[:, 0], values[:, 1]),
         static=summary(values[:, 2], values[:, 3]),
-        pngs=[png for png, _ in frames],
+        pngs=[frame.png for frame in frames],
     )
 
 
-def _label_maps(run: _Run, clip: _Clip) -> Iterator[Pixels]:
-    """The label map of every frame at its own size; that of the first frame is the given one."""
+def _label_maps(run: _Run, clip: _Clip, features: Iterator[torch.Tensor]) -> Iterator[Callable[[], Pixels]]:
+    """What gives the label map of each frame at its own size; that of the first frame is the given one.
+
+    To be called in another thread: a GPU may still be at work on it, and goes on with the next frames.
+    """
     import torch
 
     from ._math.davis_frames import resize_labels, spread_labels, token_labels
@@ -338,15 +384,18 @@ def _label_maps(run: _Run, clip: _Clip) -> Iterator[Pixels]:
 
     ctx, config, patch = run.ctx, run.config, run.ctx.spec.patch_size
     bilinear = config.upsample == "bilinear"
-    restore = resize_labels if bilinear else spread_labels
     grid = clip.size[0] // patch, clip.size[1] // patch
     labels = token_labels(clip.first, clip.objects, grid, config.label_resize)
     for k, label in enumerate(clip.objects, start=1):
         if not labels[..., k].any():
             ctx.note(f"object {label} of {clip.sequence.name} covers no token of the first frame")
     ids = np.array((0, *clip.objects), dtype=np.uint8)
-    frames = _embed(run, clip)
-    first = next(frames)
+
+    def restored(hard: torch.Tensor) -> Pixels:
+        resize = resize_labels if bilinear else spread_labels
+        return resize(ids[hard.cpu().numpy()], clip.first.shape)
+
+    first = next(features)
     propagator = Propagator(
         first,
         torch.from_numpy(labels).to(first.device),
@@ -358,39 +407,54 @@ def _label_maps(run: _Run, clip: _Clip) -> Iterator[Pixels]:
         topk=config.topk,
         temperature=config.temperature,
     )
-    yield clip.first
-    for features in frames:
-        soft = propagator.step(features)
+    yield lambda: clip.first
+    for frame in features:
+        soft = propagator.step(frame)
         hard = harden(soft, scale=patch if bilinear else 1, normalise=config.normalise == "minmax")
-        yield restore(ids[hard.cpu().numpy()], clip.first.shape)
+        yield partial(restored, hard)
 
 
-def _embed(run: _Run, clip: _Clip) -> Iterator[torch.Tensor]:
-    """Patch features (h, w, D) of each frame in order; frames are decoded one batch ahead."""
+def _embed(run: _Run, clips: Sequence[_Clip]) -> Iterator[torch.Tensor]:
+    """Patch features (h, w, D) of each frame of each sequence, one after the other."""
     import torch
 
-    from ._math.davis_frames import resize_frame
+    from ..bench.data.loading import standardise
 
     ctx, config = run.ctx, run.config
+    tap = Tap(config.layer, config.final_norm)
+    for batch in _batches(run, clips):
+        frames = [frame.result() for frame in batch]
+        shape = len(frames), *frames[0].shape
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=ctx.device.startswith("cuda"))
+        np.stack(frames, out=pixels.numpy())
+        pixels = pixels.to(ctx.device, non_blocking=True).permute(0, 3, 1, 2)
+        images = standardise(pixels, ctx.spec.mean, run.std)
+        yield from ctx.encode(images, tap, config.pos_interpolation).patches
 
-    def load(i: int) -> Pixels:
+
+def _batches(run: _Run, clips: Sequence[_Clip]) -> Iterator[list[Future[Pixels]]]:
+    """The frames as they enter the encoder, each batch of one sequence.
+
+    One batch ahead is being decoded, be it of the next sequence.
+    """
+    from ._math.davis_frames import resize_frame
+
+    def load(clip: _Clip, i: int) -> Pixels:
         frame = clip.sequence.frame(i)
         _same_size(clip, i, frame, "picture")
-        return resize_frame(frame, clip.size, config.resize)
+        return resize_frame(frame, clip.size, run.config.resize)
 
-    def batch(start: int) -> list[Future[Pixels]]:
-        return [run.pool.submit(load, i) for i in range(start, min(start + step, len(clip.sequence)))]
-
-    # The run's batch size is meant for images of 224 x 224.
-    step = max(1, ctx.batch_size * 224 * 224 // (clip.size[0] * clip.size[1]))
-    mean, deviation = (torch.tensor(colour).view(3, 1, 1) for colour in (ctx.spec.mean, run.std))
-    tap = Tap(config.layer, config.final_norm)
-    ahead = batch(0)
-    for start in range(0, len(clip.sequence), step):
-        frames, ahead = ahead, batch(start + step)
-        pixels = torch.from_numpy(np.stack([frame.result() for frame in frames])).permute(0, 3, 1, 2)
-        images = (pixels.float() / 255 - mean) / deviation
-        yield from ctx.encode(images.contiguous().to(ctx.device), tap, config.pos_interpolation).patches
+    ahead: list[Future[Pixels]] = []
+    for clip in clips:
+        # The run's batch size is meant for images of 224 x 224.
+        step = max(1, run.ctx.batch_size * 224 * 224 // (clip.size[0] * clip.size[1]))
+        for start in range(0, len(clip.sequence), step):
+            stop = min(start + step, len(clip.sequence))
+            batch = [run.pool.submit(load, clip, i) for i in range(start, stop)]
+            if ahead:
+                yield ahead
+            ahead = batch
+    yield ahead
 
 
 def _same_size(clip: _Clip, i: int, array: Pixels, what: str) -> None:

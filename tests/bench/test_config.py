@@ -5,6 +5,7 @@ from pydantic import Field
 
 from lmim_bench.bench.config import (
     CheckpointConfig,
+    DataConfig,
     RunConfig,
     coerce,
     load_suite,
@@ -21,6 +22,13 @@ class Config(Frozen):
     norm: str = Field("auto", pattern="^(auto|on|off)$")
     rate: float = 0.1
     flag: bool = False
+
+
+@pytest.mark.parametrize("label", [-1, 256])
+def test_void_labels_are_those_that_a_mask_can_hold(label):
+    assert validate(DataConfig, {"path": "x", "void": [0, 255]}, "suite.yaml").void == (0, 255)
+    with pytest.raises(ConfigError, match=rf"^suite\.yaml\.void\.1: [^\n]*, got {label}$"):
+        validate(DataConfig, {"path": "x", "void": [0, label]}, "suite.yaml")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Decoding: what is whole is read exactly, what is broken is an error that names the file; fingerprints."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -8,7 +9,14 @@ import pytest
 from PIL import Image, ImageFile
 
 from lmim_bench.bench.data import files as files_module
-from lmim_bench.bench.data.files import Manifest, list_images, read_image, read_mask
+from lmim_bench.bench.data.files import (
+    Manifest,
+    UnreadableError,
+    image_size,
+    list_images,
+    read_image,
+    read_mask,
+)
 from lmim_bench.bench.errors import DataError
 
 
@@ -48,6 +56,21 @@ def test_no_image_at_all(tmp_path, content):
         read_image(tmp_path / "x.jpg")
     with pytest.raises(DataError, match=r"y\.jpg does not exist"):
         read_image(tmp_path / "y.jpg")
+
+
+@pytest.mark.parametrize("number", ["EIO", "EACCES", "ENOMEM", "EMFILE", "ENFILE", "ESTALE"])
+def test_what_the_system_cannot_read_is_not_broken(tmp_path, noise, monkeypatch, number):
+    noise.save(tmp_path / "x.png")
+
+    def fail(*_):
+        code = getattr(errno, number)
+        raise OSError(code, os.strerror(code), "x.png")
+
+    monkeypatch.setattr(files_module.Image, "open", fail)
+    for read in (read_image, read_mask, image_size):
+        with pytest.raises(UnreadableError, match=r"x\.png cannot be read: \w+") as caught:
+            read(tmp_path / "x.png")
+        assert "broken" not in str(caught.value)
 
 
 def test_every_colour_mode_becomes_rgb_and_exif_rotation_is_left(tmp_path, noise):
@@ -143,10 +166,39 @@ def test_fingerprint_depends_on_labels_names_and_extra(two_files, tmp_path):
     assert len(set(prints)) == len(prints)
 
 
-def test_large_sets_are_fingerprinted_without_reading_them(two_files, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("place", "seen"), [(0, True), (-1, True), (10_000, False)])
+def test_of_large_sets_both_ends_of_files_are_read(tmp_path, monkeypatch, place, seen):
+    """Uncompressed images that are made anew keep their sizes, but not their first and last bytes."""
     monkeypatch.setattr(files_module, "CONTENT_LIMIT", 10)
-    monkeypatch.setattr(Path, "read_bytes", _no_reading_of(two_files, Path.read_bytes))
-    assert len(_manifest(two_files, tmp_path / "cache").fingerprint()) == 64
+    monkeypatch.setattr(Path, "read_bytes", _no_reading_of(tmp_path / "set", Path.read_bytes))
+    (tmp_path / "set").mkdir()
+    content = np.random.default_rng(0).integers(0, 256, (2, 20_000), dtype=np.uint8)
+    names = ("a.bmp", "b.bmp")
+
+    def fingerprint():
+        for name, values in zip(names, content, strict=True):
+            (tmp_path / "set" / name).write_bytes(values.tobytes())
+        return Manifest(tmp_path / "set", [(name, 0) for name in names], tmp_path / "cache").fingerprint()
+
+    before = fingerprint()
+    assert fingerprint() == before
+    content[1, place] ^= 1
+    assert (fingerprint() != before) == seen
+
+
+@pytest.mark.parametrize(("files", "read"), [(3, [0, 1, 2]), (4, [0, 1, 2, 3]), (9, [0, 3, 5, 8])])
+def test_of_large_sets_files_are_read_that_are_spread_evenly(tmp_path, monkeypatch, files, read):
+    monkeypatch.setattr(files_module, "CONTENT_LIMIT", 10)
+    monkeypatch.setattr(files_module, "MOST_SAMPLED", 4)
+    names = [f"{i}.bmp" for i in range(files)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"not much")
+    opened = []
+    ends = files_module._ends
+    monkeypatch.setattr(files_module, "_ends", lambda path: opened.append(path.name) or ends(path))
+    Manifest(tmp_path, [(name, 0) for name in names], tmp_path / "cache").fingerprint()
+    assert opened == [f"{i}.bmp" for i in read]
+    assert ends(tmp_path / "0.bmp") == b"not much" * 2
 
 
 def _no_reading_of(folder, original):

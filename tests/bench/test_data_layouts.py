@@ -269,6 +269,15 @@ def test_dataset_yaml_is_checked(roads, tmp_path, text, problem):
         load(roads, tmp_path)
 
 
+@pytest.mark.parametrize("label", [-1, 256])
+def test_void_that_no_mask_can_hold_is_refused(roads, tmp_path, label):
+    with pytest.raises(DataError, match=rf"void names the label {label}, .* 0\.\.255"):
+        load(roads, tmp_path, void=[255, label])
+    (roads / "dataset.yaml").write_text(f"void: [{label}]\n")
+    with pytest.raises(DataError, match=rf"void names the label {label}, .* 0\.\.255"):
+        load(roads, tmp_path)
+
+
 def test_files_that_are_alone_are_named(roads, tmp_path):
     (roads / "val" / "masks" / "f1.png").unlink()
     with pytest.raises(
@@ -337,13 +346,21 @@ def test_voc_layout(tmp_path):
     assert (data.classes[15], len(data.classes), data.void) == ("person", 21, (255,))
     assert data.splits["val"].ids == ["JPEGImages/c.jpg", "JPEGImages/b.jpg"], "the order of the list"
     assert np.unique(data.splits["val"].mask(0)).tolist() == [2, 255]
+    (lists / "train.txt").write_text("a\nc\n")
+    (lists / "val.txt").write_text("b\n")
+    moved = load(root, tmp_path)
+    assert [*moved.splits["train"].ids, *moved.splits["val"].ids] == [
+        *data.splits["train"].ids,
+        *data.splits["val"].ids,
+    ]
+    assert moved.fingerprint != data.fingerprint, "the same images in the same order, divided otherwise"
     with pytest.raises(DataError, match=r"trainval\.txt does not exist"):
         load(root, tmp_path, train="trainval")
     (root / "SegmentationClass" / "b.png").unlink()
     with pytest.raises(DataError, match=r"SegmentationClass/b\.png cannot be read"):
         load(root, tmp_path)
     through = load(f"torchvision:VOCSegmentation:{_devkit(root, tmp_path)}", tmp_path, test="train")
-    assert through.counts() == {"train": 1}
+    assert through.counts() == {"train": 2}
 
 
 def _devkit(root: Path, tmp_path: Path) -> Path:

@@ -1,5 +1,7 @@
 """Batches of pixels: equal to torchvision's transforms, in order, with broken images named."""
 
+import errno
+import os
 import warnings
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from lmim_bench.bench.data import load_data
+from lmim_bench.bench.data import files, load_data, loading
 from lmim_bench.bench.data.loading import apply_view, iterate_batches, normalise, squash_mask, view_pixels
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.types import View
@@ -134,6 +136,50 @@ def test_skip_broken_counts_and_names_them(folder, workers):
     assert np.concatenate([b.positions for b in batches]).tolist() == list(range(2, 25))
     assert batches[0].images.shape == (0, 3, 16, 16), "a batch of broken images alone"
     assert all(len(b.images) == len(b.positions) for b in batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("skip_broken", [False, True])
+def test_an_image_that_cannot_be_read_now_is_never_left_out(folder, monkeypatch, workers, skip_broken):
+    """A disk that fails must not make a smaller data set, with or without broken images in it."""
+    (folder / "val" / "a" / "00.png").write_bytes(b"")
+    unreadable = folder / "val" / "a" / "06.png"
+    whole = Image.open
+
+    def open_image(source):
+        if source == unreadable:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
+        return whole(source)
+
+    monkeypatch.setattr(files.Image, "open", open_image)
+    split = split_of(folder).subset(np.arange(0 if skip_broken else 1, 26))
+    with pytest.raises(DataError, match=r"val/a/06\.png cannot be read: Input/output error$"):
+        list(iterate_batches(split, VIEW, 4, workers, skip_broken))
+
+
+def test_pinned_memory_is_asked_for(folder, monkeypatch):
+    """That pixels arrive in it takes a GPU."""
+    asked = []
+
+    class Recorded(loading.DataLoader):
+        def __init__(self, *args, pin_memory, **rest):
+            asked.append(pin_memory)
+            super().__init__(*args, **rest)
+
+    monkeypatch.setattr(loading, "DataLoader", Recorded)
+    for pin in (False, True):
+        list(iterate_batches(split_of(folder), VIEW, 8, pin=pin))
+    assert asked == [False, True]
+
+
+def test_the_strides_of_pixels_change_no_number_and_no_strides_of_the_outcome():
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 7, 9, 3), dtype=np.uint8))
+    view = pixels.permute(0, 3, 1, 2)
+    found = normalise(view, VIEW)
+    assert found.is_contiguous()
+    assert torch.equal(found, normalise(view.contiguous(), VIEW))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    assert torch.equal(found, (view.float() / 255 - mean) / std)
 
 
 def test_leaving_early_leaves_no_worker_behind(folder):

@@ -2,8 +2,10 @@
 
 import builtins
 import contextlib
+import errno
 import io
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image
 from lmim_bench.bench.data import detect_layout, load_data, load_unlabelled
 from lmim_bench.bench.data import parquet as parquet_module
 from lmim_bench.bench.data import tars as tars_module
+from lmim_bench.bench.data.files import UnreadableError
 from lmim_bench.bench.data.layouts import shard_split
 from lmim_bench.bench.data.loading import iterate_batches
 from lmim_bench.bench.errors import DataError
@@ -382,6 +385,28 @@ def test_damaged_header_is_not_taken_for_the_end(tars, tmp_path):
     path.write_bytes(bytes(content))
     with pytest.raises(DataError, match=rf"has no header where one must be \(byte {offset}\)"):
         load(tars, tmp_path)
+
+
+def test_a_shard_that_the_system_cannot_read_is_not_broken(tars, tmp_path, monkeypatch):
+    split = load(tars, tmp_path).splits["train"]
+
+    monkeypatch.setattr(tars_module.io, "FileIO", _stale)
+    with pytest.raises(UnreadableError, match=rf"train-000001\.tar/eel_4 cannot be read: {STALE}"):
+        split.image(14)
+
+
+def test_a_parquet_file_that_the_system_cannot_read_is_not_broken(parquet, tmp_path, monkeypatch):
+    split = load(parquet, tmp_path).splits["train"]
+    monkeypatch.setattr(parquet_module._pyarrow().parquet, "ParquetFile", _stale)
+    with pytest.raises(UnreadableError, match=rf"train-.*\.parquet cannot be read: {STALE}"):
+        split.image(0)
+
+
+STALE = os.strerror(errno.ESTALE)
+
+
+def _stale(*_, **__):
+    raise OSError(errno.ESTALE, STALE)
 
 
 def test_shard_that_is_cut_or_gone_after_indexing_is_named(tars, tmp_path):

@@ -98,6 +98,27 @@ def test_images_that_a_task_encodes_itself_are_in_its_time(opened, steps):
     assert found.seconds > 10 * 0.25
 
 
+def test_the_images_that_time_an_encoder_lie_on_its_device(opened, monkeypatch):
+    """Neither their making nor their way to the device is the encoder's time."""
+    seen = []
+
+    class Device:
+        device = "meta"
+
+        def batch_for(self, height, width):
+            return 4
+
+        def encode(self, images, taps):
+            seen.append(images)
+
+    run = opened("knn")
+    monkeypatch.setattr(Estimator, "_engine", lambda *_: Device())
+    Estimator(run)._encoding(run.cells[0], 24, 32)
+    assert {images.device.type for images in seen} == {"meta"}
+    assert seen[-1].shape == (4, 3, 24, 32)
+    assert all(images.is_contiguous() for images in seen)
+
+
 def test_reading_in_workers_goes_on_beside_the_encoder(opened, steps):
     assert steps(opened("knn", workers=4))[TRAIN].seconds == 12 * 0.25
     assert steps(opened("knn", workers=1, out=None))[TRAIN].seconds == 12 * 0.25

@@ -84,6 +84,62 @@ def test_memory_bound_shrinks_the_tiles(monkeypatch):
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("length", "side", "parts"),
+    [
+        (30, 24, [15, 15]),
+        (52, 24, [18, 18, 16]),
+        (104, 24, [21, 21, 21, 21, 20]),
+        (30, 8, [8, 8, 8, 6]),
+        (33, 8, [7, 7, 7, 7, 5]),
+        (8, 8, [8]),
+        (1, 8, [1]),
+    ],
+)
+def test_tiles_are_alike_in_size(length, side, parts):
+    found = list(propagation._cut(length, side))
+    assert [part.stop - part.start for part in found] == parts
+    assert [part.start for part in found] == np.cumsum([0, *parts[:-1]]).tolist()
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The sizes of the masks that were made."""
+    sizes = []
+    outside = propagation._outside
+
+    def recorded(*arguments):
+        mask = outside(*arguments)
+        sizes.append(mask.numel())
+        return mask
+
+    monkeypatch.setattr(propagation, "_outside", recorded)
+    return sizes
+
+
+@pytest.mark.parametrize("window", ["square", "circle"])
+def test_masks_are_made_for_the_first_frame_and_shared_by_alike_tiles(made, window):
+    """70 rows are 9 tiles; the inner ones see 3 rows on either side, the outer ones do not."""
+    features, labels = video(5, 4, 70, 5)
+    tracker = propagation.Propagator(features[0], labels[0], window=window, radius=3)
+    for frame in features[1:]:
+        tracker.step(frame)
+    assert len(made) == 3
+
+
+def test_masks_that_do_not_fit_are_made_again(made, monkeypatch):
+    features, labels = video(5, 3, 20, 5)
+    whole = propagation.Propagator(features[0], labels[0], radius=3)
+    expected = [whole.step(frame) for frame in features[1:]]
+    first, second, third = made
+    made.clear()
+    tracker = propagation.Propagator(features[0], labels[0], radius=3)
+    monkeypatch.setattr(tracker._masks, "_room", first + third)
+    found = [tracker.step(frame) for frame in features[1:]]
+    assert made == [first, second, third, second]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("context", [0, 1, 3, 20])
 @pytest.mark.parametrize("first_frame", [True, False])
 @pytest.mark.parametrize("first_frame_window", [True, False])

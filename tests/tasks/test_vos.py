@@ -1,6 +1,9 @@
 """The task end to end on toy videos, with pixels themselves as features."""
 
+import errno
 import io
+import threading
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,12 +14,15 @@ from PIL import Image
 from lmim_bench.bench.config import validate
 from lmim_bench.bench.errors import ConfigError, DataError, TaskError
 from lmim_bench.bench.types import Context, Dataset, EncoderSpec, Features
+from lmim_bench.tasks import vos
 from lmim_bench.tasks._math import davis_frames, davis_metrics
 from lmim_bench.tasks.vos import METRICS, TASK, VosConfig
 
 PATCH = 4
 SPEC = EncoderSpec(family="toy", arch={}, embed_dim=4, depth=1, patch_size=PATCH, image_size=64)
 SMALL = {"size": 64, "radius": 4}
+PATIENCE = 20.0
+"""Seconds that a test waits for what another thread is to do."""
 
 
 @dataclass
@@ -175,6 +181,81 @@ def test_batches_do_not_change_the_outcome_and_follow_the_area(context):
     assert {len(images) for images, _, _ in large.calls} == {1}
 
 
+def test_the_next_sequence_is_decoded_while_the_last_batch_is_encoded(context):
+    first, second = moving(name="a"), moving(name="b")
+    decoded, waited = threading.Event(), []
+    frame = second.frame
+    second.frame = lambda i: decoded.set() or frame(i)
+    ctx = context(first, second, batch_size=2)
+    encode = ctx.encode
+
+    def patient(*arguments):
+        waited.append(decoded.wait(PATIENCE))
+        return encode(*arguments)
+
+    ctx.encode = patient
+    scores(ctx)
+    assert waited == [True, True]
+
+
+def test_a_sequence_is_scored_while_the_next_is_under_way(context, monkeypatch):
+    monkeypatch.setattr(vos.os, "cpu_count", lambda: 4)
+    first, second = moving(name="a"), moving(name="b")
+    ctx = context(first, second, batch_size=2)
+    begun, waited = threading.Event(), []
+    mask, encode = first.mask, ctx.encode
+
+    def patient(i):
+        if i == 5:
+            waited.append(begun.wait(PATIENCE))
+        return mask(i)
+
+    first.mask = patient
+    ctx.encode = lambda *arguments: (len(ctx.calls) and begun.set()) or encode(*arguments)
+    scores(ctx)
+    assert all(waited)
+
+
+def test_a_sequence_is_done_with_before_the_second_after_it_begins(context):
+    """What is not scored yet lies in memory."""
+    ctx = context(*[moving(length=4, name=f"{i}") for i in range(5)], batch_size=2)
+    undone, encode, save = [], ctx.encode, ctx.save_file
+
+    def counted(*arguments):
+        undone.append(4 * len(ctx.calls) - len(ctx.files))
+        return encode(*arguments)
+
+    ctx.encode = counted
+    ctx.save_file = lambda *arguments: time.sleep(0.01) or save(*arguments)
+    scores(ctx)
+    assert max(undone) <= 4
+
+
+def test_results_are_written_by_one_thread_beside_the_encoder(context):
+    ctx = context(moving(objects=2), moving(name="b"))
+    threads, save = set(), ctx.save_file
+    ctx.save_file = lambda *arguments: threads.add(threading.get_ident()) or save(*arguments)
+    scores(ctx)
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+    assert len(ctx.files) == 24
+
+
+@pytest.mark.parametrize("video", ["a", "b"])
+def test_a_file_that_cannot_be_written_ends_the_task(context, video):
+    ctx = context(moving(name="a"), moving(name="b"))
+    save = ctx.save_file
+
+    def full(name, content):
+        if name == f"results/{video}/00007.png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(name, content)
+
+    ctx.save_file = full
+    with pytest.raises(OSError, match="No space left"):
+        scores(ctx)
+
+
 def test_what_the_encoder_is_given(context):
     video = moving()
     ctx = context(video)
@@ -184,8 +265,9 @@ def test_what_the_encoder_is_given(context):
     assert images.dtype == torch.float32
     assert images.is_contiguous()
     frame = davis_frames.resize_frame(video.frame(0), (96, 192), "cv2-bilinear")
-    expected = (frame / 255 - np.array(SPEC.mean)) / np.array(SPEC.std)
-    assert np.allclose(images[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    mean, std = (torch.tensor(colour).view(3, 1, 1) for colour in (SPEC.mean, SPEC.std))
+    expected = (torch.from_numpy(frame).permute(2, 0, 1).float() / 255 - mean) / std
+    assert torch.equal(images[0], expected)
 
 
 @pytest.mark.parametrize(
