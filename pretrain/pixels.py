@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -20,7 +19,7 @@ from PIL.Image import Resampling
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ..bench.cache import clear_stale
+from ..bench.cache import clear_stale, staging
 from ..bench.data.loading import leave_signals_to_parent
 from ..bench.errors import DataError
 from ..bench.progress import Reporter
@@ -148,11 +147,10 @@ def _fill(folder: Path, source: DecodedPixels, needed: int, workers: int, report
             f"decoded images need {needed / 1e9:.1f} GB below {folder.parent} and {free / 1e9:.1f} GB are "
             "free; --set data.cache=never decodes in every epoch, data.store_size=N keeps smaller images"
         )
-    staging = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    half = staging(folder)
     try:
-        staging.mkdir()
         shape = (len(source), 3, source.size, source.size)
-        pixels = np.lib.format.open_memmap(staging / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+        pixels = np.lib.format.open_memmap(half / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
         sizes = np.empty((len(source), 2), dtype=np.int64)
         loader = DataLoader(
             _Blocks(source),
@@ -172,12 +170,12 @@ def _fill(folder: Path, source: DecodedPixels, needed: int, workers: int, report
                 done += count
                 bar.advance(count)
         pixels.flush()
-        np.save(staging / "sizes.npy", sizes)
-        write_json(staging / "complete.json", {"images": len(source), "size": source.size})
+        np.save(half / "sizes.npy", sizes)
+        write_json(half / "complete.json", {"images": len(source), "size": source.size})
         shutil.rmtree(folder, ignore_errors=True)
-        staging.replace(folder)
+        half.replace(folder)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(half, ignore_errors=True)
 
 
 class _Blocks(TorchDataset["Stored | str"]):
