@@ -12,7 +12,10 @@ from lmim_bench.pretrain.patches import cut_patches
 from lmim_bench.pretrain.step import Fed, Stepper
 
 # Torch's own notice of what tracing reads.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Guards may run slower on Python:RuntimeWarning"),
+]
 
 
 @pytest.fixture
