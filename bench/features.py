@@ -205,9 +205,7 @@ class FeatureStore:
 
     def _evict(self, keep: Path) -> None:
         """Delete the banks that were used longest ago until the cache fits; never the newest one."""
-        banks = sorted(
-            (p.parent for p in self.root.glob("*/meta.json")), key=lambda p: (p / "meta.json").stat().st_mtime
-        )
+        banks = sorted((path.parent for path in self.root.glob("*/meta.json")), key=_last_used)
         total = sum(folder_bytes(b) for b in banks)
         for bank in banks:
             if total <= self.max_bytes:
@@ -313,6 +311,14 @@ def bank_key(
         "computed by": _computed_by(),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _last_used(bank: Path) -> float:
+    """When a bank was used last; long ago where another run evicts it meanwhile."""
+    try:
+        return (bank / "meta.json").stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def folder_bytes(folder: Path) -> int:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from ..bench.errors import DataError, TaskError
+from ..bench.errors import TaskError
 from ..bench.types import (
     Context,
     Dataset,
@@ -42,11 +42,11 @@ from ..bench.types import (
     Work,
 )
 from . import task
+from ._frames import Clip, Pixels, embed
 
 if TYPE_CHECKING:
     import torch
 
-Pixels = NDArray[np.uint8]
 Values = NDArray[np.float64]
 Preset = Literal["dino-480", "dinov3-notebook", "crw-like"]
 
@@ -217,8 +217,8 @@ def TASK(ctx: Context, config: VosConfig) -> Sequence[Measurement]:  # noqa: N80
         ThreadPoolExecutor(threads) as pool,
         ctx.progress(total, "frames") as progress,
     ):
-        run = _Run(ctx, config, _colour_std(ctx, config), pool, writer)
-        features = _embed(run, clips)
+        run = _Run(ctx, config, pool, writer)
+        features = _features(run, clips)
         for clip in clips:
             begun.append(_propagate(run, clip, islice(features, len(clip.sequence)), progress))
             if len(begun) > 1:  # the pool had the time of this sequence to end the one before
@@ -251,19 +251,8 @@ class _Run:
 
     ctx: Context
     config: VosConfig
-    std: tuple[float, float, float]
     pool: ThreadPoolExecutor
     writer: ThreadPoolExecutor
-
-
-@dataclass(frozen=True)
-class _Clip:
-    """A sequence, what its first mask says, and the size at which its frames are encoded."""
-
-    sequence: VideoSequence
-    first: Pixels
-    objects: tuple[int, ...]
-    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -281,13 +270,13 @@ class _Frame:
 class _Track:
     """A scored sequence: values of each metric by object, as propagated and for the mask that stays."""
 
-    clip: _Clip
+    clip: Clip
     propagated: dict[str, Values]
     static: dict[str, Values]
     pngs: list[bytes]
 
 
-def _open(ctx: Context, config: VosConfig, sequence: VideoSequence) -> _Clip | None:
+def _open(ctx: Context, config: VosConfig, sequence: VideoSequence) -> Clip | None:
     from ._math.davis_frames import network_size
     from ._math.davis_metrics import object_ids
 
@@ -305,7 +294,7 @@ def _open(ctx: Context, config: VosConfig, sequence: VideoSequence) -> _Clip | N
     if config.size_rule == "dino64" and (config.size % patch or 64 % patch):
         ctx.note(f"patch size {patch} does not fit DINO's frame sizes: sides were rounded up to its multiple")
     height, width = first.shape
-    return _Clip(sequence, first, objects, network_size(height, width, config.size, config.size_rule, patch))
+    return Clip(sequence, first, objects, network_size(height, width, config.size, config.size_rule, patch))
 
 
 def _colour_std(ctx: Context, config: VosConfig) -> tuple[float, float, float]:
@@ -321,7 +310,7 @@ def _colour_std(ctx: Context, config: VosConfig) -> tuple[float, float, float]:
 
 
 def _propagate(
-    run: _Run, clip: _Clip, features: Iterator[torch.Tensor], progress: Progress
+    run: _Run, clip: Clip, features: Iterator[torch.Tensor], progress: Progress
 ) -> Callable[[], _Track]:
     """Propagate one sequence. The pool scores its frames and hands them to the writer; what is returned waits
     for both.
@@ -337,7 +326,7 @@ def _propagate(
         if i not in scored:
             return _Frame(png, written, ())
         truth = clip.sequence.mask(i)
-        _same_size(clip, i, truth, "mask")
+        clip.check(i, truth, "mask")
         propagated = frame_scores(truth, predicted, clip.objects)
         static = frame_scores(truth, clip.first, clip.objects)
         return _Frame(png, written, (*propagated, *static))
@@ -350,7 +339,7 @@ def _propagate(
     return partial(_end, clip, frames)
 
 
-def _end(clip: _Clip, finished: Sequence[Future[_Frame]]) -> _Track:
+def _end(clip: Clip, finished: Sequence[Future[_Frame]]) -> _Track:
     """Wait until the frames of a sequence are scored and written, and sum them up."""
     from ._math.davis_metrics import statistics
 
@@ -372,7 +361,7 @@ def _end(clip: _Clip, finished: Sequence[Future[_Frame]]) -> _Track:
     )
 
 
-def _label_maps(run: _Run, clip: _Clip, features: Iterator[torch.Tensor]) -> Iterator[Callable[[], Pixels]]:
+def _label_maps(run: _Run, clip: Clip, features: Iterator[torch.Tensor]) -> Iterator[Callable[[], Pixels]]:
     """What gives the label map of each frame at its own size; that of the first frame is the given one.
 
     To be called in another thread: a GPU may still be at work on it, and goes on with the next frames.
@@ -414,56 +403,19 @@ def _label_maps(run: _Run, clip: _Clip, features: Iterator[torch.Tensor]) -> Ite
         yield partial(restored, hard)
 
 
-def _embed(run: _Run, clips: Sequence[_Clip]) -> Iterator[torch.Tensor]:
-    """Patch features (h, w, D) of each frame of each sequence, one after the other."""
-    import torch
-
-    from ..bench.data.loading import standardise
+def _features(run: _Run, clips: Sequence[Clip]) -> Iterator[torch.Tensor]:
+    from ._math.davis_frames import resize_frame
 
     ctx, config = run.ctx, run.config
     tap = Tap(config.layer, config.final_norm)
-    for batch in _batches(run, clips):
-        frames = [frame.result() for frame in batch]
-        shape = len(frames), *frames[0].shape
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=ctx.device.startswith("cuda"))
-        np.stack(frames, out=pixels.numpy())
-        pixels = pixels.to(ctx.device, non_blocking=True).permute(0, 3, 1, 2)
-        images = standardise(pixels, ctx.spec.mean, run.std)
-        yield from ctx.encode(images, tap, config.pos_interpolation).patches
-
-
-def _batches(run: _Run, clips: Sequence[_Clip]) -> Iterator[list[Future[Pixels]]]:
-    """The frames as they enter the encoder, each batch of one sequence.
-
-    One batch ahead is being decoded, be it of the next sequence.
-    """
-    from ._math.davis_frames import resize_frame
-
-    def load(clip: _Clip, i: int) -> Pixels:
-        frame = clip.sequence.frame(i)
-        _same_size(clip, i, frame, "picture")
-        return resize_frame(frame, clip.size, run.config.resize)
-
-    ahead: list[Future[Pixels]] = []
-    for clip in clips:
-        # The run's batch size is meant for images of 224 x 224.
-        step = max(1, run.ctx.batch_size * 224 * 224 // (clip.size[0] * clip.size[1]))
-        for start in range(0, len(clip.sequence), step):
-            stop = min(start + step, len(clip.sequence))
-            batch = [run.pool.submit(load, clip, i) for i in range(start, stop)]
-            if ahead:
-                yield ahead
-            ahead = batch
-    yield ahead
-
-
-def _same_size(clip: _Clip, i: int, array: Pixels, what: str) -> None:
-    if array.shape[:2] != clip.first.shape:
-        found, expected = (f"{shape[0]} x {shape[1]}" for shape in (array.shape, clip.first.shape))
-        raise DataError(
-            f"the {what} of frame {clip.sequence.frame_ids[i]} of {clip.sequence.name} is "
-            f"{found}, but the first mask is {expected}; one sequence has one size"
-        )
+    return embed(
+        ctx,
+        clips,
+        run.pool,
+        partial(resize_frame, how=config.resize),
+        _colour_std(ctx, config),
+        lambda images: ctx.encode(images, tap, config.pos_interpolation),
+    )
 
 
 _SHOWN = 9

@@ -11,7 +11,7 @@ from lmim_bench.pretrain.engine import compile_parts, make_fabric, make_optimize
 from lmim_bench.pretrain.patches import cut_patches
 from lmim_bench.pretrain.step import Fed, Stepper
 
-# Torch's own notice of what tracing reads.
+# Notices of torch: of what tracing reads, and of Python 3.13.0.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:Guards may run slower on Python:RuntimeWarning"),
