@@ -13,7 +13,7 @@ among exactly equal similarities at the k-th place the scripts keep all, and thi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WindowShape = Literal["square", "circle", "none"]
+Rectangle = tuple[slice, slice]
+"""Rows and columns of a grid."""
 
 _TILE_SIDE = {"cpu": 8, "cuda": 24}
 _TILE_PAIRS = 1 << 25
@@ -60,6 +62,10 @@ def propagate(
     reach = None if window == "none" or radius == 0 else radius
     device = queries.device
     masks = Masks() if masks is None else masks
+
+    def make(targets: Rectangle, keys: Rectangle) -> Tensor:
+        return _outside(targets, keys, window, reach or 0, device)
+
     out = torch.empty((height, width, labels.shape[-1]), dtype=labels.dtype, device=labels.device)
     side = _tile_side(height, width, len(keys), None if unwindowed else reach, device.type)
     for columns in _cut(width, side):
@@ -75,7 +81,7 @@ def propagate(
                 down = _around(rows, reach, height)
                 outside = None
                 if reach is not None:
-                    outside = masks.outside((rows, columns), (down, across), window, reach, device)
+                    outside = masks.kept((rows, columns), (down, across), make)
                 found.append(_best(target, strip[:, down], strip_labels[:, down], topk, outside))
             values, picked = _merge(found, topk)
             weights = torch.softmax(values / temperature, dim=1)
@@ -92,15 +98,10 @@ class Masks:
         self._kept: dict[tuple[int, ...], Tensor] = {}
         self._room = _TILE_PAIRS
 
-    def outside(
-        self,
-        targets: tuple[slice, slice],
-        keys: tuple[slice, slice],
-        window: WindowShape,
-        radius: float,
-        device: torch.device,
+    def kept(
+        self, targets: Rectangle, keys: Rectangle, make: Callable[[Rectangle, Rectangle], Tensor]
     ) -> Tensor:
-        """See ``_outside``. Tiles that see their surroundings alike share one."""
+        """What ``make`` gives; tiles that see their surroundings alike share one."""
         alike = tuple(
             place
             for t, k in zip(targets, keys, strict=True)
@@ -108,7 +109,7 @@ class Masks:
         )
         if alike in self._kept:
             return self._kept[alike]
-        made = _outside(targets, keys, window, radius, device)
+        made = make(targets, keys)
         if made.numel() <= self._room:
             self._kept[alike] = made
             self._room -= made.numel()
@@ -249,11 +250,7 @@ def _around(targets: slice, reach: float | None, length: int) -> slice:
 
 
 def _outside(
-    targets: tuple[slice, slice],
-    keys: tuple[slice, slice],
-    window: WindowShape,
-    radius: float,
-    device: torch.device,
+    targets: Rectangle, keys: Rectangle, window: WindowShape, radius: float, device: torch.device
 ) -> Tensor:
     """-inf for the keys of a rectangle outside the window of each target of a tile, 0 inside, (t, keys).
 
