@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -150,6 +150,30 @@ def write_json(path: Path, payload: Any) -> None:
 def read_result(path: Path) -> Result:
     """Read and validate one cell's file. Raises DataError naming the file where it is not valid."""
     return read_json(path, Result)
+
+
+def result_path(out: Path, cell: str) -> Path:
+    """The file of one cell's result."""
+    return out / "results" / f"{cell}.json"
+
+
+def collect(out: Path, command: str) -> RunFile:
+    """Gather the cells of a run folder into its ``results.json``."""
+    results = [read_result(path) for path in sorted((out / "results").glob("*.json"))]
+    rank = {cell: i for i, cell in enumerate(json.loads((out / "plan.json").read_bytes())["order"])}
+    results.sort(key=lambda result: rank.get(result.cell, len(rank)))
+    run = RunFile(command=command, limited=any(r.limit for r in results), results=tuple(results))
+    write_json(out / "results.json", run.model_dump(mode="json"))
+    return run
+
+
+def cell_order(out: Path, planned: Sequence[str]) -> list[str]:
+    """The order of cells in a folder: a plan of all that there are decides, another one adds its own."""
+    path = out / "plan.json"
+    before: list[str] = json.loads(path.read_bytes()).get("order", []) if path.is_file() else []
+    if set(before) <= set(planned):
+        return list(planned)
+    return [*before, *(cell for cell in planned if cell not in before)]
 
 
 def read_json(path: Path, model: type[Model]) -> Model:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from .cache import cache_folder, clear_stale
@@ -33,7 +31,10 @@ from .results import (
     Result,
     RunFile,
     atomic_write,
+    cell_order,
+    collect,
     read_result,
+    result_path,
     write_json,
 )
 from .types import Dataset, Encoder, FeatureBank, Measurement, Score
@@ -80,7 +81,7 @@ class Run:
         overwrite = self.plan.config.overwrite
         pending = []
         for cell in self.cells:
-            path = _result_path(self.plan.out, cell.id)
+            path = result_path(self.plan.out, cell.id)
             if not path.is_file() or overwrite == "always":
                 pending.append(cell)
                 continue
@@ -122,7 +123,7 @@ class Run:
         pending = self.pending()
         if pending:
             self.reporter.line(f"scoring {len(pending)} cells on {device}")
-        order = _order(out, [cell.id for cell in self.cells])
+        order = cell_order(out, [cell.id for cell in self.cells])
         write_json(out / "plan.json", {**self.describe(), "order": order})
         if len(pending) < len(self.cells):
             self.reporter.line(
@@ -255,7 +256,7 @@ class Run:
         )
         if not error:
             write_items(self.plan.out / "items" / f"{cell.id}.npz", measurements)
-        write_json(_result_path(self.plan.out, cell.id), result.model_dump(mode="json"))
+        write_json(result_path(self.plan.out, cell.id), result.model_dump(mode="json"))
         self.reporter.line(_news(result, time.perf_counter() - started))
 
     def _record(self, data: Dataset, skipped: tuple[str, ...]) -> DataRecord:
@@ -350,7 +351,7 @@ def _left_out(plan: RunPlan, reporter: Reporter) -> set[tuple[str, str]]:
 def _scored_before(plan: RunPlan, label: str, task: str) -> bool:
     """Whether the run folder holds a cell of them: to ask again may take as long as opening the file."""
     return any(
-        _result_path(plan.out, cell_id(label, task, evaluation.data, seed)).is_file()
+        result_path(plan.out, cell_id(label, task, evaluation.data, seed)).is_file()
         for other, evaluation, seed in plan.cells()
         if (other, evaluation.task.name) == (label, task)
     )
@@ -391,33 +392,10 @@ def _difference(old: Result, cell: Cell, run: Run) -> str:
     return f"another protocol ({', '.join(changed)}); repeat its --set or --suite"
 
 
-def collect(out: Path, command: str) -> RunFile:
-    """Gather the cells of a run folder into its ``results.json``."""
-    results = [read_result(path) for path in sorted((out / "results").glob("*.json"))]
-    rank = {cell: i for i, cell in enumerate(json.loads((out / "plan.json").read_bytes())["order"])}
-    results.sort(key=lambda result: rank.get(result.cell, len(rank)))
-    run = RunFile(command=command, limited=any(r.limit for r in results), results=tuple(results))
-    write_json(out / "results.json", run.model_dump(mode="json"))
-    return run
-
-
-def _order(out: Path, planned: Sequence[str]) -> list[str]:
-    """The order of cells in a folder: a plan of all that there are decides, another one adds its own."""
-    path = out / "plan.json"
-    before: list[str] = json.loads(path.read_bytes()).get("order", []) if path.is_file() else []
-    if set(before) <= set(planned):
-        return list(planned)
-    return [*before, *(cell for cell in planned if cell not in before)]
-
-
 def _speed(banks: Iterable[FeatureBank]) -> float | None:
     """Images a second of the largest bank, which its start and end disturb least."""
     timed = [bank for bank in banks if bank.images_per_second is not None]
     return max(timed, key=len).images_per_second if timed else None
-
-
-def _result_path(out: Path, cell: str) -> Path:
-    return out / "results" / f"{cell}.json"
 
 
 def _in_order(items: Iterable[Any]) -> list[Any]:
