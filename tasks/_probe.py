@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from ..bench.types import Array, Column, Context, FeatureBank
 from ._math.logistic import LinearHead, fit_path
 from ._math.normalise import Normaliser
-from ._math.selection import Trial, cross_entropies, label_ranks
+from ._math.selection import Trial, cross_entropies
+
+if TYPE_CHECKING:
+    import torch
 
 _BLOCK = 8192
+_LOGITS = 1 << 25
+"""Most logits at a time where many heads predict at once."""
 
 
 class SolverSettings(Protocol):
@@ -44,10 +49,6 @@ class FeatureChoice:
         """Features of these rows of a bank, (n, D)."""
         return np.concatenate([bank.column(column)[index] for column in self.columns], axis=1)
 
-    def blocks(self, bank: FeatureBank, index: Array) -> Iterator[Array]:
-        """The same a block after the other."""
-        return (self.rows(bank, index[start : start + _BLOCK]) for start in range(0, len(index), _BLOCK))
-
 
 @dataclass(frozen=True)
 class TrainSplit:
@@ -67,29 +68,38 @@ class TrainSplit:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A head with what must be done to features before it sees them."""
+    """The heads of a feature choice, with what must be done to features before they see them."""
 
     choice: FeatureChoice
-    strength: float
-    """C of the logistic regression, or the learning rate."""
     normaliser: Normaliser
-    head: LinearHead
+    strengths: Sequence[float]
+    """Of each head: C of the logistic regression, or the learning rate."""
+    heads: Sequence[LinearHead]
 
-    @property
-    def diverged(self) -> bool:
-        """Whether a weight is not finite; the bias of a class that train does not show is -inf."""
-        return not bool(np.isfinite(self.head.weight).all()) or bool(np.isnan(self.head.bias).any())
+    def diverged(self) -> list[bool]:
+        """Of each head, whether a weight is not finite; a class that train lacks has bias -inf."""
+        return [
+            not bool(np.isfinite(head.weight).all()) or bool(np.isnan(head.bias).any()) for head in self.heads
+        ]
 
-    def predict(self, bank: FeatureBank, index: Array) -> Iterator[tuple[slice, Array]]:
-        """Logits (n, C) of these rows of a bank, in blocks."""
-        start = 0
-        for rows in self.choice.blocks(bank, index):
-            yield slice(start, start + len(rows)), self.head.logits(self.normaliser(rows))
-            start += len(rows)
+    def predict(self, bank: FeatureBank, index: Array, device: str) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Logits (n, heads, C) of these rows of a bank, in blocks, on the device that computes them."""
+        import torch
+
+        weight = torch.from_numpy(np.concatenate([head.weight for head in self.heads])).to(device)
+        bias = torch.from_numpy(np.concatenate([head.bias for head in self.heads])).to(device)
+        block = max(1, min(_BLOCK, _LOGITS // len(bias)))
+        for start in range(0, len(index), block):
+            rows = slice(start, min(start + block, len(index)))
+            x = torch.from_numpy(self.normaliser(self.choice.rows(bank, index[rows]))).to(device)
+            logits = torch.nn.functional.linear(x, weight, bias)
+            yield rows, logits.view(len(x), len(self.heads), -1)
 
 
 class Solver(Protocol):
-    """Every head of a grid of feature choices and strengths, fitted on the rows ``index`` of train."""
+    """Every head of a grid of feature choices and strengths, fitted on the rows ``index`` of train; the heads
+    of a choice together.
+    """
 
     def __call__(
         self,
@@ -115,8 +125,7 @@ def fit_lbfgs(
     """Multinomial logistic regression at every C of every feature choice, each from ``start``, if any."""
     labels = train.labels[index]
     with ctx.progress(len(choices) * len(strengths), "logistic regression") as bar:
-        for choice in choices:
-            normaliser = Normaliser.stream(cfg.normalise, choice.blocks(train.bank, index))
+        for choice, normaliser in _normalisers(cfg, train.bank, choices, index).items():
             path = fit_path(
                 _normalised(choice, normaliser, train.bank, index),
                 labels,
@@ -127,20 +136,37 @@ def fit_lbfgs(
                 device=ctx.device,
                 start=start,
             )
-            for strength, head in zip(strengths, path, strict=True):
-                yield Fitted(choice, strength, normaliser, head)
+            heads = []
+            for head in path:
+                heads.append(head)
                 bar.advance()
+            yield Fitted(choice, normaliser, strengths, heads)
+
+
+def _normalisers(
+    cfg: SolverSettings, bank: FeatureBank, choices: Sequence[FeatureChoice], index: Array
+) -> Mapping[FeatureChoice, Normaliser]:
+    """Of each choice at these rows; a column is read once, however many choices have it."""
+    columns = {
+        column: Normaliser.stream(
+            cfg.normalise, (bank.column(column)[index[rows]] for rows in _blocks(len(index)))
+        )
+        for column in dict.fromkeys(column for choice in choices for column in choice.columns)
+    }
+    return {choice: Normaliser.beside([columns[column] for column in choice.columns]) for choice in choices}
 
 
 def _normalised(choice: FeatureChoice, normaliser: Normaliser, bank: FeatureBank, index: Array) -> Array:
     """Normalised features of these rows, (n, D): the one copy of them that is made."""
     width = sum(bank.column(column).shape[1] for column in choice.columns)
     out = np.empty((len(index), width), dtype=np.float32)
-    start = 0
-    for rows in choice.blocks(bank, index):
-        out[start : start + len(rows)] = normaliser(rows)
-        start += len(rows)
+    for rows in _blocks(len(index)):
+        out[rows] = normaliser(choice.rows(bank, index[rows]))
     return out
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
 
 
 def fit_sgd(
@@ -156,15 +182,19 @@ def fit_sgd(
 
     Its schedule belongs to its own initial weights, whatever ``start`` is.
     """
+    import torch
+
     from ._math.sgd_heads import train_heads
 
-    normalisers = [Normaliser.stream(cfg.normalise, choice.blocks(train.bank, index)) for choice in choices]
+    normalisers = _normalisers(cfg, train.bank, choices, index)
+    there = {choice: normaliser.on(ctx.device) for choice, normaliser in normalisers.items()}
+    columns = list(dict.fromkeys(column for choice in choices for column in choice.columns))
 
-    def read(batch: Array) -> list[Array]:
-        return [
-            normaliser(choice.rows(train.bank, index[batch]))
-            for choice, normaliser in zip(choices, normalisers, strict=True)
-        ]
+    def read(batch: Array) -> Iterator[torch.Tensor]:
+        rows = index[batch]
+        parts = {column: _upload(train.bank.column(column)[rows], ctx.device) for column in columns}
+        for choice in choices:
+            yield there[choice](torch.cat([parts[column] for column in choice.columns], dim=1))
 
     heads = len(choices) * len(strengths)
     with ctx.progress(cfg.steps, f"{heads} linear heads") as bar:
@@ -180,19 +210,34 @@ def fit_sgd(
             device=ctx.device,
             advance=bar.advance,
         )
-    for choice, normaliser, of_choice in zip(choices, normalisers, trained, strict=True):
-        for strength, head in zip(strengths, of_choice, strict=True):
-            yield Fitted(choice, strength, normaliser, head)
+    for (choice, normaliser), of_choice in zip(normalisers.items(), trained, strict=True):
+        yield Fitted(choice, normaliser, strengths, of_choice)
 
 
-def judge(fitted: Fitted, train: TrainSplit) -> Trial:
-    """The setting as it does on the held-out part; accuracy 0 and infinite loss where it diverged."""
-    name, strength = fitted.choice.name, fitted.strength
-    if fitted.diverged:
-        return Trial(name, strength, 0.0, float("inf"), False)
-    right = loss = 0.0
-    truth = train.labels[train.held]
-    for rows, logits in fitted.predict(train.bank, train.held):
-        right += float(np.count_nonzero(label_ranks(logits, truth[rows]) == 0))
-        loss += float(cross_entropies(logits, truth[rows]).sum())
-    return Trial(name, strength, right / len(truth), loss / len(truth), fitted.head.converged)
+def _upload(rows: Array, device: str) -> torch.Tensor:
+    """Rows on a device; the next ones can be read while they are on their way to a GPU."""
+    import torch
+
+    there = torch.from_numpy(rows)
+    return there.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else there
+
+
+def judge(fitted: Fitted, train: TrainSplit, device: str) -> list[Trial]:
+    """Each head as it does on the held-out part; accuracy 0 and infinite loss where it diverged."""
+    import torch
+
+    truth = torch.from_numpy(train.labels[train.held]).to(device)
+    right, loss = (torch.zeros(len(fitted.heads), dtype=torch.float64, device=device) for _ in range(2))
+    for rows, logits in fitted.predict(train.bank, train.held, device):
+        labels = truth[rows, None].expand(-1, len(fitted.heads))
+        right += (logits.argmax(-1) == labels).sum(0)
+        loss += cross_entropies(logits, labels).sum(0, dtype=torch.float64)
+    scores = zip((right / len(truth)).tolist(), (loss / len(truth)).tolist(), strict=True)
+    return [
+        Trial(fitted.choice.name, strength, 0.0, float("inf"), False)
+        if diverged
+        else Trial(fitted.choice.name, strength, accuracy, mean_loss, head.converged)
+        for strength, head, diverged, (accuracy, mean_loss) in zip(
+            fitted.strengths, fitted.heads, fitted.diverged(), scores, strict=True
+        )
+    ]

@@ -148,9 +148,11 @@ def _features(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Sequence[F
 def _work(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Work:
     train, test = (len(data.splits[name]) for name in (data.train_split, data.test_split))
     classes = max(2, len(data.classes))
-    widths = [spec.embed_dim * len(choice.columns) for choice in _choices(cfg, spec)]
+    choices = _choices(cfg, spec)
+    widths = [spec.embed_dim * len(choice.columns) for choice in choices]
     total, widest = sum(widths), max(widths)
-    reading = 2e-9 * (train * 2 * total + test * widest)
+    once = spec.embed_dim * len({column for choice in choices for column in choice.columns})
+    reading = 2e-9 * (train * (once + total) + test * widest)
     if cfg.uses_lbfgs(train):
         held = cfg.holdout * train
         return Work(
@@ -163,7 +165,7 @@ def _work(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Work:
                 "softmax": 1e-9 * len(cfg.c) * len(widths) * train * classes,
                 "choice": 1e-11 * len(cfg.c) * held * classes * total,
             },
-            on_device=("basis", "products", "steps", "softmax"),
+            on_device=("basis", "products", "steps", "softmax", "choice"),
             memory=60e6 + 8 * train * widest + 12 * train * classes + 16 * widest**2,
         )
     heads, images = len(cfg.lr) * classes, cfg.steps * min(cfg.batch, train)
@@ -176,7 +178,7 @@ def _work(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Work:
             "updates": 1.1e-9 * cfg.steps * heads * total,
             "choice": 1.5e-11 * cfg.holdout * train * heads * total,
         },
-        on_device=("products", "softmax", "updates"),
+        on_device=("products", "softmax", "updates", "choice"),
         memory=120e6 + 8 * heads * total + 24 * min(cfg.batch, train) * heads,
     )
 
@@ -198,6 +200,8 @@ def _work(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Work:
 )
 def TASK(ctx: Context, cfg: LinearConfig) -> Sequence[Measurement]:  # noqa: N802
     """Choose on train, fit on all of train, and only then read test."""
+    import torch
+
     from ._math.selection import label_ranks
 
     train, choices = _train_split(ctx, cfg), _offered(ctx, cfg)
@@ -209,8 +213,9 @@ def TASK(ctx: Context, cfg: LinearConfig) -> Sequence[Measurement]:  # noqa: N80
     for column in fitted.choice.columns:
         require_finite(test.column(column), test)
     ranks = np.empty(len(test), dtype=np.int64)
-    for rows, logits in fitted.predict(test, np.arange(len(test))):
-        ranks[rows] = label_ranks(logits, truth[rows])
+    for rows, logits in fitted.predict(test, np.arange(len(test)), ctx.device):
+        labels = torch.tensor(truth[rows], device=ctx.device)
+        ranks[rows] = label_ranks(logits[:, 0], labels).cpu().numpy()
     return _measure(ctx, ranks, truth, class_names(ctx.data, train.labels, truth), detail)
 
 
@@ -251,17 +256,19 @@ def _fit(
     solve, grid, strength = (fit_lbfgs, cfg.c, "C") if small else (fit_sgd, cfg.lr, "learning rate")
     trials: list[Trial] = []
     for candidate in solve(ctx, cfg, train, choices, grid, train.kept):
-        trials.append(judge(candidate, train))
-        if best(trials) is trials[-1]:
+        trials += judge(candidate, train, ctx.device)
+        if best(trials).feature == candidate.choice.name:
             favourite = candidate
-    chosen, start = best(trials), favourite.head
+    chosen = best(trials)
+    start = favourite.heads[grid.index(chosen.strength)]
     (fitted,) = solve(ctx, cfg, train, [favourite.choice], [chosen.strength], train.everything, start)
-    if fitted.diverged:
+    (head,) = fitted.heads
+    if any(fitted.diverged()):
         raise TaskError(
             f"the linear probe diverged at {strength} {chosen.strength:g}; set smaller ones (linear.lr)"
         )
 
-    _tell(ctx, trials, chosen, grid, strength, fitted.head.converged)
+    _tell(ctx, trials, chosen, grid, strength, head.converged)
     series = {c.name: [round(t.accuracy, 6) for t in trials if t.feature == c.name] for c in choices}
     axes = {"x_label": strength, "y_label": "held-out accuracy", "log_x": True, "unit": "%"}
     ctx.save_data(
@@ -277,7 +284,7 @@ def _fit(
         strength.replace(" ", "_"): chosen.strength,
         "heldout_accuracy": chosen.accuracy,
         "heldout_images": len(train.held),
-        "converged": fitted.head.converged,
+        "converged": head.converged,
     }
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from ...bench.types import Array
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Rows(Protocol):
@@ -68,6 +71,26 @@ class Normaliser:
         variance = np.maximum(squares / n - (total / n) ** 2, 0.0)
         scale = 1 / np.sqrt(variance + BATCHNORM_EPS)
         return Normaliser(kind, mean.astype(np.float32), scale.astype(np.float32))
+
+    @staticmethod
+    def beside(parts: Sequence[Normaliser]) -> Normaliser:
+        """Of rows that are those of the parts side by side: each dimension has statistics of its own."""
+        shifts = [part.shift for part in parts if part.shift is not None]
+        scales = [part.scale for part in parts if part.scale is not None]
+        if not shifts:
+            return parts[0]
+        return Normaliser(parts[0].kind, np.concatenate(shifts), np.concatenate(scales))
+
+    def on(self, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The same map for float32 tensors (N, D) on a device."""
+        import torch
+
+        if self.kind == "l2":
+            return lambda rows: torch.nn.functional.normalize(rows, eps=1e-30)
+        if self.shift is None or self.scale is None:
+            return lambda rows: rows
+        shift, scale = (torch.from_numpy(each).to(device) for each in (self.shift, self.scale))
+        return lambda rows: (rows - shift).mul_(scale)
 
     def __call__(self, rows: Array) -> Array:
         """Normalised copy, float32, (N, D)."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...bench.types import Array
+
+if TYPE_CHECKING:
+    import torch
+
+_WORST = -math.log(1e-30)
 
 
 @dataclass(frozen=True)
@@ -51,25 +58,25 @@ def stratified_holdout(labels: Array, fraction: float, rng: np.random.Generator)
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 
-def label_ranks(logits: Array, labels: Array) -> Array:
-    """Rank of the true class among logits (N, C), 0 is the first; ties to the lower class index, (N,).
+def label_ranks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Rank of the true class among logits (..., C), 0 is the first; ties to the lower class index, (...).
 
     A class of logit -inf (unknown to the head) is never predicted, nor is one of logit NaN: its rank is C.
     """
-    own = np.take_along_axis(logits, labels[:, None], 1)
-    lower = np.arange(logits.shape[1]) < labels[:, None]
-    rank = ((logits > own) | ((logits == own) & lower)).sum(axis=1)
-    unknown = np.isneginf(own[:, 0]) | np.isnan(own[:, 0])
-    return np.asarray(np.where(unknown, logits.shape[1], rank))
+    import torch
+
+    classes = logits.shape[-1]
+    own = logits.gather(-1, labels[..., None])
+    lower = torch.arange(classes, device=logits.device) < labels[..., None]
+    rank = ((logits > own) | ((logits == own) & lower)).sum(-1)
+    own = own[..., 0]
+    return rank.masked_fill_(torch.isneginf(own) | torch.isnan(own), classes)
 
 
-def cross_entropies(logits: Array, labels: Array) -> Array:
-    """Cross-entropy of each row of logits (N, C), (N,), at most that of a probability of 1e-30.
+def cross_entropies(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of logits (..., C), (...), at most that of a probability of 1e-30.
 
     The bound keeps losses comparable where the true class is unknown to the head (logit -inf).
     """
-    logits = logits.astype(np.float64)
-    top = logits.max(axis=1, keepdims=True)
-    log_total = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
-    own = np.take_along_axis(logits, labels[:, None], 1)[:, 0]
-    return np.asarray(np.minimum(log_total - own, -np.log(1e-30)))
+    own = logits.gather(-1, labels[..., None])[..., 0]
+    return (logits.logsumexp(-1) - own).clamp_(max=_WORST)

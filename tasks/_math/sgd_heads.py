@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +14,8 @@ from .logistic import LinearHead
 if TYPE_CHECKING:
     import torch
 
-Reader = Callable[[Array], Sequence[Array]]
-"""From row positions (B,) to their features, one array (B, D_s) float32 for each feature choice."""
+Reader = Callable[[Array], Iterable["torch.Tensor"]]
+"""From row positions (B,) to their features on the device, (B, D_s) float32 for each feature choice."""
 
 
 def shuffled_batches(n: int, batch: int, steps: int, rng: np.random.Generator) -> Iterator[Array]:
@@ -83,9 +83,8 @@ def train_heads(
             decay = 0.5 * (1 + math.cos(math.pi * step / steps))
             truth = targets[torch.from_numpy(rows).to(device)]
             for s, features in enumerate(read(rows)):
-                x = torch.from_numpy(np.ascontiguousarray(features)).to(device)
-                error = _softmax_error(torch.addmm(biases[s], x, weights[s]), truth, n_classes)
-                weight_speed[s].addmm_(x.T, error, beta=momentum)
+                error = _softmax_error(torch.addmm(biases[s], features, weights[s]), truth, n_classes)
+                weight_speed[s].addmm_(features.T, error, beta=momentum)
                 bias_speed[s].mul_(momentum).add_(error.sum(0))
                 weights[s].addcmul_(weight_speed[s], scale, value=-decay)
                 biases[s].addcmul_(bias_speed[s], scale, value=-decay)

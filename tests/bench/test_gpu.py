@@ -1,17 +1,23 @@
 """The same numbers on the GPU; skipped where there is none."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine, resolve_device
-from lmim_bench.bench.types import Tap
+from lmim_bench.bench.types import Column, FeatureBank, Tap
 from lmim_bench.pretrain.crops import CROP_NOISE, Crops, crop_and_resize, draw_crops
 from lmim_bench.pretrain.engine import make_fabric
 from lmim_bench.pretrain.masking import Masks, draw_masks
 from lmim_bench.pretrain.recipe import load_recipe
 from lmim_bench.pretrain.step import Fed, Stepper
 from lmim_bench.tasks._math.propagation import propagate
+from lmim_bench.tasks._probe import FeatureChoice, TrainSplit, fit_lbfgs, fit_sgd, judge
+from lmim_bench.tasks.linear import LinearConfig
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,6 +51,31 @@ def test_propagation_agrees_with_the_cpu():
     on_cpu = propagate(keys[0], keys, labels, **options)
     on_gpu = propagate(keys[0].cuda(), keys.cuda(), labels.cuda(), **options)
     assert torch.allclose(on_gpu.cpu(), on_cpu, atol=1e-4)
+
+
+def silent(*_):
+    return nullcontext(SimpleNamespace(advance=lambda n=1: None))
+
+
+def test_heads_of_the_linear_probe_agree_with_the_cpu():
+    draws = np.random.default_rng(0)
+    labels = draws.integers(0, 5, 200)
+    rows = (draws.normal(0, 1, (5, 16))[labels] + draws.normal(0, 1, (200, 16))).astype(np.float32)
+    columns = (Column("cls", Tap()),)
+    bank = FeatureBank({columns[0].id: rows}, [str(i) for i in range(200)], labels, np.arange(200))
+    train = TrainSplit(bank, labels, np.arange(0, 200, 2), np.arange(1, 200, 2), 5)
+    config = LinearConfig(solver="sgd", steps=50, batch=32)
+    for solve, grid in ((fit_sgd, (0.01, 0.1)), (fit_lbfgs, (0.1, 1.0))):
+        found = {}
+        for device in ("cpu", "cuda:0"):
+            context = SimpleNamespace(device=device, rng=lambda *_: np.random.default_rng(1), progress=silent)
+            (fitted,) = solve(context, config, train, [FeatureChoice("cls", columns)], grid, train.kept)
+            found[device] = fitted.heads, judge(fitted, train, device)
+        for (head, trial), (other, known) in zip(
+            zip(*found["cuda:0"], strict=True), zip(*found["cpu"], strict=True), strict=True
+        ):
+            assert np.abs(head.weight - other.weight).max() < 0.01 * np.abs(other.weight).max()
+            assert trial.loss == pytest.approx(known.loss, rel=1e-2)
 
 
 def first_losses(device, precision, compiled, steps=4):

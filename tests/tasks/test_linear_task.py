@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
 from lmim_bench.bench.errors import TaskError
+from lmim_bench.bench.types import Column, Tap
+from lmim_bench.tasks import _probe
 from lmim_bench.tasks._features import mean_class_items
 from lmim_bench.tasks._math import logistic
-from lmim_bench.tasks._math.logistic import fit_path
+from lmim_bench.tasks._math.logistic import LinearHead, fit_path
 from lmim_bench.tasks._math.normalise import Normaliser, unit_rows
 from lmim_bench.tasks._math.selection import Trial, best, cross_entropies, label_ranks, stratified_holdout
 from lmim_bench.tasks._math.sgd_heads import shuffled_batches, train_heads
@@ -54,7 +57,7 @@ def test_each_head_of_the_path_is_the_optimum_of_a_cold_start(
 
         def objective(weight: Any, logits: Any, c: float = c) -> float:
             penalty = (weight.astype(np.float64) ** 2).sum() / (2 * c * len(y))
-            return float(cross_entropies(logits, y).mean() + penalty)
+            return log_loss(y, softmax(logits, axis=1)) + float(penalty)
 
         best_possible = objective(cold.coef_, cold.decision_function(x))
         assert objective(head.weight, head.logits(x)) == pytest.approx(best_possible, abs=1e-5)
@@ -153,7 +156,7 @@ def test_many_heads_in_one_pass_equal_torch_sgd_one_by_one() -> None:
     features = [rng.standard_normal((30, width)).astype(np.float32) for width in (4, 7)]
     labels, rates, steps = rng.integers(0, 3, 30), (0.05, 0.5), 12
     heads = train_heads(
-        lambda rows: [f[rows] for f in features],
+        lambda rows: [torch.from_numpy(f[rows]) for f in features],
         labels,
         rates,
         3,
@@ -339,16 +342,21 @@ def test_the_best_trial_breaks_ties_by_loss() -> None:
 
 
 def test_ranks_and_cross_entropies_equal_scikit_learn() -> None:
+    import torch
+
     rng = np.random.default_rng(0)
     logits, labels = rng.standard_normal((50, 7)) * 5, rng.integers(0, 7, 50)
     order = np.argsort(-logits, axis=1)
-    np.testing.assert_array_equal(label_ranks(logits, labels), (order == labels[:, None]).argmax(1))
-    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    assert cross_entropies(logits, labels).mean() == pytest.approx(log_loss(labels, p, labels=range(7)))
-    unknown = np.array([[0.0, 1.0, -np.inf]])
-    assert label_ranks(unknown, np.array([2]))[0] == 3
-    assert label_ranks(np.full((1, 3), np.nan), np.array([0]))[0] == 3
-    assert cross_entropies(unknown, np.array([2]))[0] == pytest.approx(-np.log(1e-30))
+    given = torch.from_numpy(logits), torch.from_numpy(labels)
+    np.testing.assert_array_equal(label_ranks(*given), (order == labels[:, None]).argmax(1))
+    expected = log_loss(labels, softmax(logits, axis=1), labels=range(7))
+    assert cross_entropies(*given).mean() == pytest.approx(expected)
+    ties = torch.tensor([[2.0, 1.0, 2.0, 2.0]]).expand(4, -1)
+    assert label_ranks(ties, torch.arange(4)).tolist() == [0, 3, 1, 2]
+    unknown, last = torch.tensor([[0.0, 1.0, -torch.inf]]), torch.tensor([2])
+    assert label_ranks(unknown, last).item() == 3
+    assert label_ranks(torch.full((1, 3), torch.nan), last).item() == 3
+    assert cross_entropies(unknown, last).item() == pytest.approx(-np.log(1e-30))
 
 
 def test_normalisers_do_what_they_are_named_after() -> None:
@@ -365,6 +373,50 @@ def test_normalisers_do_what_they_are_named_after() -> None:
     assert not np.shares_memory(Normaliser.fit("none", x)(x), x)
     assert np.isfinite(unit_rows(np.full((1, 3), 6e4, dtype=np.float16))).all()
     np.testing.assert_array_equal(unit_rows(np.zeros((2, 3))), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["batchnorm", "l2", "none"])
+def test_normalisers_do_the_same_to_tensors(kind: Any) -> None:
+    import torch
+
+    x = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32) * 3 + 7
+    x[7] = 0
+    ours = Normaliser.fit(kind, x)
+    np.testing.assert_allclose(ours.on("cpu")(torch.from_numpy(x.copy())).numpy(), ours(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["batchnorm", "l2", "none"])
+def test_statistics_of_columns_side_by_side_are_those_of_their_rows(kind: Any) -> None:
+    rng = np.random.default_rng(0)
+    parts = [rng.standard_normal((30, width)).astype(np.float32) * 5 + 2 for width in (3, 1, 4)]
+    whole = np.concatenate(parts, axis=1)
+    joined = Normaliser.beside([Normaliser.fit(kind, part) for part in parts])
+    np.testing.assert_array_equal(joined(whole), Normaliser.fit(kind, whole)(whole))
+
+
+def test_heads_are_judged_on_the_held_out_rows_alone_and_all_at_once(
+    toy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (x, y), rng = toy.blobs(30, 4, spread=4), np.random.default_rng(0)
+    bank = toy.toy_context((x, y), (x, y)).banks["train"]
+    choice = _probe.FeatureChoice("cls+mean", (Column("cls", Tap()), Column("mean", Tap())))
+    train = _probe.TrainSplit(bank, y, np.arange(0, 120, 2), np.arange(1, 120, 2), 4)
+    wide = np.concatenate([x, x], axis=1)
+    heads = [
+        LinearHead(rng.normal(0, 0.3, (4, 32)).astype(np.float32), rng.normal(0, 1, 4).astype(np.float32))
+        for _ in range(3)
+    ]
+    heads[1].bias[2] = np.nan
+    normaliser = Normaliser.fit("batchnorm", wide[train.kept])
+    fitted = _probe.Fitted(choice, normaliser, (0.1, 1.0, 10.0), heads)
+    monkeypatch.setattr(_probe, "_LOGITS", 7 * 12)  # blocks of seven rows
+    trials = _probe.judge(fitted, train, "cpu")
+    assert [(t.feature, t.strength) for t in trials] == [("cls+mean", c) for c in (0.1, 1.0, 10.0)]
+    assert (trials[1].accuracy, trials[1].loss, trials[1].converged) == (0.0, float("inf"), False)
+    for trial, head in ((trials[0], heads[0]), (trials[2], heads[2])):
+        logits = head.logits(normaliser(wide[train.held]))
+        assert trial.accuracy == pytest.approx(np.mean(logits.argmax(1) == y[train.held]))
+        assert trial.loss == pytest.approx(log_loss(y[train.held], softmax(logits, axis=1)), rel=1e-5)
 
 
 def test_items_of_the_class_mean_carry_its_value_and_its_spread() -> None:
