@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
-from ..pretrain.api import open_images, pretrain, resume, save_random_weights
+from ..pretrain.api import open_images
 from ..pretrain.pixels import longest_side
-from ..pretrain.recipe import Recipe
-from ..pretrain.studies import SCALES, Budget, Row, Study, load_study, row_recipe, study_names
+from ..pretrain.studies import SCALES, Budget, Study, load_study, row_recipe, study_names
 from .api import run
 from .config import CheckpointConfig, RunConfig
 from .errors import ConfigError
-from .plan import digest, make_plan
+from .plan import make_plan
 from .progress import Reporter
-from .results import Result, RunFile, atomic_write, write_json
-from .types import Dataset
+from .results import Result, RunFile, atomic_write
+from .trainings import Trained, Trainer, plan_row
 
 TASKS = ("knn", "linear", "few_shot")
-
-
-class Trained(NamedTuple):
-    """One row of a study: its recipe, and the folder with its encoder and its ``summary.json``."""
-
-    row: Row
-    recipe: Recipe
-    folder: Path
 
 
 def run_studies(
@@ -41,6 +31,7 @@ def run_studies(
     *,
     sets: Sequence[str] = (),
     device: str = "auto",
+    jobs: int = 1,
     cache_dir: Path | None = None,
     reporter: Reporter | None = None,
     command: str = "lmim_bench.ablate(...)",
@@ -56,6 +47,7 @@ def run_studies(
         out: where everything is kept.
         sets: changes of every recipe.
         device: where to train and score.
+        jobs: trainings at a time, see ``Trainer.train_all``.
         cache_dir: decoded images and features.
         reporter: where progress goes.
         command: recorded in the results.
@@ -77,10 +69,10 @@ def run_studies(
         ]
         for study in studies
     }
+    trainer = Trainer(data, reference, cache_dir, command)
+    trainer.train_all([trained for plan in plans.values() for trained in plan], reporter, jobs)
     finished = {}
     for study in studies:
-        for trained in plans[study.name]:
-            train_row(trained, data, reference, reporter, cache_dir, command)
         config = RunConfig(
             checkpoints=tuple(
                 CheckpointConfig(label=t.row.label, reference=str(t.folder / "encoder.pth"))
@@ -104,39 +96,6 @@ def run_studies(
         click.echo(f"report   {out / study.name / 'report.html'}")
         finished[study.name] = found
     return finished
-
-
-def plan_row(row: Row, recipe: Recipe, data: Dataset, out: Path) -> Trained:
-    """A row with the folder below ``out`` that only this recipe on these data has."""
-    decides = recipe.model_dump(mode="json", exclude={"name", "about", "engine", "watch"})
-    name = f"{row.recipe or 'random'}-{digest({**decides, 'trained on': data.fingerprint})[:8]}"
-    return Trained(row, recipe, out / "trainings" / name)
-
-
-def train_row(
-    trained: Trained,
-    data: Dataset,
-    reference: str,
-    reporter: Reporter,
-    cache_dir: Path | None,
-    command: str,
-) -> None:
-    """Train a row, go on with it, or find it finished."""
-    row, recipe, folder = trained
-    summary = folder / "summary.json"
-    if summary.is_file() and json.loads(summary.read_bytes())["finished"]:
-        return
-    reporter.line(f"{row.label}:")
-    if row.recipe is None:
-        health = save_random_weights(recipe, data, folder)
-        write_json(summary, {"finished": True, "health": asdict(health)})
-    elif (folder / "recipe.json").is_file():
-        if not resume(folder, reporter=reporter, cache_dir=cache_dir).finished:
-            raise KeyboardInterrupt
-    elif not pretrain(
-        recipe, reference, folder, reporter=reporter, cache_dir=cache_dir, command=command
-    ).finished:
-        raise KeyboardInterrupt
 
 
 def study_table(study: Study, plan: Sequence[Trained], found: RunFile, command: str) -> str:

@@ -90,7 +90,10 @@ def _alive(pid: int) -> bool:
 
 def usage(root: Path) -> dict[str, tuple[int, int]]:
     """Entries and bytes below each folder of the cache."""
-    return {folder.name: (sum(1 for _ in folder.iterdir()), _bytes(folder)) for folder in _folders(root)}
+    return {
+        folder.name: (sum(not path.name.startswith(".") for path in folder.iterdir()), _bytes(folder))
+        for folder in _folders(root)
+    }
 
 
 class Cleared(NamedTuple):

@@ -30,3 +30,11 @@ def claim(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in this part of the code for the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock", mode=0o666):
+        yield

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ..pretrain.api import open_images
 from ..pretrain.studies import Row, Scale, row_recipe
-from .ablation import plan_row, train_row
 from .config import CheckpointConfig, RunConfig
 from .progress import Reporter
+from .trainings import Trainer, plan_row
 
 _DATA = "scenes"
 _SIDE = 64
@@ -53,10 +53,13 @@ def demo_config(
         KeyboardInterrupt: a training was told to stop; it is saved.
     """
     data = open_images(_DATA, reporter, cache_dir)
-    checkpoints = []
-    for row in _ROWS:
-        recipe = row_recipe(row, _SCALE, _SIDE, (f"optim.steps={steps}",), device)
-        trained = plan_row(row, recipe, data, out)
-        train_row(trained, data, _DATA, reporter, cache_dir, command)
-        checkpoints.append(CheckpointConfig(label=row.label, reference=str(trained.folder / "encoder.pth")))
+    rows = [
+        plan_row(row, row_recipe(row, _SCALE, _SIDE, (f"optim.steps={steps}",), device), data, out)
+        for row in _ROWS
+    ]
+    Trainer(data, _DATA, cache_dir, command).train_all(rows, reporter)
+    checkpoints = [
+        CheckpointConfig(label=trained.row.label, reference=str(trained.folder / "encoder.pth"))
+        for trained in rows
+    ]
     return RunConfig(checkpoints=tuple(checkpoints), out=out, limit=limit, device=device, cache_dir=cache_dir)

@@ -27,15 +27,17 @@ _LINE_EVERY_SECONDS = 10.0
 
 
 class Reporter:
-    """Says what is going on, on standard error; results go to standard output."""
+    """Says what is going on, on standard error; results go to standard output. Each line begins with the
+    prefix.
+    """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+    def __init__(self, console: Console | None = None, prefix: str = "") -> None:
+        self.console, self.prefix = console or Console(stderr=True, highlight=False), prefix
         self.interactive = self.console.is_terminal
 
     def line(self, text: str) -> None:
         """One line of news. The text is data: markup in it is not interpreted."""
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(Text(self.prefix + text), soft_wrap=True)
 
     @contextmanager
     def progress(self, total: int, label: str) -> Iterator[Progress]:

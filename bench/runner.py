@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import traceback
@@ -17,6 +16,7 @@ from .cells import Banks, Cell, requests_of, scores_of, wanted_by, write_items
 from .claims import claim
 from .config import RunConfig
 from .context import RunContext
+from .cores import usable_cores
 from .data import load_data
 from .engine import Engine, resolve_device
 from .environment import environment
@@ -426,4 +426,4 @@ def _news(result: Result, seconds: float) -> str:
 
 def default_workers(device: str) -> int:
     """Decoding processes: none beside an encoder that keeps the CPU busy, most cores beside a GPU."""
-    return 0 if device == "cpu" else max(1, min(16, (os.cpu_count() or 1) - 1))
+    return 0 if device == "cpu" else max(1, min(16, len(usable_cores()) - 1))

@@ -128,6 +128,14 @@ def _say_training(summary: Any, out: Path) -> None:
 @click.option("--out", "-o", type=_FOLDER, help="Folder of all trainings and reports. [default: runs/ablate]")
 @_set
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--jobs",
+    "-j",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Trainings at a time, each a process with its share of the cores; several GPUs in turn.",
+)
 @_cache_dir
 @click.option("--list", "listing", is_flag=True, help="List the studies with their rows and stop.")
 def ablate(
@@ -137,6 +145,7 @@ def ablate(
     out: Path | None,
     sets: tuple[str, ...],
     device: str,
+    jobs: int,
     cache_dir: Path | None,
     listing: bool,
 ) -> None:
@@ -161,6 +170,7 @@ def ablate(
         out or Path("runs") / "ablate",
         sets=sets,
         device=device,
+        jobs=jobs,
         cache_dir=cache_dir,
         reporter=make_reporter(),
         command=command_line(),

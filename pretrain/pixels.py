@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..bench.cache import clear_stale, staging
+from ..bench.claims import in_turn
 from ..bench.data.loading import leave_signals_to_parent
 from ..bench.errors import DataError
 from ..bench.progress import Reporter
@@ -133,13 +134,15 @@ def open_pixels(
         return DecodedPixels(split, size)
     identity = json.dumps([fingerprint, size, len(split), split.ids[0], split.ids[-1]])
     folder = root / hashlib.sha256(identity.encode()).hexdigest()[:32]
-    if not (folder / "complete.json").is_file():
-        _fill(folder, DecodedPixels(split, size), needed, workers, reporter)
+    complete = folder / "complete.json"
+    if not complete.is_file():
+        with in_turn(root):  # trainings that begin together decode once
+            if not complete.is_file():
+                _fill(folder, DecodedPixels(split, size), needed, workers, reporter)
     return CachedPixels(folder)
 
 
 def _fill(folder: Path, source: DecodedPixels, needed: int, workers: int, reporter: Reporter) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     clear_stale(folder.parent)
     free = shutil.disk_usage(folder.parent).free
     if needed > 0.95 * free:

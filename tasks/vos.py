@@ -14,7 +14,6 @@ object of a sequence carries label 1 there.
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from ..bench.cores import usable_cores
 from ..bench.errors import TaskError
 from ..bench.types import (
     Context,
@@ -211,7 +211,7 @@ def TASK(ctx: Context, config: VosConfig) -> Sequence[Measurement]:  # noqa: N80
     tracks: list[_Track] = []
     begun: deque[Callable[[], _Track]] = deque()
     total = sum(len(clip.sequence) for clip in clips)
-    threads = min(_THREADS[ctx.device.split(":")[0]], os.cpu_count() or 1)
+    threads = min(_THREADS[ctx.device.split(":")[0]], len(usable_cores()))
     with (
         ThreadPoolExecutor(1) as writer,
         ThreadPoolExecutor(threads) as pool,

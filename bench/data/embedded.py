@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..cache import cache_folder, clear_stale, staging
+from ..cores import usable_cores
 from ..errors import DataError
 from ..results import write_json
 from .scenes import CLASSES, VERSION, classification_scene, generator, segmentation_scene, video_scene
@@ -99,7 +99,7 @@ def generate(folder: Path, sizes: Sizes | None = None, seed: int = 0) -> None:
 
 
 def _run(jobs: Iterable[Callable[[], None]]) -> None:
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, len(usable_cores()))) as pool:
         try:
             for done in [pool.submit(job) for job in jobs]:
                 done.result()

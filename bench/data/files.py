@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..cache import cache_folder
+from ..cores import usable_cores
 from ..errors import DataError
 from ..results import write_json
 from ..types import Array
@@ -184,7 +185,7 @@ def labels_present(paths: Sequence[Path]) -> list[int]:
         return np.bincount(read_mask(path).ravel(), minlength=256) > 0
 
     seen = np.zeros(256, dtype=bool)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, len(usable_cores()))) as pool:
         for present in pool.map(one, paths):
             seen |= present
     return [int(label) for label in np.flatnonzero(seen)]

@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from lmim_bench.bench.ablation import plan_row
 from lmim_bench.bench.cli import cli
 from lmim_bench.bench.encoders import load_encoder
+from lmim_bench.bench.trainings import plan_row
 from lmim_bench.bench.types import Dataset
 from lmim_bench.pretrain.studies import SCALES, load_study, row_recipe, study_names
 

@@ -1,4 +1,6 @@
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -249,7 +251,7 @@ def test_cached_pixels_equal_decoded_ones_and_survive_pickling(tmp_path, workers
         assert found.pixels.dtype == torch.uint8
         found.pixels.zero_()  # a copy: the cache itself stays as it is
     assert cached.read(np.array([0])).pixels.max() > 0
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [".lock"]
 
 
 def test_the_cache_is_filled_once_and_by_content_and_size(tmp_path, monkeypatch):
@@ -270,7 +272,24 @@ def test_a_broken_image_leaves_nothing_half_written(tmp_path):
     split = Photos(SIZES, broken=(66,))
     with pytest.raises(DataError, match=r"photos/066\.png"):
         open_pixels(split, "abc", stored(store_size=8), tmp_path / "pixels", 0, Reporter())
-    assert list((tmp_path / "pixels").iterdir()) == []
+    assert [p.name for p in (tmp_path / "pixels").iterdir()] == [".lock"]
+
+
+def test_those_who_begin_together_decode_once(tmp_path, monkeypatch):
+    split, decoded = Photos(SIZES[:5]), []
+    squash = pixels_module.squash
+
+    def slow(*arguments):
+        decoded.append(arguments[1])
+        time.sleep(0.02)
+        return squash(*arguments)
+
+    monkeypatch.setattr(pixels_module, "squash", slow)
+    with ThreadPoolExecutor(4) as pool:
+        config = stored(store_size=8)
+        opened = [pool.submit(open_pixels, split, "abc", config, tmp_path, 0, Reporter()) for _ in range(4)]
+    assert len({each.result().folder for each in opened}) == 1
+    assert sorted(decoded) == [0, 1, 2, 3, 4]
 
 
 def test_the_cache_is_for_what_fits(tmp_path, monkeypatch):

@@ -199,7 +199,7 @@ def test_the_next_sequence_is_decoded_while_the_last_batch_is_encoded(context):
 
 
 def test_a_sequence_is_scored_while_the_next_is_under_way(context, monkeypatch):
-    monkeypatch.setattr(vos.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(vos, "usable_cores", lambda: [0, 1, 2, 3])
     first, second = moving(name="a"), moving(name="b")
     ctx = context(first, second, batch_size=2)
     begun, waited = threading.Event(), []
