@@ -1,0 +1,158 @@
+"""Trainings that are compared, one at a time and side by side."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lmim_bench.bench import cores, trainings
+from lmim_bench.bench.encoders import load_encoder
+from lmim_bench.bench.errors import TrainingError
+from lmim_bench.bench.progress import Reporter
+from lmim_bench.bench.trainings import Trainer, plan_row
+from lmim_bench.pretrain.api import open_images
+from lmim_bench.pretrain.recipe import load_recipe
+from lmim_bench.pretrain.state import states
+from lmim_bench.pretrain.studies import Row
+
+TINY = (
+    *("model.embed_dim=24", "model.depth=2", "model.num_heads=2", "model.patch_size=8", "data.image_size=32"),
+    *("decoder.width=16", "decoder.depth=1", "decoder.num_heads=2", "projector.hidden_dim=32"),
+    *("optim.batch_size=16", "optim.steps=4", "watch.evaluations=1", "watch.tensorboard=false"),
+    *("masking.gap=0", "engine.device=cpu"),
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images") / "colours"
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for i, name in enumerate(("red", "blue")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for j in range(24):
+                pixels = rng.integers(0, 100, (40, 48, 3))
+                pixels[..., 2 * i] += 120
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{j}.png")
+    return root
+
+
+@pytest.fixture
+def planned(images, tmp_path):
+    """A trainer, and rows of these recipes with changes, in a folder of the test."""
+    data = open_images(str(images), Reporter(), tmp_path / "cache")
+    trainer = Trainer(data, str(images), tmp_path / "cache", "a test")
+
+    def call(*recipes, out="out", sets=()):
+        rows = [Row(label=f"row {i}", recipe=name) for i, name in enumerate(recipes)]
+        made = [load_recipe(row.recipe or "mae", [*TINY, *sets]) for row in rows]
+        return trainer, [plan_row(*pair, data, tmp_path / out) for pair in zip(rows, made, strict=True)]
+
+    return call
+
+
+@pytest.mark.slow
+def test_side_by_side_gives_the_encoders_of_one_at_a_time(planned, capfd):
+    recipes = ("mae", "latent-mim", None, "mae")
+    trainer, single = planned(*recipes, out="single")
+    trainer.train_all(single, Reporter())
+    said = capfd.readouterr().err
+    assert [line for line in said.splitlines() if line.startswith("row")] == ["row 0:", "row 1:", "row 2:"]
+    _, double = planned(*recipes, out="double")
+    trainer.train_all(double, Reporter(), jobs=2)
+    said = capfd.readouterr().err
+    assert "row 0: step 4: cosine" in said
+    assert "row 1: step 4: cosine" in said
+    assert said.count("decoding images, once") <= 1
+    for one, other in zip(single, double, strict=True):
+        assert other.finished
+        ours, theirs = (load_encoder(str(t.folder / "encoder.pth")).model.state_dict() for t in (other, one))
+        for name, tensor in theirs.items():
+            np.testing.assert_allclose(ours[name], tensor, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_an_error_of_one_training_stops_all_and_is_the_error(planned):
+    trainer, rows = planned("mae", "latent-mim", sets=("optim.base_lr=1e30", "optim.steps=60"))
+    with pytest.raises(TrainingError, match="the loss is nan between steps"):
+        trainer.train_all(rows, Reporter(), jobs=2)
+    assert not any(trained.finished for trained in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [False, True], ids=["SIGTERM to the parent", "Ctrl-C to all"])
+def test_a_stopped_study_saves_all_and_leaves_no_process(images, tmp_path, to_all):
+    out = tmp_path / "study"
+    sets = [word for text in (*TINY, "optim.steps=1000000") for word in ("--set", text)]
+    command = [
+        *(sys.executable, "-m", "lmim_bench", "ablate", "--study", "headline", "--budget", "tiny"),
+        *("--data", str(images), "--out", str(out), "--cache-dir", str(tmp_path / "cache"), "--jobs", "2"),
+    ]
+    process = subprocess.Popen(
+        [*command, *sets],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("trainings/*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if to_all:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    begun = [path.parent for path in out.glob("trainings/*/metrics.jsonl")]
+    assert len(begun) == 2
+    for folder in begun:
+        ((_, step),) = states(folder / "states")
+        assert 0 < step < 1_000_000
+        assert json.loads((folder / "summary.json").read_text())["finished"] is False
+    while any_left(process.pid) and time.monotonic() < deadline + 30:
+        time.sleep(0.05)  # the last to go is multiprocessing's own helper
+    assert not any_left(process.pid)
+
+
+def any_left(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_jobs_take_the_gpus_in_turn(monkeypatch):
+    import torch
+
+    for count, expected in ((0, [None] * 3), (1, [None] * 3), (2, ["cuda:0", "cuda:1", "cuda:0"])):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert trainings._devices(3) == expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 16])
+def test_cores_are_shared_out(monkeypatch, count):
+    monkeypatch.setattr(cores, "usable_cores", lambda: list(range(4, 4 + count)))
+    for parts in (1, 2, 3, 16, 20):
+        shares = cores.split_cores(parts)
+        assert len(shares) == parts
+        assert all(shares)
+        taken = [core for share in shares for core in share]
+        assert sorted(set(taken)) == list(range(4, 4 + count))
+        if parts <= count:
+            assert taken == list(range(4, 4 + count))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_cores_are_those_that_the_scheduler_gives():
+    assert cores.usable_cores() == sorted(os.sched_getaffinity(0))
