@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import Image
 
 COUNTS = pytest.StashKey[dict[str, int]]()
 MARKS = ("slow", "gpu", "realdata", "browser")
@@ -47,3 +49,19 @@ def _module(path: str) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two classes of noise that differ in colour, 24 images each and split."""
+    root = tmp_path_factory.mktemp("images") / "colours"
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for i, name in enumerate(("red", "blue")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for j in range(24):
+                pixels = rng.integers(0, 100, (40, 48, 3))
+                pixels[..., 2 * i] += 120
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{j}.png")
+    return root

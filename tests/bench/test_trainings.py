@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from lmim_bench.bench import cores, trainings
 from lmim_bench.bench.encoders import load_encoder
@@ -29,26 +28,11 @@ TINY = (
 )
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images") / "colours"
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for i, name in enumerate(("red", "blue")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for j in range(24):
-                pixels = rng.integers(0, 100, (40, 48, 3))
-                pixels[..., 2 * i] += 120
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{j}.png")
-    return root
-
-
 @pytest.fixture
-def planned(images, tmp_path):
+def planned(colours, tmp_path):
     """A trainer, and rows of these recipes with changes, in a folder of the test."""
-    data = open_images(str(images), Reporter(), tmp_path / "cache")
-    trainer = Trainer(data, str(images), tmp_path / "cache", "a test")
+    data = open_images(str(colours), Reporter(), tmp_path / "cache")
+    trainer = Trainer(data, str(colours), tmp_path / "cache", "a test")
 
     def call(*recipes, out="out", sets=()):
         rows = [Row(label=f"row {i}", recipe=name) for i, name in enumerate(recipes)]
@@ -88,12 +72,12 @@ def test_an_error_of_one_training_stops_all_and_is_the_error(planned):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to_all", [False, True], ids=["SIGTERM to the parent", "Ctrl-C to all"])
-def test_a_stopped_study_saves_all_and_leaves_no_process(images, tmp_path, to_all):
+def test_a_stopped_study_saves_all_and_leaves_no_process(colours, tmp_path, to_all):
     out = tmp_path / "study"
     sets = [word for text in (*TINY, "optim.steps=1000000") for word in ("--set", text)]
     command = [
         *(sys.executable, "-m", "lmim_bench", "ablate", "--study", "headline", "--budget", "tiny"),
-        *("--data", str(images), "--out", str(out), "--cache-dir", str(tmp_path / "cache"), "--jobs", "2"),
+        *("--data", str(colours), "--out", str(out), "--cache-dir", str(tmp_path / "cache"), "--jobs", "2"),
     ]
     process = subprocess.Popen(
         [*command, *sets],

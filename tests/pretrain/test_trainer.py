@@ -11,7 +11,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lmim_bench.bench.claims import claim
 from lmim_bench.bench.encoders import load_encoder
@@ -42,22 +41,6 @@ TINY = (
     "watch.tensorboard=false",
     "engine.device=cpu",
 )
-
-
-@pytest.fixture(scope="module")
-def colours(tmp_path_factory):
-    """Two classes of noise that differ in colour, 24 images each and split."""
-    root = tmp_path_factory.mktemp("images") / "colours"
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for i, name in enumerate(("red", "blue")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for j in range(24):
-                pixels = rng.integers(0, 100, (40, 48, 3))
-                pixels[..., 2 * i] += 120
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{j}.png")
-    return root
 
 
 @pytest.fixture(scope="module")
