@@ -1,13 +1,15 @@
-"""The processor cores that this process may use: a scheduler may give fewer than the machine has."""
+"""What this process may use of its machine: a scheduler may give fewer cores than there are."""
 
 from __future__ import annotations
 
 import os
 from itertools import pairwise
 
+_beside = 1
+
 
 def usable_cores() -> list[int]:
-    """Their numbers, ascending."""
+    """The numbers of the processor cores, ascending."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -22,10 +24,19 @@ def split_cores(parts: int) -> list[list[int]]:
     return [cores[begin:end] for begin, end in pairwise(ends)]
 
 
-def keep_to(cores: list[int]) -> None:
-    """Run this process and torch's threads on these cores alone, where the system can do that."""
+def keep_to(cores: list[int], processes: int) -> None:
+    """Be one of so many processes that share the machine: run on these cores alone, where the system can do
+    that, with as many of torch's threads.
+    """
     import torch
 
+    global _beside
+    _beside = processes
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
+
+
+def sharers() -> int:
+    """How many processes share what this machine has once: those of ``keep_to``, and torchrun's."""
+    return _beside * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -16,8 +16,9 @@ from .cells import Cell, requests_of, wanted_by
 from .config import CheckpointConfig, RunConfig
 from .data import detect_layout, load_data
 from .data.layouts import LAYOUTS
+from .data.workers import default_workers
 from .doctor_data import data_checks
-from .doctor_system import GB, Check, Subject, device, existing, packages, room
+from .doctor_system import GB, Check, Subject, device, existing, packages, room, shared_memory
 from .encoders import load_encoder
 from .engine import Engine, resolve_device
 from .errors import ConfigError, LmimBenchError
@@ -63,6 +64,8 @@ class _Examination:
         tasks = {e.task.name: e.task for e in self._plan().evaluations}
         yield from packages()
         yield device(self.config.device)
+        if self._workers():
+            yield shared_memory(self._workers())
         for reference in dict.fromkeys(self.config.data):
             subject = Subject("data", reference)
             yield from self._guard(subject, self._data_set(subject))
@@ -130,10 +133,7 @@ class _Examination:
             info=info,
         )
         self.records[entry.label] = record
-        where = "cpu"
-        with suppress(ConfigError):  # a device that is not there has its own line
-            where = resolve_device(self.config.device)
-        engine = Engine(encoder, where, "fp32", None)
+        engine = Engine(encoder, self._device(), "fp32", None)
         yield _features(subject, engine)
         for task in {e.task.name: e.task for e in plan.evaluations}.values():
             reason = task.applies(entry.reference)
@@ -167,6 +167,15 @@ class _Examination:
             if data is not None and evaluation.task.applies(record.reference) is None:
                 name = cell_id(record.label, evaluation.task.name, evaluation.data, 0)
                 yield Cell(id=name, checkpoint=record, evaluation=evaluation, seed=0, digest=""), data
+
+    def _device(self) -> str:
+        with suppress(ConfigError):  # a device that is not there has its own line
+            return resolve_device(self.config.device)
+        return "cpu"
+
+    def _workers(self) -> int:
+        workers = self.config.workers
+        return default_workers(self._device()) if workers is None else workers
 
     def _disks(self, plan: RunPlan) -> Iterator[Check]:
         features = sum(self._feature_bytes(plan, record) for record in self.records.values()) / GB

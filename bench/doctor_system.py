@@ -136,6 +136,19 @@ def device(name: str) -> Check:
     return subject.passes(found)
 
 
+def shared_memory(workers: int) -> Check:
+    """Whether so many decoding processes have room to hand over their images."""
+    from .data.workers import MORE_SHARED_MEMORY, room_wanted, shared_room
+
+    subject, free = Subject("system", "shared memory"), shared_room()
+    if free is None:
+        return subject.passes("without a limit that this system tells")
+    found = f"{free / GB:.2f} GB free for {workers} decoding processes"
+    if free < room_wanted(workers):
+        return subject.warns(f"{found}, less than {room_wanted(workers) / GB:.2f}", MORE_SHARED_MEMORY)
+    return subject.passes(found)
+
+
 def _free_memory(where: str) -> float | None:
     """Free memory in GB; None where the system does not tell."""
     import torch

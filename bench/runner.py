@@ -16,8 +16,8 @@ from .cells import Banks, Cell, requests_of, scores_of, wanted_by, write_items
 from .claims import claim
 from .config import RunConfig
 from .context import RunContext
-from .cores import usable_cores
 from .data import load_data
+from .data.workers import default_workers
 from .engine import Engine, resolve_device
 from .environment import environment
 from .errors import CheckpointError, ConfigError, LmimBenchError
@@ -422,8 +422,3 @@ def _news(result: Result, seconds: float) -> str:
         else ""
     )
     return f"{where}: {result.headline} {head.value * scale:.1f}{unit}{interval} in {seconds:.1f} s"
-
-
-def default_workers(device: str) -> int:
-    """Decoding processes: none beside an encoder that keeps the CPU busy, most cores beside a GPU."""
-    return 0 if device == "cpu" else max(1, min(16, len(usable_cores()) - 1))

@@ -116,8 +116,8 @@ class Trainer:
             return
         context = multiprocessing.get_context("spawn")
         slots = context.Queue()
-        for slot in zip(split_cores(jobs), _devices(jobs), strict=True):
-            slots.put(slot)
+        for cores, device in zip(split_cores(jobs), _devices(jobs), strict=True):
+            slots.put(_Slot(jobs, cores, device))
         with (
             stop_signals() as asked,
             ProcessPoolExecutor(jobs, context, initializer=_take_slot, initargs=(slots,)) as pool,
@@ -143,16 +143,24 @@ class Trainer:
             raise KeyboardInterrupt
 
 
+class _Slot(NamedTuple):
+    """What a job has of the machine, for as long as it lives."""
+
+    jobs: int
+    cores: list[int]
+    device: str | None
+
+
 _device: str | None = None
 _stopped = False
 
 
-def _take_slot(slots: multiprocessing.Queue[tuple[list[int], str | None]]) -> None:
-    """Start-up of a job: its cores and its device, for as long as it lives."""
+def _take_slot(slots: multiprocessing.Queue[_Slot]) -> None:
+    """Start-up of a job."""
     global _device
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells it, by SIGTERM
-    cores, _device = slots.get()
-    keep_to(cores)
+    jobs, cores, _device = slots.get()
+    keep_to(cores, jobs)
 
 
 def _train_in_slot(trainer: Trainer, trained: Trained) -> None:

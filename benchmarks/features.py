@@ -25,10 +25,10 @@ from PIL import Image
 
 from lmim_bench.bench.data.loading import apply_view, iterate_batches
 from lmim_bench.bench.data.splits import ArraySplit, FileSplit
+from lmim_bench.bench.data.workers import default_workers
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine, resolve_device, torch_dtype
 from lmim_bench.bench.features import FeatureStore
-from lmim_bench.bench.runner import default_workers
 from lmim_bench.bench.types import Array, Column, Dataset, ImageSplit, Tap, View
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02}

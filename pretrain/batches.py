@@ -15,10 +15,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ..bench.data.loading import leave_signals_to_parent
+from ..bench.data.workers import in_order
 from ..bench.errors import ConfigError, DataError
 from .crops import CROP_NOISE, Crops, crop_and_resize, draw_crops
 from .masking import Masks, draw_masks
@@ -136,6 +135,12 @@ def draw_part(recipe: Recipe, schedule: Schedule, step: int, share: slice, pixel
     return Part(stored.pixels, crops, offsets, masks)
 
 
+def part_bytes(recipe: Recipe, schedule: Schedule, pixels: Pixels) -> int:
+    """What a part takes on its way from the process that makes it, at most."""
+    # A patch has its place in the cell (16 bytes), is seen (8) or predicted (8, by four groups at most).
+    return schedule.part_size * (3 * pixels.size**2 + 64 * recipe.grid**2)
+
+
 def parts(
     recipe: Recipe,
     schedule: Schedule,
@@ -151,15 +156,8 @@ def parts(
     Raises:
         DataError: an image is broken; the message names the file.
     """
-    loader = DataLoader(
-        _Parts(recipe, schedule, pixels, start, process),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=leave_signals_to_parent if workers else None,
-        generator=torch.Generator(),  # otherwise the iterator draws from, and so changes, the global state
-    )
-    for part in loader:
+    items = _Parts(recipe, schedule, pixels, start, process)
+    for part in in_order(items, workers, batch_size=None, pin_memory=pin):
         if isinstance(part, str):
             raise DataError(part)
         yield part

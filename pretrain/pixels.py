@@ -16,12 +16,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from PIL.Image import Resampling
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..bench.cache import clear_stale, staging
 from ..bench.claims import in_turn
-from ..bench.data.loading import leave_signals_to_parent
+from ..bench.data.workers import in_order, workers_that_fit
 from ..bench.errors import DataError
 from ..bench.progress import Reporter
 from ..bench.results import write_json
@@ -40,6 +39,10 @@ class Stored(NamedTuple):
 
 class Pixels(Protocol):
     """Decoded images by position; must survive pickling to a worker."""
+
+    @property
+    def size(self) -> int:
+        """Side of the stored squares, pixels."""
 
     def __len__(self) -> int: ...
 
@@ -83,6 +86,11 @@ class CachedPixels:
 
     def __len__(self) -> int:
         return len(self._pixels)
+
+    @property
+    def size(self) -> int:
+        """Side of the stored squares, pixels."""
+        return int(self._pixels.shape[-1])
 
     def read(self, index: Array) -> Stored:
         """Copy out of the map."""
@@ -155,16 +163,10 @@ def _fill(folder: Path, source: DecodedPixels, needed: int, workers: int, report
         shape = (len(source), 3, source.size, source.size)
         pixels = np.lib.format.open_memmap(half / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
         sizes = np.empty((len(source), 2), dtype=np.int64)
-        loader = DataLoader(
-            _Blocks(source),
-            batch_size=None,
-            num_workers=workers,
-            worker_init_fn=leave_signals_to_parent if workers else None,
-            generator=torch.Generator(),
-        )
+        able = workers_that_fit(workers, _Blocks.size * needed // len(source))
         with reporter.progress(len(source), "decoding images, once") as bar:
             done = 0
-            for block in loader:
+            for block in in_order(_Blocks(source), able, batch_size=None):
                 if isinstance(block, str):
                     raise DataError(block)
                 count = len(block.pixels)

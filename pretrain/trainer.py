@@ -17,13 +17,13 @@ from lightning.fabric import Fabric
 from ..bench.cache import cache_folder
 from ..bench.checkpoints import save_checkpoint
 from ..bench.claims import claim
+from ..bench.data.workers import MORE_SHARED_MEMORY, default_workers, workers_that_fit
 from ..bench.environment import environment
 from ..bench.errors import ConfigError, TrainingError
 from ..bench.progress import Reporter
 from ..bench.results import write_json
-from ..bench.runner import default_workers
 from ..bench.types import Dataset
-from .batches import Part, Schedule, parts, plan_steps, to_images
+from .batches import Part, Schedule, part_bytes, parts, plan_steps, to_images
 from .engine import make_fabric, peak_flops
 from .flops import training_flops
 from .logbook import Logbook
@@ -155,7 +155,7 @@ class _Run:
             self.pixels,
             start=step,
             process=self.fabric.global_rank,
-            workers=self.workers,
+            workers=self._able_workers(),
             pin=self.fabric.device.type == "cuda",
         )
         tally = _Tally()
@@ -188,6 +188,16 @@ class _Run:
         if self.fabric.is_global_zero:
             write_json(self.out / "summary.json", {**asdict(summary), **self._circumstances()})
         return summary
+
+    def _able_workers(self) -> int:
+        """The decoding processes for whose parts the shared memory has room."""
+        able = workers_that_fit(self.workers, part_bytes(self.recipe, self.schedule, self.pixels))
+        if able < self.workers:
+            self.reporter.line(
+                f"shared memory has room for {able} of {self.workers} decoding processes; "
+                f"{MORE_SHARED_MEMORY}"
+            )
+        return able
 
     def _step(self, step: int, feed: Iterator[Part], tally: _Tally) -> None:
         """One optimiser step, timed."""

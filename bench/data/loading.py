@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import DataError
 from ..types import Array, ImageSplit, View
 from .files import UnreadableError
+from .workers import in_order, part_that_fits, workers_that_fit
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -117,20 +117,52 @@ def iterate_batches(
     Raises:
         DataError: an image is broken (unless ``skip_broken``), or cannot be read; the message names the file.
     """
+    image = 3 * view.size**2
+    part = part_that_fits(batch_size, image, workers)
+    whole = part == batch_size
+    stretches = [range(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
     decoded = _Decoded(split, view, skip_broken)
-    loader = DataLoader(
+    made = in_order(
         decoded,
-        batch_size=batch_size,
-        num_workers=workers,
-        pin_memory=pin,
+        workers_that_fit(workers, part * image),
+        batch_sampler=[stretch[i : i + part] for stretch in stretches for i in range(0, len(stretch), part)],
         collate_fn=decoded.collate,
-        worker_init_fn=leave_signals_to_parent if workers else None,
-        generator=torch.Generator(),  # otherwise the iterator draws from, and so changes, the global state
+        pin_memory=pin and whole,
     )
-    for positions, images, broken, stop in loader:
-        if stop:
-            raise DataError(stop)
-        yield Batch(positions, images, broken)
+    with closing(made):  # an error that somebody keeps would keep the processes too
+        for stretch in stretches:
+            if whole:
+                only = _good(next(made))
+                yield Batch(only.positions, only.pixels.permute(0, 3, 1, 2), only.broken)
+                continue
+            pixels = torch.empty((len(stretch), view.size, view.size, 3), dtype=torch.uint8, pin_memory=pin)
+            positions: list[Array] = []
+            broken: list[str] = []
+            filled = 0
+            for _ in range(0, len(stretch), part):
+                each = _good(next(made))
+                pixels[filled : filled + len(each.pixels)] = each.pixels  # which frees its shared memory
+                filled += len(each.pixels)
+                positions.append(each.positions)
+                broken += each.broken
+            yield Batch(np.concatenate(positions), pixels[:filled].permute(0, 3, 1, 2), broken)
+
+
+class _Part(NamedTuple):
+    """Images that follow each other: positions, pixels (n, S, S, 3), ids of the broken ones; ``stop`` says
+    why nothing may go on.
+    """
+
+    positions: Array
+    pixels: torch.Tensor
+    broken: list[str]
+    stop: str
+
+
+def _good(part: _Part) -> _Part:
+    if part.stop:
+        raise DataError(part.stop)
+    return part
 
 
 class _Item(NamedTuple):
@@ -157,22 +189,16 @@ class _Decoded(TorchDataset[_Item]):
         except DataError as error:
             return _Item(i, stop="" if self.skip_broken else f"{error}; --skip-broken leaves such images out")
 
-    def collate(self, items: Sequence[_Item]) -> tuple[Array, torch.Tensor, list[str], str]:
+    def collate(self, items: Sequence[_Item]) -> _Part:
         whole = [(item.position, item.pixels) for item in items if item.pixels is not None]
         size = self.view.size
         pixels = np.stack([each for _, each in whole]) if whole else np.zeros((0, size, size, 3), np.uint8)
-        return (
+        return _Part(
             np.asarray([position for position, _ in whole], dtype=np.int64),
-            torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            torch.from_numpy(pixels),
             [self.split.ids[item.position] for item in items if item.pixels is None],
             next((item.stop for item in items if item.stop), ""),
         )
-
-
-def leave_signals_to_parent(_: int) -> None:
-    """Start-up of a decoding process: what is sent to the whole group is for the parent to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _tensor(pixels: Array) -> torch.Tensor:

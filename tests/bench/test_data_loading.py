@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from lmim_bench.bench.data import files, load_data, loading
+from lmim_bench.bench.data import files, load_data
 from lmim_bench.bench.data.loading import apply_view, iterate_batches, normalise, squash_mask, view_pixels
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.types import View
@@ -161,12 +161,12 @@ def test_pinned_memory_is_asked_for(folder, monkeypatch):
     """That pixels arrive in it takes a GPU."""
     asked = []
 
-    class Recorded(loading.DataLoader):
+    class Recorded(torch.utils.data.DataLoader):
         def __init__(self, *args, pin_memory, **rest):
             asked.append(pin_memory)
             super().__init__(*args, **rest)
 
-    monkeypatch.setattr(loading, "DataLoader", Recorded)
+    monkeypatch.setattr(torch.utils.data, "DataLoader", Recorded)
     for pin in (False, True):
         list(iterate_batches(split_of(folder), VIEW, 8, pin=pin))
     assert asked == [False, True]

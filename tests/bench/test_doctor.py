@@ -16,11 +16,11 @@ from lmim_bench.bench.api import run as run_api
 from lmim_bench.bench.building import build_model
 from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.cli import cli
-from lmim_bench.bench.data import Detected
+from lmim_bench.bench.data import Detected, workers
 from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.doctor import _coverage, _Examination, examine
 from lmim_bench.bench.doctor_data import data_checks
-from lmim_bench.bench.doctor_system import Subject, device, packages, room
+from lmim_bench.bench.doctor_system import Subject, device, packages, room, shared_memory
 from lmim_bench.bench.errors import ConfigError
 from lmim_bench.bench.progress import Reporter
 from lmim_bench.bench.types import CheckpointInfo, Dataset
@@ -191,6 +191,16 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor_system, "_free_memory", lambda where: None)
     assert device("auto").status == "warn"
     assert device("cpu").status == "pass"
+
+
+@pytest.mark.parametrize(("free", "status"), [(64e6, "warn"), (8e9, "pass"), (None, "pass")])
+def test_shared_memory_for_the_decoding_processes(monkeypatch, free, status):
+    monkeypatch.setattr(workers, "shared_room", lambda: free)
+    found = shared_memory(15)
+    assert found.status == status
+    if status == "warn":
+        assert found.found == "0.06 GB free for 15 decoding processes, less than 2.47"
+        assert "--shm-size" in found.mend
 
 
 def test_room_on_the_disk(tmp_path):

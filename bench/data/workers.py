@@ -1,0 +1,98 @@
+"""Processes that decode images, within the shared memory through which they hand them over.
+
+Docker gives a container 64 MB of it unless told otherwise, and a process whose pixels do not fit there never
+delivers them, so that whoever waits for them waits forever: no more is under way at any time than has room.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..cores import sharers, usable_cores
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset as TorchDataset
+
+MORE_SHARED_MEMORY = "give the container more shared memory (--ipc=host or --shm-size=8g for Docker)"
+_SHARED = Path("/dev/shm")
+_AHEAD = 2
+"""Items that each process may make before they are asked for."""
+
+
+def default_workers(device: str) -> int:
+    """Decoding processes: none beside an encoder that keeps the CPU busy, most cores beside a GPU."""
+    return 0 if device == "cpu" else max(1, min(16, len(usable_cores()) - 1))
+
+
+def shared_room() -> int | None:
+    """Free bytes of shared memory for this process; None where the system does not say."""
+    return shutil.disk_usage(_SHARED).free // sharers() if _SHARED.is_dir() else None
+
+
+def workers_that_fit(wanted: int, item: int) -> int:
+    """How many of the processes ``wanted`` may work at a time on items of so many bytes, in half of the room.
+
+    0: the items are to be made in this process.
+    """
+    room = shared_room()
+    if room is None:
+        return wanted
+    return max(0, min(wanted, (room // 2 // item) // _AHEAD - 1))
+
+
+def part_that_fits(count: int, each: int, workers: int) -> int:
+    """How many of ``count`` images of so many bytes are to be one item, so that all processes may work."""
+    room = shared_room()
+    if room is None or not workers:
+        return count
+    return max(1, min(count, room // 2 // (_AHEAD * (workers + 1)) // each))
+
+
+def room_wanted(workers: int) -> int:
+    """Shared memory with which so many processes make whole batches of 256 images of 224 x 224 pixels."""
+    return 2 * _AHEAD * (workers + 1) * 256 * 3 * 224**2
+
+
+def in_order(dataset: TorchDataset[Any], workers: int, **options: Any) -> Generator[Any]:
+    """The items of a dataset in order, made by so many processes, or in this one for 0.
+
+    Args:
+        dataset: what is sent to the processes.
+        workers: at most ``workers_that_fit``.
+        options: further ones of torch's DataLoader.
+
+    Raises:
+        DataError: a process was killed.
+    """
+    import torch
+
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        num_workers=workers,
+        prefetch_factor=_AHEAD if workers else None,
+        worker_init_fn=_leave_signals_to_parent if workers else None,
+        generator=torch.Generator(),  # otherwise the iterator draws from, and so changes, the global state
+        **options,
+    )
+    try:
+        yield from loader
+        return
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+    # Raised out here, where torch's error is gone: whoever keeps that keeps the other processes too.
+    raise DataError(
+        "a process that decodes images was killed, as a rule for want of memory; take fewer (--workers, "
+        "or --set data.workers in a training)"
+    )
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    """What is sent to the whole group is for the parent to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

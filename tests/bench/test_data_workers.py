@@ -1,0 +1,124 @@
+"""Decoding processes: what they hand over has room, and a killed one is one line."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmim_bench.bench import cores
+from lmim_bench.bench.data import workers
+from lmim_bench.bench.data.loading import iterate_batches
+from lmim_bench.bench.data.splits import ArraySplit
+from lmim_bench.bench.data.workers import default_workers, in_order, part_that_fits, workers_that_fit
+from lmim_bench.bench.errors import DataError
+from lmim_bench.bench.types import View
+
+VIEW = View("crop", 16, 18, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGE = 3 * 16**2
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Sets the free bytes of shared memory."""
+
+    def call(free):
+        monkeypatch.setattr(workers, "shared_room", lambda: free)
+
+    return call
+
+
+def pictures(count):
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 20, 24, 3), dtype=np.uint8)
+    return ArraySplit(pixels, [str(i) for i in range(count)], None)
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(st.integers(0, 10**10), st.integers(1, 300), st.integers(1, 10**7), st.integers(1, 40))
+def test_what_is_under_way_takes_half_of_the_room(free, count, each, wanted):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "shared_room", lambda: free)
+        part = part_that_fits(count, each, wanted)
+        able = workers_that_fit(wanted, part * each)
+    assert 1 <= part <= count
+    assert 0 <= able <= wanted
+    if able:
+        # Two items of each process, and two with whoever asks.
+        assert (2 * able + 2) * part * each <= free / 2
+    if part > 1:
+        assert able == wanted, "parts are made small before processes are given up"
+    if (2 * wanted + 2) * count * each <= free / 2:
+        assert part == count
+
+
+def test_no_limit_known_is_no_limit(room):
+    room(None)
+    assert part_that_fits(256, 10**9, 16) == 256
+    assert workers_that_fit(16, 10**12) == 16
+
+
+@pytest.mark.parametrize("free", [None, 10**9, 6 * 2 * IMAGE * 3, 13 * IMAGE, 1])
+@pytest.mark.parametrize("processes", [0, 2])
+def test_batches_are_the_same_however_little_room_there_is(room, free, processes):
+    split = pictures(23)
+    expected = list(iterate_batches(split, VIEW, 10))
+    room(free)
+    found = list(iterate_batches(split, VIEW, 10, processes))
+    assert [len(b.positions) for b in found] == [10, 10, 3]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.positions.tolist() == theirs.positions.tolist()
+        assert torch.equal(ours.images, theirs.images)
+        assert ours.images.stride() == theirs.images.stride()
+
+
+def test_parts_keep_broken_images_and_what_stops(room):
+    class Holed(ArraySplit):
+        def image(self, i):
+            if i in (3, 4, 11):
+                raise DataError(f"{i} is broken")
+            return super().image(i)
+
+    split = pictures(14)
+    holed = Holed(*(getattr(split, name) for name in ("pixels", "ids", "labels")))
+    room(6 * 2 * IMAGE * 2)  # parts of two images
+    first, second = iterate_batches(holed, VIEW, 10, 2, skip_broken=True)
+    assert (first.broken, second.broken) == (["3", "4"], ["11"])
+    assert first.positions.tolist() == [0, 1, 2, 5, 6, 7, 8, 9]
+    assert second.positions.tolist() == [10, 12, 13]
+    with pytest.raises(DataError, match="3 is broken"):
+        list(iterate_batches(holed, VIEW, 10, 2))
+
+
+class Deadly(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        if i == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return i
+
+
+def test_a_killed_process_is_one_line():
+    with pytest.raises(DataError, match="a process that decodes images was killed") as caught:
+        list(in_order(Deadly(), 2, batch_size=None))
+    assert "\n" not in str(caught.value)
+
+
+def test_shared_memory_is_shared_by_those_of_torchrun_and_of_jobs(monkeypatch):
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: type("U", (), {"free": 1200}))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(cores, "_beside", 3)
+    assert workers.shared_room() in (400, None)  # None where the system has no such folder
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert workers.shared_room() in (100, None)
+
+
+def test_processes_are_for_gpus_and_by_the_cores_that_one_has(monkeypatch):
+    assert default_workers("cpu") == 0
+    for count, expected in ((1, 1), (4, 3), (64, 16)):
+        monkeypatch.setattr(workers, "usable_cores", lambda count=count: list(range(count)))
+        assert default_workers("cuda:0") == expected
