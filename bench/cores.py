@@ -37,6 +37,15 @@ def keep_to(cores: list[int], processes: int) -> None:
     torch.set_num_threads(len(cores))
 
 
+def own_cores() -> int:
+    """How many cores are this process's alone; torchrun leaves all of them to each of its processes."""
+    return max(1, len(usable_cores()) // _of_torchrun())
+
+
 def sharers() -> int:
     """How many processes share what this machine has once: those of ``keep_to``, and torchrun's."""
-    return _beside * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _beside * _of_torchrun()
+
+
+def _of_torchrun() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -12,7 +12,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cores import sharers, usable_cores
+from ..cores import own_cores, sharers
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _AHEAD = 2
 
 def default_workers(device: str) -> int:
     """Decoding processes: none beside an encoder that keeps the CPU busy, most cores beside a GPU."""
-    return 0 if device == "cpu" else max(1, min(16, len(usable_cores()) - 1))
+    return 0 if device == "cpu" else max(1, min(16, own_cores() - 1))
 
 
 def shared_room() -> int | None:

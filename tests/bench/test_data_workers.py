@@ -119,6 +119,9 @@ def test_shared_memory_is_shared_by_those_of_torchrun_and_of_jobs(monkeypatch):
 
 def test_processes_are_for_gpus_and_by_the_cores_that_one_has(monkeypatch):
     assert default_workers("cpu") == 0
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     for count, expected in ((1, 1), (4, 3), (64, 16)):
-        monkeypatch.setattr(workers, "usable_cores", lambda count=count: list(range(count)))
+        monkeypatch.setattr(cores, "usable_cores", lambda count=count: list(range(count)))
         assert default_workers("cuda:0") == expected
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert default_workers("cuda:0") == 7
