@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -113,7 +114,11 @@ def test_many_positions_on_a_logarithmic_axis_are_powers_of_ten():
     grid = tuple(10.0**e for e in range(-6, 6))
     line = Line(0, "s", grid, tuple(0.1 for _ in grid), (), ())
     (svg,) = svgs_of_curve(curve_with(lines=(line,)), ["a"])
-    assert {"10⁻⁶", "10⁻⁴", "0.01", "1", "100", "10⁴"} <= set(texts(svg))
+    # Every second one or every third, as the version of matplotlib has it.
+    powers = ["10⁻⁶", "10⁻⁵", "10⁻⁴", "0.001", "0.01", "0.1", "1", "10", "100", "1000", "10⁴", "10⁵"]
+    shown = [powers.index(text) for text in texts(svg) if text in powers]
+    assert 4 <= len(shown) <= 7
+    assert len({b - a for a, b in pairwise(sorted(shown))}) == 1
     assert "$" not in svg
 
 
