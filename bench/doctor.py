@@ -16,7 +16,7 @@ from .cells import Cell, requests_of, wanted_by
 from .config import CheckpointConfig, RunConfig
 from .data import detect_layout, load_data
 from .data.layouts import LAYOUTS
-from .data.workers import default_workers
+from .data.workers import decoding_workers
 from .doctor_data import data_checks
 from .doctor_system import GB, Check, Subject, device, existing, packages, room, shared_memory
 from .encoders import load_encoder
@@ -64,8 +64,9 @@ class _Examination:
         tasks = {e.task.name: e.task for e in self._plan().evaluations}
         yield from packages()
         yield device(self.config.device)
-        if self._workers():
-            yield shared_memory(self._workers())
+        workers = decoding_workers(self._device(), self.config.workers)
+        if workers:
+            yield shared_memory(workers)
         for reference in dict.fromkeys(self.config.data):
             subject = Subject("data", reference)
             yield from self._guard(subject, self._data_set(subject))
@@ -172,10 +173,6 @@ class _Examination:
         with suppress(ConfigError):  # a device that is not there has its own line
             return resolve_device(self.config.device)
         return "cpu"
-
-    def _workers(self) -> int:
-        workers = self.config.workers
-        return default_workers(self._device()) if workers is None else workers
 
     def _disks(self, plan: RunPlan) -> Iterator[Check]:
         features = sum(self._feature_bytes(plan, record) for record in self.records.values()) / GB

@@ -17,7 +17,7 @@ from .claims import claim
 from .config import RunConfig
 from .context import RunContext
 from .data import load_data
-from .data.workers import default_workers
+from .data.workers import decoding_workers
 from .engine import Engine, resolve_device
 from .environment import environment
 from .errors import CheckpointError, ConfigError, LmimBenchError
@@ -63,7 +63,7 @@ class Run:
         return FeatureStore(
             cache_folder(config.cache_dir) / "features",
             int(config.cache_size_gb * 1e9),
-            default_workers(self.device) if config.workers is None else config.workers,
+            decoding_workers(self.device, config.workers),
             config.skip_broken,
         )
 

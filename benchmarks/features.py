@@ -25,7 +25,7 @@ from PIL import Image
 
 from lmim_bench.bench.data.loading import apply_view, iterate_batches
 from lmim_bench.bench.data.splits import ArraySplit, FileSplit
-from lmim_bench.bench.data.workers import default_workers
+from lmim_bench.bench.data.workers import decoding_workers
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine, resolve_device, torch_dtype
 from lmim_bench.bench.features import FeatureStore
@@ -69,7 +69,7 @@ def main() -> None:
     facts = start(args, device, args.precision)
     encoder = load_encoder(f"timm:{args.model}")
     engine = Engine(encoder, device, args.precision, args.batch or None)
-    view, workers = View.crop(encoder.spec), default_workers(device)
+    view, workers = View.crop(encoder.spec), decoding_workers(device)
     root = Path(tempfile.mkdtemp(prefix="features-"))
     if args.jpeg:
         split: ImageSplit = photographs(root / "images", args.images, args.seed)

@@ -17,7 +17,7 @@ from lightning.fabric import Fabric
 from ..bench.cache import cache_folder
 from ..bench.checkpoints import save_checkpoint
 from ..bench.claims import claim
-from ..bench.data.workers import MORE_SHARED_MEMORY, default_workers, workers_that_fit
+from ..bench.data.workers import MORE_SHARED_MEMORY, decoding_workers, workers_that_fit
 from ..bench.environment import environment
 from ..bench.errors import ConfigError, TrainingError
 from ..bench.progress import Reporter
@@ -115,9 +115,7 @@ class _Run:
         recipe = self.recipe
         split = data.splits[data.train_split]
         self.schedule: Schedule = plan_steps(recipe, len(split), fabric.world_size)
-        self.workers = (
-            recipe.data.workers if recipe.data.workers is not None else default_workers(fabric.device.type)
-        )
+        self.workers = decoding_workers(fabric.device.type, recipe.data.workers)
         with fabric.rank_zero_first(local=True):
             root = cache_folder(cache_dir) / "pixels"
             self.pixels = open_pixels(split, data.fingerprint, recipe, root, self.workers, reporter)

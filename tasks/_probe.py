@@ -50,6 +50,11 @@ class FeatureChoice:
         return np.concatenate([bank.column(column)[index] for column in self.columns], axis=1)
 
 
+def columns_of(choices: Sequence[FeatureChoice]) -> list[Column]:
+    """Every column that a choice has, once."""
+    return list(dict.fromkeys(column for choice in choices for column in choice.columns))
+
+
 @dataclass(frozen=True)
 class TrainSplit:
     """All that choosing and fitting may see: the train split, and which part of it is held out."""
@@ -151,7 +156,7 @@ def _normalisers(
         column: Normaliser.stream(
             cfg.normalise, (bank.column(column)[index[rows]] for rows in _blocks(len(index)))
         )
-        for column in dict.fromkeys(column for choice in choices for column in choice.columns)
+        for column in columns_of(choices)
     }
     return {choice: Normaliser.beside([columns[column] for column in choice.columns]) for choice in choices}
 
@@ -188,7 +193,7 @@ def fit_sgd(
 
     normalisers = _normalisers(cfg, train.bank, choices, index)
     there = {choice: normaliser.on(ctx.device) for choice, normaliser in normalisers.items()}
-    columns = list(dict.fromkeys(column for choice in choices for column in choice.columns))
+    columns = columns_of(choices)
 
     def read(batch: Array) -> Iterator[torch.Tensor]:
         rows = index[batch]

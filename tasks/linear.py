@@ -141,17 +141,21 @@ def _choices(cfg: LinearConfig, spec: EncoderSpec) -> list[FeatureChoice]:
 
 
 def _features(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Sequence[FeatureRequest]:
-    columns = dict.fromkeys(column for choice in _choices(cfg, spec) for column in choice.columns)
+    from ._probe import columns_of
+
+    columns = columns_of(_choices(cfg, spec))
     return [FeatureRequest((data.train_split, data.test_split), cfg.view(spec), tuple(columns))]
 
 
 def _work(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Work:
+    from ._probe import columns_of
+
     train, test = (len(data.splits[name]) for name in (data.train_split, data.test_split))
     classes = max(2, len(data.classes))
     choices = _choices(cfg, spec)
     widths = [spec.embed_dim * len(choice.columns) for choice in choices]
     total, widest = sum(widths), max(widths)
-    once = spec.embed_dim * len({column for choice in choices for column in choice.columns})
+    once = spec.embed_dim * len(columns_of(choices))
     reading = 2e-9 * (train * (once + total) + test * widest)
     if cfg.uses_lbfgs(train):
         held = cfg.holdout * train
@@ -203,9 +207,10 @@ def TASK(ctx: Context, cfg: LinearConfig) -> Sequence[Measurement]:  # noqa: N80
     import torch
 
     from ._math.selection import label_ranks
+    from ._probe import columns_of
 
     train, choices = _train_split(ctx, cfg), _offered(ctx, cfg)
-    for column in {column for choice in choices for column in choice.columns}:
+    for column in columns_of(choices):
         require_finite(train.bank.column(column), train.bank)
     fitted, detail = _fit(ctx, cfg, train, choices)
 

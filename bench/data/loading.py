@@ -131,21 +131,9 @@ def iterate_batches(
     )
     with closing(made):  # an error that somebody keeps would keep the processes too
         for stretch in stretches:
-            if whole:
-                only = _good(next(made))
-                yield Batch(only.positions, only.pixels.permute(0, 3, 1, 2), only.broken)
-                continue
-            pixels = torch.empty((len(stretch), view.size, view.size, 3), dtype=torch.uint8, pin_memory=pin)
-            positions: list[Array] = []
-            broken: list[str] = []
-            filled = 0
-            for _ in range(0, len(stretch), part):
-                each = _good(next(made))
-                pixels[filled : filled + len(each.pixels)] = each.pixels  # which frees its shared memory
-                filled += len(each.pixels)
-                positions.append(each.positions)
-                broken += each.broken
-            yield Batch(np.concatenate(positions), pixels[:filled].permute(0, 3, 1, 2), broken)
+            parts = (_good(next(made)) for _ in range(0, len(stretch), part))
+            joined = next(parts) if whole else _joined(parts, len(stretch), view.size, pin)
+            yield Batch(joined.positions, joined.pixels.permute(0, 3, 1, 2), joined.broken)
 
 
 class _Part(NamedTuple):
@@ -163,6 +151,20 @@ def _good(part: _Part) -> _Part:
     if part.stop:
         raise DataError(part.stop)
     return part
+
+
+def _joined(parts: Iterator[_Part], most: int, size: int, pin: bool) -> _Part:
+    """One part of several, copied as they come, which frees their shared memory."""
+    pixels = torch.empty((most, size, size, 3), dtype=torch.uint8, pin_memory=pin)
+    positions: list[Array] = []
+    broken: list[str] = []
+    filled = 0
+    for each in parts:
+        pixels[filled : filled + len(each.pixels)] = each.pixels
+        filled += len(each.pixels)
+        positions.append(each.positions)
+        broken += each.broken
+    return _Part(np.concatenate(positions), pixels[:filled], broken, "")
 
 
 class _Item(NamedTuple):

@@ -24,14 +24,23 @@ _AHEAD = 2
 """Items that each process may make before they are asked for."""
 
 
-def default_workers(device: str) -> int:
-    """Decoding processes: none beside an encoder that keeps the CPU busy, most cores beside a GPU."""
+def decoding_workers(device: str, asked: int | None = None) -> int:
+    """Decoding processes: as many as asked for, else none beside an encoder that keeps the CPU busy, and most
+    cores beside a GPU.
+    """
+    if asked is not None:
+        return asked
     return 0 if device == "cpu" else max(1, min(16, own_cores() - 1))
 
 
 def shared_room() -> int | None:
     """Free bytes of shared memory for this process; None where the system does not say."""
     return shutil.disk_usage(_SHARED).free // sharers() if _SHARED.is_dir() else None
+
+
+def _under_way(workers: int) -> int:
+    """Items that so many processes and whoever asks for them hold at a time."""
+    return _AHEAD * (workers + 1)
 
 
 def workers_that_fit(wanted: int, item: int) -> int:
@@ -50,12 +59,12 @@ def part_that_fits(count: int, each: int, workers: int) -> int:
     room = shared_room()
     if room is None or not workers:
         return count
-    return max(1, min(count, room // 2 // (_AHEAD * (workers + 1)) // each))
+    return max(1, min(count, room // 2 // _under_way(workers) // each))
 
 
 def room_wanted(workers: int) -> int:
     """Shared memory with which so many processes make whole batches of 256 images of 224 x 224 pixels."""
-    return 2 * _AHEAD * (workers + 1) * 256 * 3 * 224**2
+    return 2 * _under_way(workers) * 256 * 3 * 224**2
 
 
 def in_order(dataset: TorchDataset[Any], workers: int, **options: Any) -> Generator[Any]:

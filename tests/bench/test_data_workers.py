@@ -13,7 +13,7 @@ from lmim_bench.bench import cores
 from lmim_bench.bench.data import workers
 from lmim_bench.bench.data.loading import iterate_batches
 from lmim_bench.bench.data.splits import ArraySplit
-from lmim_bench.bench.data.workers import default_workers, in_order, part_that_fits, workers_that_fit
+from lmim_bench.bench.data.workers import decoding_workers, in_order, part_that_fits, workers_that_fit
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.types import View
 
@@ -118,10 +118,10 @@ def test_shared_memory_is_shared_by_those_of_torchrun_and_of_jobs(monkeypatch):
 
 
 def test_processes_are_for_gpus_and_by_the_cores_that_one_has(monkeypatch):
-    assert default_workers("cpu") == 0
+    assert decoding_workers("cpu") == 0
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     for count, expected in ((1, 1), (4, 3), (64, 16)):
         monkeypatch.setattr(cores, "usable_cores", lambda count=count: list(range(count)))
-        assert default_workers("cuda:0") == expected
+        assert decoding_workers("cuda:0") == expected
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert default_workers("cuda:0") == 7
+    assert decoding_workers("cuda:0") == 7
