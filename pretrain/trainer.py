@@ -134,6 +134,11 @@ class _Run:
 
     def go(self) -> Summary:
         """All steps that are left."""
+        # Until the summary is written: a training that is already stopping is often told so again.
+        with stop_signals() as asked:
+            return self._go(asked)
+
+    def _go(self, asked: threading.Event) -> Summary:
         begun = time.monotonic()
         step = self._resume() if states(self.out / "states") else 0
         total = self.schedule.total
@@ -158,10 +163,7 @@ class _Run:
         )
         tally = _Tally()
         try:
-            with (
-                stop_signals() as asked,
-                self.reporter.progress(total, f"training {self.recipe.name}") as bar,
-            ):
+            with self.reporter.progress(total, f"training {self.recipe.name}") as bar:
                 bar.advance(step)
                 if step == 0:
                     self._look(0, log)

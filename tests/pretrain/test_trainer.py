@@ -178,6 +178,24 @@ def test_a_signal_saves_and_the_resumed_losses_equal_an_unbroken_training(colour
     assert fingerprints[0] == fingerprints[1]
 
 
+def test_told_again_while_it_writes_its_summary(start, tmp_path, monkeypatch):
+    reached = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: reached.append(number))
+    original = trainer.environment
+
+    def told_again(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(trainer, "environment", told_again)
+    try:
+        start("mae")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not reached  # whoever calls would have been ended here
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["finished"] is True
+
+
 def test_killed_outright_goes_on_from_the_last_save(start, colours, cache, tmp_path):
     start("latent-mim", out="whole")
     start("latent-mim", out="killed")
