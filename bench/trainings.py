@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ from ..pretrain.recipe import Recipe
 from ..pretrain.signals import stop_signals
 from ..pretrain.studies import Row
 from .cores import keep_to, split_cores
-from .errors import TrainingError
+from .errors import LmimBenchError, TrainingError
 from .plan import digest
 from .progress import Reporter
 from .results import write_json
@@ -95,9 +97,9 @@ class Trainer:
     def train_all(self, rows: Sequence[Trained], reporter: Reporter, jobs: int = 1) -> None:
         """Train rows in their order, ``jobs`` at a time; rows that share a folder are trained once.
 
-        Each of several jobs is a process that keeps to its share of the cores; where ``device`` is ``auto``
-        and there are several GPUs, jobs take them in turn. The encoders are the same as one at a time, up to
-        the order in which numbers are added up.
+        Side by side each training is a process that keeps to its share of the cores; where ``device`` is
+        ``auto`` and there are several GPUs, they are taken in turn. The encoders are the same as one at a
+        time, up to the order in which numbers are added up.
 
         Raises:
             LmimBenchError: as ``pretrain`` does; the other trainings are saved.
@@ -107,80 +109,105 @@ class Trainer:
         for trained in rows:
             if not trained.finished:
                 folders.setdefault(trained.folder, trained)
-        todo = list(folders.values())
-        jobs = min(jobs, len(todo))
-        if jobs <= 1:
-            for trained in todo:
-                reporter.line(f"{trained.row.label}:")
-                self.train(trained, reporter)
+        jobs = min(jobs, len(folders))
+        if jobs > 1:
+            self._side_by_side(deque(folders.values()), jobs)
             return
+        for trained in folders.values():
+            reporter.line(f"{trained.row.label}:")
+            self.train(trained, reporter)
+
+    def _side_by_side(self, todo: deque[Trained], jobs: int) -> None:
+        # A process a training, with nothing shared: one of a pool that is told to stop while it waits for
+        # its next training dies with the lock of the pool's queue, and all others wait forever.
         context = multiprocessing.get_context("spawn")
-        slots = context.Queue()
-        for cores, device in zip(split_cores(jobs), _devices(jobs), strict=True):
-            slots.put(_Slot(jobs, cores, device))
-        with (
-            stop_signals() as asked,
-            ProcessPoolExecutor(jobs, context, initializer=_take_slot, initargs=(slots,)) as pool,
-        ):
-            pending = {pool.submit(_train_in_slot, self, trained) for trained in todo}
+        free = [_Slot(jobs, *share) for share in zip(split_cores(jobs), _devices(jobs), strict=True)]
+        running: list[_Job] = []
+        with stop_signals() as asked:
             try:
-                while pending and not asked.is_set():
-                    done, pending = wait(pending, _LOOK_EVERY_SECONDS, FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-            except BrokenProcessPool:
-                raise TrainingError(
-                    f"one of {jobs} trainings was killed, as a rule for want of memory; the same command "
-                    "goes on, best with fewer --jobs"
-                ) from None
+                while (todo or running) and not asked.is_set():
+                    while todo and free:
+                        running.append(_begin(context, self, todo.popleft(), free.pop(0)))
+                    ready = wait([job.outcome for job in running], _LOOK_EVERY_SECONDS)
+                    for job in [job for job in running if job.outcome in ready]:
+                        running.remove(job)
+                        free.append(job.slot)
+                        job.end()
             finally:
-                if pending:
-                    for future in pending:
-                        future.cancel()
-                    for process in multiprocessing.active_children():
-                        process.terminate()  # a training saves itself and ends
-        if pending:
+                for job in running:
+                    job.process.terminate()  # a training saves itself and ends
+                for job in running:
+                    job.process.join()
+        if asked.is_set():
             raise KeyboardInterrupt
 
 
 class _Slot(NamedTuple):
-    """What a job has of the machine, for as long as it lives."""
+    """What a training has of the machine."""
 
     jobs: int
     cores: list[int]
     device: str | None
 
 
-_device: str | None = None
-_stopped = False
+class _Job(NamedTuple):
+    """A training in a process of its own."""
+
+    trained: Trained
+    slot: _Slot
+    process: SpawnProcess
+    outcome: Connection
+
+    def end(self) -> None:
+        """Wait until the process is gone, and raise what ended it."""
+        try:
+            error: BaseException | None = self.outcome.recv()
+        except EOFError:
+            error = None
+        self.process.join()
+        code = self.process.exitcode
+        if error is None and code:
+            error = KeyboardInterrupt() if code == -signal.SIGTERM else self._killed(code)
+        if error is not None:
+            raise error
+
+    def _killed(self, code: int) -> TrainingError:
+        label = self.trained.row.label
+        if code > 0:
+            return TrainingError(f"{label}: the training ended by the error above, which is a fault of ours")
+        return TrainingError(
+            f"{label}: the training was killed ({signal.Signals(-code).name}), as a rule for want of memory; "
+            f"the same command goes on, best with fewer --jobs than {self.slot.jobs}"
+        )
 
 
-def _take_slot(slots: multiprocessing.Queue[_Slot]) -> None:
-    """Start-up of a job."""
-    global _device
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells it, by SIGTERM
-    jobs, cores, _device = slots.get()
-    keep_to(cores, jobs)
+def _begin(context: SpawnContext, trainer: Trainer, trained: Trained, slot: _Slot) -> _Job:
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_train_in_slot, args=(trainer, trained, slot, sending))
+    resource_tracker.ensure_running()  # starting it unblocks Ctrl-C
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()  # which keeps Ctrl-C blocked: the parent tells it to stop, once, by SIGTERM
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    sending.close()  # the other end is the process's alone, so that its death is seen
+    return _Job(trained, slot, process, receiving)
 
 
-def _train_in_slot(trainer: Trainer, trained: Trained) -> None:
-    global _stopped
+def _train_in_slot(trainer: Trainer, trained: Trained, slot: _Slot, outcome: Connection) -> None:
     from rich.console import Console
 
-    if _stopped:  # the pool hands out one row more than it has processes
-        raise KeyboardInterrupt
-
+    keep_to(slot.cores, slot.jobs)
     console = Console(stderr=True, highlight=False, force_terminal=False)
     reporter = Reporter(console, f"{trained.row.label}: ")
     engine = trained.recipe.engine
-    if engine.device == "auto" and _device is not None:
-        engine = engine.model_copy(update={"device": _device})
+    if engine.device == "auto" and slot.device is not None:
+        engine = engine.model_copy(update={"device": slot.device})
         trained = trained._replace(recipe=trained.recipe.model_copy(update={"engine": engine}))
     try:
         trainer.train(trained, reporter)
-    except KeyboardInterrupt:
-        _stopped = True
-        raise
+    except (LmimBenchError, KeyboardInterrupt) as error:
+        outcome.send(error)
 
 
 def _devices(jobs: int) -> list[str | None]:

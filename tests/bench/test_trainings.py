@@ -1,11 +1,14 @@
 """Trainings that are compared, one at a time and side by side."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,6 +71,37 @@ def test_an_error_of_one_training_stops_all_and_is_the_error(planned):
     with pytest.raises(TrainingError, match="the loss is nan between steps"):
         trainer.train_all(rows, Reporter(), jobs=2)
     assert not any(trained.finished for trained in rows)
+
+
+@pytest.mark.slow
+def test_a_killed_training_is_named_and_the_others_are_saved(planned):
+    trainer, rows = planned("mae", "latent-mim", sets=("optim.steps=1000000",))
+    metrics = [trained.folder / "metrics.jsonl" for trained in rows]
+
+    def kill_the_first():
+        while not all(path.is_file() for path in metrics):
+            time.sleep(0.05)
+        first = min(multiprocessing.active_children(), key=lambda process: process.pid)
+        os.kill(first.pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_the_first)
+    thread.start()
+    with pytest.raises(
+        TrainingError, match=r"row 0: the training was killed \(SIGKILL\).* fewer --jobs than 2"
+    ):
+        trainer.train_all(rows, Reporter(), jobs=2)
+    thread.join()
+    assert not states(rows[0].folder / "states")
+    assert len(states(rows[1].folder / "states")) == 1
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_a_fault_of_ours_is_shown_and_ends_all(planned, capfd):
+    trainer, rows = planned("mae", "latent-mim")
+    with pytest.raises(TrainingError, match=r"row [01]: the training ended by the error above"):
+        replace(trainer, cache_dir=7).train_all(rows, Reporter(), jobs=2)
+    assert "TypeError" in capfd.readouterr().err
 
 
 @pytest.mark.slow
