@@ -189,9 +189,8 @@ def _norm_of_mean(model: Any) -> Any:
     norm = getattr(getattr(model, "head", None), "norm", None)
     if not isinstance(norm, nn.LayerNorm):
         return None
-    weight, bias, eps = norm.weight, norm.bias, norm.eps
     # ConvNeXt's is written for maps (B, D, 1, 1); on vectors it is the layer norm of the same weights.
-    return lambda mean: F.layer_norm(mean, mean.shape[-1:], weight, bias, eps)
+    return lambda mean: F.layer_norm(mean, mean.shape[-1:], norm.weight, norm.bias, norm.eps)
 
 
 class TimmEncoder(BaseEncoder):

@@ -39,6 +39,12 @@ def layouts() -> ModuleType:
     return _module("checkpoints/layouts.py")
 
 
+@pytest.fixture(scope="session")
+def pretended() -> ModuleType:
+    """The module ``pretended_gpu.py``: a GPU where there is none."""
+    return _module("pretended_gpu.py")
+
+
 def _module(path: str) -> ModuleType:
     """A module beside this file (test folders are no packages)."""
     file = Path(__file__).parent / path
