@@ -61,7 +61,8 @@ def make_fabric(config: EngineConfig) -> Fabric:
         ConfigError: a device that is not there, one GPU for several processes, or fp16 with FSDP2.
     """
     # What Fabric says at the level of news is advice on settings that are the recipe's to choose.
-    logging.getLogger("lightning").setLevel(logging.WARNING)
+    for package in ("fabric", "pytorch"):  # whichever was imported last does the talking
+        logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = resolve_device(config.device)

@@ -145,7 +145,7 @@ def waited(pretended, monkeypatch):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_trainings_have_the_losses_of_the_cpu_and_no_step_waits(recipe, gpu, scenes, tmp_path, waited):
+def test_trainings_have_the_losses_of_the_cpu_and_no_step_waits(recipe, gpu, scenes, tmp_path, waited, capfd):
     losses = {}
     for device, machine in (("cpu", nullcontext()), ("cuda", gpu())):
         sets = (*TINY, *RECIPES[recipe], f"engine.device={device}")
@@ -157,6 +157,7 @@ def test_trainings_have_the_losses_of_the_cpu_and_no_step_waits(recipe, gpu, sce
     assert len(losses["cpu"]) == 4
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-5)
     assert waited == [0] * 8
+    assert "Tensor Cores" not in capfd.readouterr().err
 
 
 def test_a_training_of_the_cpu_goes_on_on_the_gpu_with_its_losses(gpu, scenes, tmp_path):
