@@ -114,6 +114,8 @@ def _call(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         raise TypeError(f"{name} of a tensor on cuda:0; copy it to the CPU first")
     if name == "pin_memory":
         return args[0]
+    if name == "__deepcopy__" and ours:
+        func, args = torch.Tensor.clone, args[:1]
     kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
     if name in ("__getitem__", "__setitem__"):
         _check_index(name, *args)
