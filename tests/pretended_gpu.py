@@ -60,6 +60,7 @@ def pretended_gpu() -> Iterator[Counter[str]]:
         "mem_get_info": lambda device=None: (64 << 30, 80 << 30),
         "synchronize": lambda device=None: None,
         "empty_cache": lambda: None,
+        "is_current_stream_capturing": lambda: False,
         "Event": _Event,
     }
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
