@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -141,10 +141,10 @@ class FeatureStore:
             flight: _Flight | None = None
             batch_size = engine.batch_for(view.size, view.size)
             pinned = engine.kind == "cuda"
-            with progress(len(split), f"features of {data.name}/{split_name} at {view.size} px") as bar:
-                for positions, pixels, failed in iterate_batches(
-                    split, view, batch_size, self.workers, self.skip_broken, pin=pinned
-                ):
+            batches = iterate_batches(split, view, batch_size, self.workers, self.skip_broken, pin=pinned)
+            title = f"features of {data.name}/{split_name} at {view.size} px"
+            with progress(len(split), title) as bar, closing(batches):
+                for positions, pixels, failed in batches:
                     broken += failed
                     bar.advance(len(positions) + len(failed))
                     if not len(positions):

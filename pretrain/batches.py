@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -150,17 +151,19 @@ def parts(
     process: int,
     workers: int,
     pin: bool,
-) -> Iterator[Part]:
-    """The parts of process ``process`` from step ``start`` to the end, ``schedule.parts`` a step.
+) -> Generator[Part]:
+    """The parts of process ``process`` from step ``start`` to the end, ``schedule.parts`` a step. Close it
+    where it is not read to its end.
 
     Raises:
         DataError: an image is broken; the message names the file.
     """
     items = _Parts(recipe, schedule, pixels, start, process)
-    for part in in_order(items, workers, batch_size=None, pin_memory=pin):
-        if isinstance(part, str):
-            raise DataError(part)
-        yield part
+    with closing(in_order(items, workers, batch_size=None, pin_memory=pin)) as made:
+        for part in made:
+            if isinstance(part, str):
+                raise DataError(part)
+            yield part
 
 
 class _Parts(TorchDataset["Part | str"]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -164,9 +165,10 @@ def _fill(folder: Path, source: DecodedPixels, needed: int, workers: int, report
         pixels = np.lib.format.open_memmap(half / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
         sizes = np.empty((len(source), 2), dtype=np.int64)
         able = workers_that_fit(workers, _Blocks.size * needed // len(source))
-        with reporter.progress(len(source), "decoding images, once") as bar:
+        blocks = in_order(_Blocks(source), able, batch_size=None)
+        with reporter.progress(len(source), "decoding images, once") as bar, closing(blocks):
             done = 0
-            for block in in_order(_Blocks(source), able, batch_size=None):
+            for block in blocks:
                 if isinstance(block, str):
                     raise DataError(block)
                 count = len(block.pixels)

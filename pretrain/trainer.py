@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ class _Run:
         )
         tally = _Tally()
         try:
-            with self.reporter.progress(total, f"training {self.recipe.name}") as bar:
+            with closing(feed), self.reporter.progress(total, f"training {self.recipe.name}") as bar:
                 bar.advance(step)
                 if step == 0:
                     self._look(0, log)

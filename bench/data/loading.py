@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import lru_cache
 from typing import NamedTuple
@@ -103,8 +103,10 @@ def iterate_batches(
     workers: int = 0,
     skip_broken: bool = False,
     pin: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The images of a split in order, through a view, in batches of uint8 pixels.
+
+    Close it where it is not read to its end: an error that somebody keeps would keep the processes too.
 
     Args:
         split: where the images come from; it is sent to the workers.
@@ -129,7 +131,7 @@ def iterate_batches(
         collate_fn=decoded.collate,
         pin_memory=pin and whole,
     )
-    with closing(made):  # an error that somebody keeps would keep the processes too
+    with closing(made):
         for stretch in stretches:
             parts = (_good(next(made)) for _ in range(0, len(stretch), part))
             joined = next(parts) if whole else _joined(parts, len(stretch), view.size, pin)

@@ -1,6 +1,7 @@
 """Whole trainings: what they leave behind, interruptions, several processes, and what goes wrong."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -194,6 +195,18 @@ def test_told_again_while_it_writes_its_summary(start, tmp_path, monkeypatch):
         signal.signal(signal.SIGTERM, before)
     assert not reached  # whoever calls would have been ended here
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["finished"] is True
+
+
+def test_an_error_that_is_kept_keeps_no_process(start, monkeypatch):
+    def failing(self, done, feed, parts):
+        next(feed)
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(trainer.Stepper, "__call__", failing)
+    with pytest.raises(RuntimeError, match="a fault of ours") as kept:
+        start("mae", "data.workers=2")
+    assert kept.traceback
+    assert not multiprocessing.active_children()
 
 
 def test_killed_outright_goes_on_from_the_last_save(start, colours, cache, tmp_path):
