@@ -14,7 +14,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from ..pretrain.api import pretrain, resume, save_random_weights
+from ..pretrain.api import MAY_CHANGE, pretrain, resume, save_random_weights
 from ..pretrain.recipe import Recipe
 from ..pretrain.signals import stop_signals
 from ..pretrain.studies import Row
@@ -66,7 +66,7 @@ class Trainer:
     command: str
 
     def train(self, trained: Trained, reporter: Reporter) -> None:
-        """Train a row, go on with it, or find it finished.
+        """Train a row, go on with it as this recipe's ``engine`` and ``watch`` say, or find it finished.
 
         Raises:
             LmimBenchError: as ``pretrain`` does.
@@ -80,8 +80,9 @@ class Trainer:
             write_json(folder / "summary.json", {"finished": True, "health": asdict(health)})
             return
         if (folder / "recipe.json").is_file():
-            device = f"engine.device={recipe.engine.device}"
-            summary = resume(folder, sets=(device,), reporter=reporter, cache_dir=self.cache_dir)
+            fields = recipe.model_dump(mode="json", include=set(MAY_CHANGE))
+            sets = [f"{part}.{name}={value}" for part, of in fields.items() for name, value in of.items()]
+            summary = resume(folder, sets=sets, reporter=reporter, cache_dir=self.cache_dir)
         else:
             summary = pretrain(
                 recipe,

@@ -18,7 +18,8 @@ from .recipe import Recipe, load_recipe, make_recipe
 from .step import initial_model
 from .trainer import train
 
-_MAY_CHANGE = ("engine", "watch")
+MAY_CHANGE = ("engine", "watch")
+"""The sections of a recipe that another sitting of the same training may change."""
 
 
 def leading_process() -> bool:
@@ -106,10 +107,10 @@ def resume(
             f"{out} is a training of {training.recipe.name}, not of {recipe}; leave --recipe out"
         )
     for text in sets:
-        if text.partition(".")[0] not in _MAY_CHANGE:
+        if text.partition(".")[0] not in MAY_CHANGE:
             raise ConfigError(
                 f"--set {text} would make it another training; a resumed one takes changes of "
-                f"{' and '.join(_MAY_CHANGE)} only"
+                f"{' and '.join(MAY_CHANGE)} only"
             )
     if sets:
         training = training.model_copy(

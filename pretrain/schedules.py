@@ -34,5 +34,6 @@ def momentum(config: TargetConfig, done: float) -> float:
 
 
 def milestones(total: int, count: int) -> set[int]:
-    """``count`` steps spread evenly over ``total``, the last of which is the last step."""
-    return {math.ceil(total * (i + 1) / count) for i in range(min(count, total))}
+    """``count`` steps, or all if there are fewer, spread evenly over ``total``; the last is the last step."""
+    count = min(count, total)
+    return {math.ceil(total * (i + 1) / count) for i in range(count)}

@@ -88,7 +88,7 @@ def train(
             another process that writes into the folder.
         DataError: a broken image.
         CheckpointError: no readable state, or one of another recipe.
-        TrainingError: the loss is not finite; the message names the last good state.
+        TrainingError: the loss is not finite, or the GPU has no room; the message names the last good state.
     """
     if data.fingerprint != training.fingerprint:
         raise ConfigError(f"{out} was trained on another content of {training.data}; use another --out")
@@ -97,7 +97,19 @@ def train(
     fabric = make_fabric(training.recipe.engine)
     fabric.launch()
     with claim(out) if fabric.is_global_zero else nullcontext():
-        return _Run(training, data, out, reporter, fabric, cache_dir).go()
+        try:
+            return _Run(training, data, out, reporter, fabric, cache_dir).go()
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"{fabric.device} has no room for this training; cut the batch into more parts "
+                f"(engine.accumulate={2 * training.recipe.engine.accumulate}), set "
+                "engine.activation_checkpointing=true, or train fewer at once there; "
+                f"{_last_good(next((path for path, _ in states(out / 'states')), None))}"
+            ) from None
+
+
+def _last_good(saved: Path | None) -> str:
+    return f"the last good state is {saved}" if saved else "nothing was saved before"
 
 
 class _Run:
@@ -228,10 +240,10 @@ class _Run:
         tally.all_busy += time.monotonic() - mark
         values = dict(zip(names, means.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
-            last = f"the last good state is {self.saved}" if self.saved else "nothing was saved before"
             raise TrainingError(
-                f"the loss is {values['loss']} between steps {step - tally.steps + 1} and {step}; {last}. "
-                "Lower optim.base_lr, set optim.clip, or train in fp32 (engine.precision=fp32)"
+                f"the loss is {values['loss']} between steps {step - tally.steps + 1} and {step}; "
+                f"{_last_good(self.saved)}. Lower optim.base_lr, set optim.clip, or train in fp32 "
+                "(engine.precision=fp32)"
             )
         self.last_loss = values["loss"]
         done = (step - 1) / self.schedule.total

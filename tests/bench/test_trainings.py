@@ -21,6 +21,7 @@ from lmim_bench.bench.trainings import Trainer, plan_row
 from lmim_bench.pretrain.api import open_images
 from lmim_bench.pretrain.recipe import load_recipe
 from lmim_bench.pretrain.state import states
+from lmim_bench.pretrain.step import Stepper
 from lmim_bench.pretrain.studies import Row
 
 TINY = (
@@ -71,6 +72,22 @@ def test_an_error_of_one_training_stops_all_and_is_the_error(planned):
     with pytest.raises(TrainingError, match="the loss is nan between steps"):
         trainer.train_all(rows, Reporter(), jobs=2)
     assert not any(trained.finished for trained in rows)
+
+
+def test_a_row_goes_on_with_the_engine_and_the_watching_of_the_new_command(planned, monkeypatch):
+    trainer, (row,) = planned("mae", sets=("engine.threads=1", "watch.checkpoints=2"))
+    trainer.train(row, Reporter())
+    (row.folder / "summary.json").unlink()
+    (row.folder / "states" / "step-00000004.pth").unlink()
+    _, (again,) = planned("mae", sets=("engine.accumulate=2", "watch.keep_encoders=true"))
+    assert again.folder == row.folder
+    parts = []
+    step = Stepper.__call__
+    monkeypatch.setattr(Stepper, "__call__", lambda *args: (parts.append(args[-1]), step(*args))[1])
+    trainer.train(again, Reporter())
+    assert parts == [2, 2]
+    kept = sorted(path.name for path in (row.folder / "encoders").iterdir())
+    assert kept == ["step-00000003.pth", "step-00000004.pth"]
 
 
 @pytest.mark.slow

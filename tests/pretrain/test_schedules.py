@@ -1,11 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmim_bench.pretrain.recipe import OptimConfig, TargetConfig, load_recipe
-from lmim_bench.pretrain.schedules import between, learning_rate, momentum, weight_decay
+from lmim_bench.pretrain.schedules import between, learning_rate, milestones, momentum, weight_decay
 
 CASES = settings(deadline=None, derandomize=True, max_examples=50)
 share = st.floats(0, 1)
@@ -92,3 +93,14 @@ def test_weight_decay_is_constant_or_on_a_cosine(done):
 
 def test_weight_decay_may_end_at_nothing():
     assert weight_decay(OptimConfig(weight_decay=0.05, weight_decay_end=0.0), 1.0) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 7, 10, 11, 39, 1000])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 10, 64])
+def test_milestones_are_as_many_as_asked_evenly_spread_and_end_with_the_last_step(total, count):
+    found = sorted(milestones(total, count))
+    assert len(found) == min(total, count)
+    assert not found or found[-1] == total
+    gaps = np.diff([0, *found])
+    assert not len(gaps) or max(gaps) - min(gaps) <= 1
+    assert all(gap > 0 for gap in gaps)

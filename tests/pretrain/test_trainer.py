@@ -209,6 +209,22 @@ def test_an_error_that_is_kept_keeps_no_process(start, monkeypatch):
     assert not multiprocessing.active_children()
 
 
+def test_a_gpu_without_room_is_one_line_and_accumulation_mends_it(start, cache, tmp_path, monkeypatch):
+    step = trainer.Stepper.__call__
+
+    def crowded(self, done, feed, parts):
+        if done >= 0.5 and parts < 2:
+            raise torch.OutOfMemoryError("made up")
+        return step(self, done, feed, parts)
+
+    monkeypatch.setattr(trainer.Stepper, "__call__", crowded)
+    wanted = r"cpu has no room for this training.*engine\.accumulate=2.*state is .*step-00000004\.pth"
+    with pytest.raises(TrainingError, match=wanted):
+        start("mae")
+    done = resume(tmp_path / "out", sets=("engine.accumulate=2",), cache_dir=cache)
+    assert done.finished
+
+
 def test_killed_outright_goes_on_from_the_last_save(start, colours, cache, tmp_path):
     start("latent-mim", out="whole")
     start("latent-mim", out="killed")
