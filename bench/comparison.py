@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from .types import Array, mean_statistic
 
 PERMUTATIONS = 9999
 _CHUNK_ELEMENTS = 4_000_000
+_MOST_ORDERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ class Ranking:
         ranks: (M,) average rank of each encoder.
         critical_difference: encoders whose ranks differ by less are not told apart (Nemenyi, 5%); None
             for fewer than two columns.
-        p: Friedman's test that all are alike, in Iman and Davenport's form; None where it is not defined.
+        p: Friedman's test that all are alike: exact, over all orders of every column, where these are few;
+            else in Iman and Davenport's form, corrected for ties. None where it is not defined.
         columns: number of columns ranked over.
     """
 
@@ -167,7 +170,7 @@ def rank(table: Array, higher_is_better: Sequence[bool], level: float = 0.05) ->
     Raises:
         ValueError: fewer than two encoders, or no column.
     """
-    from scipy.stats import f, rankdata, studentized_range
+    from scipy.stats import rankdata, studentized_range
 
     columns, encoders = np.shape(table)
     if encoders < 2 or columns < 1:
@@ -179,14 +182,31 @@ def rank(table: Array, higher_is_better: Sequence[bool], level: float = 0.05) ->
         return Ranking(tuple(map(float, mean)), None, None, columns)
     quantile = float(studentized_range.ppf(1 - level, encoders, np.inf)) / math.sqrt(2)
     critical = quantile * math.sqrt(encoders * (encoders + 1) / (6 * columns))
-    chi2 = 12 * columns / (encoders * (encoders + 1)) * (np.sum(mean**2) - encoders * (encoders + 1) ** 2 / 4)
+    return Ranking(tuple(map(float, mean)), critical, _friedman(ranks), columns)
+
+
+def _friedman(ranks: Array) -> float:
+    """The p value for ranks (columns, M)."""
+    from scipy.stats import f
+
+    columns, encoders = ranks.shape
+    orders = math.factorial(encoders)
+    if orders ** (columns - 1) <= _MOST_ORDERS:
+        sums = ranks[:1]  # which encoder is called which does not matter, so one column may stand still
+        shuffles = np.array(list(permutations(range(encoders))))
+        for column in ranks[1:]:
+            sums = (sums[:, None] + column[shuffles]).reshape(-1, encoders)
+        spread = np.sum(sums**2, axis=1)
+        return float(np.mean(spread >= np.sum(ranks.sum(axis=0) ** 2) - 1e-9))
+    middle = (encoders + 1) / 2
+    within = float(np.sum((ranks - middle) ** 2))
+    if within == 0:
+        return 1.0
+    chi2 = (encoders - 1) * float(np.sum((ranks.sum(axis=0) - columns * middle) ** 2)) / within
     rest = columns * (encoders - 1) - chi2
-    p = (
-        0.0
-        if rest <= 1e-12
-        else float(f.sf((columns - 1) * chi2 / rest, encoders - 1, (encoders - 1) * (columns - 1)))
-    )
-    return Ranking(tuple(map(float, mean)), critical, p, columns)
+    if rest <= 1e-12:
+        return 0.0
+    return float(f.sf((columns - 1) * chi2 / rest, encoders - 1, (encoders - 1) * (columns - 1)))
 
 
 def sentence(
@@ -241,4 +261,5 @@ def _group_sums(difference: Array, clusters: Array | None) -> Array:
 
 def _effect(groups: Array) -> float | None:
     spread = float(groups.std(ddof=1)) if len(groups) > 1 else 0.0
-    return float(groups.mean()) / spread if spread > 0 else None
+    # Differences that vary by their rounding alone do not vary.
+    return float(groups.mean()) / spread if spread > 1e-9 * float(np.abs(groups).max()) else None

@@ -5,8 +5,8 @@ Tibshirani 1993, chapter 14), and Wilson's score interval for shares of independ
 its level where all outcomes are alike (Brown, Cai and DasGupta 2001). Few independent items make a bootstrap
 too narrow, as a normal quantile in place of Student's would: its levels are widened to match (Hesterberg
 2015, "What Teachers Should Know About the Bootstrap"). A resample never leaves the range of the items, so
-that with very few of them, and over draws of a training set, it is Student's interval itself. Pure functions
-of arrays and a generator.
+that with very few of them, and over draws of a training set, it is Student's interval itself; so it is where
+nearly all resamples lie on one side of the value (classes of a mean IoU that only one image has).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ RESAMPLES = 2000
 _CHUNK_ELEMENTS = 4_000_000
 _FEW = 8
 """Fewer independent items than this get Student's interval."""
+_LOPSIDED = 0.1
+"""So do values with fewer than this share of the resamples below or above them."""
 
 
 def score(measurement: Measurement, rng: np.random.Generator) -> Score:
@@ -35,8 +37,10 @@ def score(measurement: Measurement, rng: np.random.Generator) -> Score:
         raise ValueError(f"{measurement.metric} was measured on no items, or on items that are not finite")
     if measurement.crossed:
         value = float(items.mean())
-        interval = crossed_interval(items)
         n = int(items.shape[1])
+        # Outcomes that are all alike have no spread, and are no certainty for that.
+        alike = n > 1 and value in (0, 1) and _binary(items)
+        interval = wilson(round(value * n), n) if alike else crossed_interval(items)
     else:
         rows = items[:, None] if items.ndim == 1 else items.reshape(len(items), -1)
         value = float(measurement.statistic(rows.mean(axis=0)[None])[0])
@@ -46,8 +50,9 @@ def score(measurement: Measurement, rng: np.random.Generator) -> Score:
         else:
             interval = bootstrap(rows, measurement.statistic, rng, clusters=measurement.clusters)
     low, high = interval if interval is not None else (None, None)
-    if low is not None and high is not None and _is_share(measurement, items):
-        low, high = max(0.0, low), min(1.0, high)
+    bounds = (0.0, 1.0) if _is_share(measurement, items) else measurement.bounds
+    if low is not None and high is not None and bounds is not None:
+        low, high = max(bounds[0], low), min(bounds[1], high)
     return Score(
         metric=measurement.metric,
         value=value,
@@ -118,7 +123,8 @@ def bootstrap(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> tuple[float, float] | None:
-    """BCa interval of ``statistic(mean of rows)``; of very few groups Student's, by the jackknife's error.
+    """BCa interval of ``statistic(mean of rows)``. Student's, by the jackknife's error, of very few groups,
+    and where so many resamples lie on one side of the value that BCa's correction may end beyond it.
 
     Args:
         rows: (N, F) per-item numbers.
@@ -129,7 +135,8 @@ def bootstrap(
         level: nominal coverage.
 
     Returns:
-        The interval, or None where fewer than two independent items leave nothing to resample.
+        The interval, or None where fewer than two independent items leave nothing to resample, or where
+        the resamples differ and no item makes a difference of its own.
     """
     sums, sizes = _by_cluster(rows, clusters)
     groups = len(sums)
@@ -154,7 +161,11 @@ def bootstrap(
     value = float(statistic((total[:-1] / total[-1])[None])[0])
     left_out = total[None] - table
     jackknife = statistic(left_out[:, :-1] / left_out[:, -1:])
-    return _bca(value, values, jackknife, counts, _reach(level, groups - 1, groups))
+    below = (np.count_nonzero(values < value) + 0.5 * np.count_nonzero(values == value)) / resamples
+    if not _LOPSIDED <= below <= 1 - _LOPSIDED:
+        low, high = _student(sums, sizes, statistic, level)
+        return (low, high) if high > low else None
+    return _bca(below, values, jackknife, counts, _reach(level, groups - 1, groups))
 
 
 def crossed_interval(table: Array, level: float = LEVEL) -> tuple[float, float] | None:
@@ -200,13 +211,6 @@ def _around(value: float, error: float, freedom: float, level: float) -> tuple[f
     return value - reach, value + reach
 
 
-def _percentiles(values: Array, reach: float) -> tuple[float, float]:
-    """The interval between two quantiles of resampled values, ``reach`` normal deviations apart each."""
-    tail = NormalDist().cdf(-reach)
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
-
-
 def _reach(level: float, freedom: float, groups: float) -> float:
     """How many normal deviations the ends of an interval lie out, for so few independent items."""
     from scipy.special import stdtrit
@@ -223,11 +227,8 @@ def _by_cluster(rows: Array, clusters: Array | None) -> tuple[Array, Array]:
     return sums, sizes.astype(np.float64)
 
 
-def _bca(value: float, values: Array, jackknife: Array, counts: Array, reach: float) -> tuple[float, float]:
+def _bca(below: float, values: Array, jackknife: Array, counts: Array, reach: float) -> tuple[float, float]:
     normal = NormalDist()
-    below = (np.count_nonzero(values < value) + 0.5 * np.count_nonzero(values == value)) / len(values)
-    if below in (0.0, 1.0):  # every resample on one side: the correction is infinite, so leave it out
-        return _percentiles(values, reach)
     bias = normal.inv_cdf(below)
     centre = np.average(jackknife, weights=counts)
     spread = np.sum(counts * (centre - jackknife) ** 2)

@@ -338,6 +338,8 @@ class Measurement:
         clusters: (N,) ids of the groups that are resampled together (objects of one sequence), or None.
         crossed: both axes of ``items`` are random (few-shot draws x test images).
         chance: the value that a guess would reach, or None where that is not defined.
+        bounds: the least and the greatest value that the metric can have, where its interval ends at the
+            latest. A plain mean of items from 0 to 1 has those.
         detail: extra numbers kept in the result (chosen regularisation, standard deviation over seeds).
     """
 
@@ -347,6 +349,7 @@ class Measurement:
     clusters: Array | None = None
     crossed: bool = False
     chance: float | None = None
+    bounds: tuple[float, float] | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -189,7 +189,7 @@ def _rank(
     most = max(1, min(shape[1], shape[0] - lost))
     rank = measure.effective_rank(found.values, eps)
     detail = {"rank": rank, "largest possible": most, "dimension": shape[1]}
-    return Measurement(name, measure.rank_items(found, eps) / most, detail=detail)
+    return Measurement(name, measure.rank_items(found, eps) / most, bounds=(0, 1), detail=detail)
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def _patches(
     return (
         [
             Measurement("patch_cosine", cosine),
-            Measurement("position_share", measure.position_items(patches)),
+            Measurement("position_share", measure.position_items(patches), bounds=(0, 1)),
             _rank("patch_effective_rank", centred, rows.shape, lost=1),
             _rank("patch_rankme", plain, rows.shape, eps=measure.RANKME_EPS),
             Measurement("outliers", outliers.share, detail=detail),

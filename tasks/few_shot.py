@@ -9,7 +9,8 @@ length. The classifiers:
         lambda = 0.1 / n of the recipe for DINO (dino issue 121). Nothing is tuned, on test or elsewhere.
     ``knn``: the nearest support images (one by default), vote weighted by exp(similarity / 0.07).
 K above the smallest class of train is left out, with a note; at the headline's K a short class gives all
-it has instead. Both draws and test images are resampled for the interval. Chance is 1/C.
+it has instead. Both draws and test images are resampled for the interval. Chance is 1/C,
+times the share of test images whose class train has.
 
 Episodes (``episodic@way=5,shot=K``): the usual inductive N-way K-shot test with 15 queries a class, nearest
 class mean, on classes of the *test* split, none of which the encoder's head has seen (it has none). Classes
@@ -86,6 +87,11 @@ class FewShotConfig(PooledConfig):
         if shots and min(shots) < 1:
             raise ValueError("every number of shots must be at least 1")
         return tuple(sorted(set(shots)))
+
+    @field_validator("classifiers")
+    @classmethod
+    def _once(cls, names: tuple[Classifier, ...]) -> tuple[Classifier, ...]:
+        return tuple(dict.fromkeys(names))
 
     @property
     def headline_shots(self) -> int:
@@ -200,7 +206,8 @@ def _from_draws(
                 hits = (predicted == test[1]).astype(np.float32)
                 spread = float(hits.mean(axis=1).std(ddof=1)) if cfg.draws > 1 else None
                 detail = {"draws": cfg.draws, "std_over_draws": spread}
-                chance = 1 / len(np.unique(labels))
+                # A guess among the classes of train is never right for an image of another one.
+                chance = float(np.isin(test[1], labels).mean()) / len(np.unique(labels))
                 result.append(
                     Measurement(f"{name}@shots={shot}", hits, crossed=True, chance=chance, detail=detail)
                 )

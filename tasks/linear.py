@@ -110,6 +110,11 @@ class LinearConfig(BlockConfig):
             raise ValueError("every value must be above 0")
         return tuple(sorted(set(values)))
 
+    @field_validator("features")
+    @classmethod
+    def _once(cls, names: tuple[FeatureName, ...]) -> tuple[FeatureName, ...]:
+        return tuple(dict.fromkeys(names))
+
     def uses_lbfgs(self, train: int) -> bool:
         """Whether so many train images are given to ``lbfgs``."""
         return self.solver == "lbfgs" or (self.solver == "auto" and train <= self.lbfgs_max_train)
@@ -322,5 +327,6 @@ def _measure(
         top5 = (ranks < 5).astype(np.float32)
         result.append(Measurement("top5", top5, chance=majority_share(truth, top=5)))
     by_class = mean_class_items(top1, truth)
-    result.append(Measurement("top1_mean_class", by_class, chance=1 / len(np.unique(truth))))
+    chance = 1 / len(np.unique(truth))
+    result.append(Measurement("top1_mean_class", by_class, chance=chance, bounds=(0, 1)))
     return result

@@ -360,7 +360,9 @@ def _measure(
             iou = seg.class_iou(total).mean(axis=0)
             found["per_class"] = {classes[c]: float(iou[c]) for c in np.flatnonzero(counted)}
         chance = _value(statistic, to_items(guess))
-        result.append(Measurement(name + suffix, to_items(runs), statistic, chance=chance, detail=found))
+        result.append(
+            Measurement(name + suffix, to_items(runs), statistic, chance=chance, bounds=(0, 1), detail=found)
+        )
     return result
 
 

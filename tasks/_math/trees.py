@@ -16,6 +16,8 @@ def merge_tree(tokens: NDArray[np.floating], method: Linkage = "ward") -> NDArra
     from scipy.cluster.hierarchy import linkage
 
     x = np.asarray(tokens, dtype=np.float64)
+    if len(x) < 2:
+        return np.zeros((0, 4))
     # Distances from one matrix product; about the mean, where the subtraction loses least.
     x = x - x.mean(axis=0)
     square = np.einsum("nd,nd->n", x, x)
@@ -33,7 +35,7 @@ def cut_tree(tree: NDArray[np.float64], clusters: Sequence[int]) -> NDArray[np.i
     from scipy.cluster.hierarchy import leaves_list
 
     n = len(tree) + 1
-    leaves = leaves_list(tree)
+    leaves = leaves_list(tree) if len(tree) else np.zeros(1, dtype=np.int32)
     sizes = np.concatenate([np.ones(n, dtype=np.int64), tree[:, 3].astype(np.int64)])
     labels = np.empty((len(clusters), n), dtype=np.int32)
     # Node ids grow with the merge height, and the leaves below a node are neighbours in ``leaves``:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -230,8 +231,34 @@ def test_ranks_follow_the_direction_of_each_metric_and_share_ties():
     assert rank(np.array([[1.0, 2.0]]), [True]).critical_difference is None
 
 
-def test_every_encoder_the_same_rank_everywhere_is_certain():
-    assert rank(np.array([[3.0, 2.0, 1.0]] * 6), [True] * 6).p == 0.0
+def test_few_columns_that_agree_are_no_certainty():
+    assert rank(np.array([[3.0, 2.0, 1.0]] * 2), [True] * 2).p == pytest.approx(1 / 6)
+    assert rank(np.array([[3.0, 2.0, 1.0]] * 6), [True] * 6).p == pytest.approx(1 / 6**5)
+    assert rank(np.array([[2.0, 1.0]] * 3), [True] * 3).p == pytest.approx(1 / 4)
+    assert rank(np.arange(7.0)[None].repeat(6, axis=0), [True] * 6).p == 0.0
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.integers(0, 999), st.integers(2, 3), st.integers(2, 4))
+def test_the_p_value_of_ranks_is_the_share_of_all_orders(seed, encoders, columns):
+    table = rng(seed).integers(0, 3, (columns, encoders)).astype(float)
+    ranks = scipy.stats.rankdata(-table, axis=1)
+    orders = [list(itertools.permutations(row)) for row in ranks]
+    spreads = [np.square(np.sum(chosen, axis=0)).sum() for chosen in itertools.product(*orders)]
+    expected = np.mean(np.array(spreads) >= np.square(ranks.sum(axis=0)).sum() - 1e-9)
+    assert rank(table, [True] * columns).p == pytest.approx(expected)
+
+
+def test_ties_are_corrected_for_where_orders_are_many():
+    table = rng(3).integers(0, 3, (14, 4)).astype(float)
+    chi2 = scipy.stats.friedmanchisquare(*table.T).statistic
+    assert rank(table, [True] * 14).p == pytest.approx(scipy.stats.f.sf(13 * chi2 / (42 - chi2), 3, 39))
+    assert rank(np.ones((14, 4)), [True] * 14).p == 1
+
+
+def test_differences_that_vary_by_rounding_alone_have_no_effect_size():
+    a = np.linspace(0.1, 0.9, 50)
+    assert compare(a, a + 0.1, rng()).effect is None
 
 
 # ------------------------------------------------------------------------------------------- words

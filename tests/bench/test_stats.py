@@ -4,8 +4,9 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmim_bench.bench.stats import bootstrap, crossed_error, crossed_interval, score
+from lmim_bench.bench.stats import bootstrap, crossed_error, crossed_interval, score, wilson
 from lmim_bench.bench.types import Measurement, mean_statistic
+from lmim_bench.tasks._math.segmentation import MeanIoU, iou_items
 
 
 def ratio(means):
@@ -131,6 +132,47 @@ def test_the_interval_of_a_share_stays_between_0_and_1():
     assert (found.low, found.high) == (0.0, 1.0)
     draws = np.ones((3, 20)) * np.array([[1.0], [0.9], [1.0]])
     assert score(Measurement("ncm", draws, crossed=True), np.random.default_rng(0)).high == 1.0
+
+
+def test_outcomes_that_are_all_alike_are_no_certainty_over_draws_either():
+    for value in (0.0, 1.0):
+        found = score(Measurement("ncm", np.full((10, 12), value), crossed=True), np.random.default_rng(0))
+        assert (found.low, found.high) == wilson(round(12 * value), 12)
+
+
+def test_the_interval_ends_at_the_bounds_of_the_metric():
+    influence = np.array([1.4, 0.9, 0.4, 1.2, 0.9])  # of classes of different sizes: not shares themselves
+    free, held = (
+        score(Measurement("top1_mean_class", influence, bounds=bounds), np.random.default_rng(0))
+        for bounds in (None, (0, 1))
+    )
+    assert free.high > 1
+    assert (held.low, held.high) == (free.low, 1)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.integers(0, 999), st.integers(8, 40), st.sampled_from(["zero", "skip"]))
+def test_the_interval_of_a_mean_iou_of_rare_classes_holds_the_value(seed, images, absent):
+    draws = np.random.default_rng(seed)
+    counts = np.zeros((images, 21, 3), dtype=np.int64)
+    classes = draws.choice(21, images, p=np.arange(21, 0, -1) / 231)
+    pixels = draws.integers(1, 200, images)
+    right = draws.integers(0, pixels + 1)
+    counts[np.arange(images), classes] = np.stack([right, pixels, pixels], axis=1)
+    counts[np.arange(images), (classes + draws.integers(1, 21, images)) % 21, 1] = pixels - right
+    found = score(
+        Measurement("miou", iou_items([counts]), MeanIoU(21, absent), bounds=(0, 1)), np.random.default_rng(0)
+    )
+    if found.low is not None:
+        assert found.low <= found.value <= found.high
+        assert found.low < found.high
+
+
+def test_images_of_which_none_makes_a_difference_of_its_own_have_no_interval():
+    counts = np.zeros((16, 21, 3), dtype=np.int64)
+    counts[np.arange(16), np.arange(16)] = (50, 80, 100)
+    found = score(Measurement("miou", iou_items([counts]), MeanIoU(21, "zero")), np.random.default_rng(0))
+    assert (found.low, found.high) == (None, None)
 
 
 @pytest.mark.parametrize("items", [np.array([]), np.array([1.0, np.nan])])

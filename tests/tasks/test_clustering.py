@@ -183,3 +183,7 @@ def test_cut_gives_exactly_k_clusters_numbered_by_appearance(n: int, k: int, see
     assert {frozenset(np.flatnonzero(labels == c).tolist()) for c in range(len(first))} == {
         frozenset(p) for p in parts.values()
     }
+
+
+def test_a_tree_of_one_token_is_its_leaf():
+    assert cut_tree(merge_tree(np.ones((1, 3))), [1, 4]).tolist() == [[0], [0]]

@@ -147,6 +147,18 @@ def test_separated_classes_are_solved_and_random_features_are_near_chance(toy: M
         assert abs(toy.value(metric) - metric.chance) < 4 * np.sqrt(metric.chance * (1 - metric.chance) / 320)
 
 
+def test_chance_knows_of_classes_that_train_lacks(toy: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    train, test = (rng.standard_normal((n, 16)).astype(np.float32) for n in (40, 300))
+    labels = np.repeat([0, 1], 20), np.repeat(np.arange(6), 50)
+    found = toy.toy_context((train, labels[0]), (test, labels[1])).run(
+        TASK, draws=3, classifiers=("ncm",) * 2
+    )
+    (ncm,) = [m for name, m in found.items() if name.startswith("ncm@shots=5")]
+    assert ncm.chance == pytest.approx(1 / 6)
+    assert abs(toy.value(ncm) - 1 / 6) < 0.08
+
+
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=20), st.integers(0, 99), st.data())
 @settings(deadline=None, derandomize=True, max_examples=50)
 def test_distinct_draws_are_in_range_and_different(sizes: list[int], seed: int, data: st.DataObject) -> None:

@@ -461,3 +461,7 @@ def test_read_only_banks_are_enough(toy: ModuleType) -> None:
     context.run(TASK, **QUICK)
     context.saved.clear()
     context.run(TASK, features=("cls",), solver="sgd", steps=5, lr=(0.1,))
+
+
+def test_a_feature_that_is_named_twice_is_read_once():
+    assert LinearConfig(features=("cls", "mean", "cls")).features == ("cls", "mean")
