@@ -140,13 +140,15 @@ def _circumstances(plan: Sequence[Trained], found: RunFile, command: str) -> lis
         f"{(environment.git_commit or 'no commit')[:7]}{' with changes' if environment.git_dirty else ''}"
     )
     images = ", ".join(f"{name} {n}" for name, n in result.data.counts.items())
-    summaries: list[dict[str, Any]] = [json.loads((t.folder / "summary.json").read_bytes()) for t in plan]
+    folders = dict.fromkeys(t.folder for t in plan)
+    summaries: list[dict[str, Any]] = [json.loads((f / "summary.json").read_bytes()) for f in folders]
+    length = f"{recipe.optim.steps} steps" if recipe.optim.steps else f"{recipe.optim.epochs:g} epochs"
     seconds = sum(s.get("seconds", 0.0) for s in summaries)
     devices = dict.fromkeys(s["environment"]["device"] for s in summaries if "environment" in s)
     trained_on = " and ".join(devices) or "-"
     return [
         f"Accuracy in % with 95% intervals, on {result.data.name} ({images} scored). Every row: "
-        f"{recipe.optim.epochs:g} epochs of {recipe.optim.batch_size} images a step, peak learning rate "
+        f"{length} of {recipe.optim.batch_size} images a step, peak learning rate "
         f"{recipe.learning_rate:.3g}, encoder of width {width}, depth {depth}, {heads} heads, patch "
         f"{recipe.model.patch_size} on {recipe.data.image_size} pixels, mean of the patch tokens before the "
         f"final norm; seed {recipe.seed}. {seconds / 60:.0f} minutes of training in all on {trained_on}.",

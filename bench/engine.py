@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .config import Precision
-from .errors import ConfigError, TaskError
+from .errors import ConfigError, NotFiniteError, TaskError
 from .types import Encoder, Features, PosInterpolation, Tap
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Engine:
         """Features of normalised images (B, 3, H, W) at all taps, fp32, on the engine's device.
 
         Raises:
-            TaskError: features that are not finite.
+            NotFiniteError: features that are not finite.
         """
         return self.launch(images, taps, pos_interpolation).checked()
 
@@ -108,12 +108,12 @@ class Launched:
     precision: Precision
 
     def checked(self) -> dict[Tap, Features]:
-        """The features. Raises TaskError where they are not finite."""
+        """The features. Raises NotFiniteError where they are not finite."""
         import torch
 
         for tap, finite in self.finite.items():
             if not bool(finite) and not bool(torch.isfinite(self.features[tap].patches).all()):
-                raise TaskError(
+                raise NotFiniteError(
                     f"the encoder's features at layer {tap.layer} are not finite in {self.precision}; "
                     "try --precision fp32"
                 )

@@ -35,8 +35,12 @@ class TaskError(LmimBenchError):
     """A task that cannot be scored on this encoder and data set."""
 
 
+class NotFiniteError(TaskError):
+    """Features that are not finite."""
+
+
 class TrainingError(LmimBenchError):
-    """A training that cannot go on: its loss is not finite."""
+    """A training that cannot go on: its loss is not finite, or there is no room for it."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

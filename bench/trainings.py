@@ -82,7 +82,7 @@ class Trainer:
         if (folder / "recipe.json").is_file():
             fields = recipe.model_dump(mode="json", include=set(MAY_CHANGE))
             sets = [f"{part}.{name}={value}" for part, of in fields.items() for name, value in of.items()]
-            summary = resume(folder, sets=sets, reporter=reporter, cache_dir=self.cache_dir)
+            summary = resume(folder, sets=sets, reporter=reporter, cache_dir=self.cache_dir, data=self.data)
         else:
             summary = pretrain(
                 recipe,

@@ -13,7 +13,7 @@ from ..bench.errors import ConfigError, DataError
 from ..bench.progress import Reporter
 from ..bench.types import Dataset
 from .monitor import Health, Watcher
-from .outcome import Summary, Training, read_training, start_training
+from .outcome import Summary, Training, read_training
 from .recipe import Recipe, load_recipe, make_recipe
 from .step import initial_model
 from .trainer import train
@@ -75,9 +75,7 @@ def pretrain(
         raise ConfigError("sets change a recipe that is given by name; change a Recipe by model_copy")
     opened = open_images(data, reporter, cache_dir)
     training = Training(recipe=recipe, data=data, fingerprint=opened.fingerprint, command=command)
-    if leading_process():
-        start_training(training, out)
-    return train(training, opened, out, reporter, cache_dir)
+    return train(training, opened, out, reporter, cache_dir, begin=True)
 
 
 def resume(
@@ -87,6 +85,7 @@ def resume(
     sets: Sequence[str] = (),
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
+    data: Dataset | None = None,
 ) -> Summary:
     """Go on with the training of a folder, exactly where its last state is.
 
@@ -96,13 +95,14 @@ def resume(
         sets: changes of ``engine`` and ``watch``; whatever else decides the training stays as it was.
         reporter: where progress goes; standard error unless given.
         cache_dir: where decoded images and embedded data are kept.
+        data: the same images, opened already; wherever they lie now.
 
     Raises:
         LmimBenchError: no training there, another recipe, or as ``pretrain`` does.
     """
     reporter, out = reporter or make_reporter(), Path(out)
     training = read_training(out)
-    if recipe is not None and Path(recipe).stem != training.recipe.name:
+    if recipe is not None and load_recipe(recipe).name != training.recipe.name:
         raise ConfigError(
             f"{out} is a training of {training.recipe.name}, not of {recipe}; leave --recipe out"
         )
@@ -116,7 +116,7 @@ def resume(
         training = training.model_copy(
             update={"recipe": make_recipe(training.recipe.model_dump(mode="json"), sets)}
         )
-    opened = open_images(training.data, reporter, cache_dir)
+    opened = open_images(training.data, reporter, cache_dir) if data is None else data
     return train(training, opened, out, reporter, cache_dir)
 
 

@@ -88,6 +88,8 @@ def plan_steps(recipe: Recipe, images: int, processes: int) -> Schedule:
         ConfigError: the batch is larger than the data set, or does not divide.
     """
     batch, parts = recipe.optim.batch_size, recipe.engine.accumulate
+    if images < 2:
+        raise ConfigError(f"the training split holds {images} image; a training needs two at least")
     if batch > images:
         raise ConfigError(
             f"optim.batch_size {batch} is more than the {images} images of the training split; "

@@ -55,8 +55,8 @@ def draw_crops(
     fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
     # The central box of the fall-back is one more attempt, which always fits.
     whole = width / height
-    central_w = torch.where(whole > aspect[1], (height * aspect[1]).round(), width)
-    central_h = torch.where(whole < aspect[0], (width / aspect[0]).round(), height)
+    central_w = torch.where(whole > aspect[1], (height * aspect[1]).round(), width).clamp(min=1)
+    central_h = torch.where(whole < aspect[0], (width / aspect[0]).round(), height).clamp(min=1)
     top = (draws[2] * (height - h + 1)).floor()
     left = (draws[3] * (width - w + 1)).floor()
     candidates = [

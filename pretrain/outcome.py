@@ -71,7 +71,7 @@ def start_training(training: Training, out: Path) -> None:
     Raises:
         ConfigError: the folder already holds one.
     """
-    if (out / "recipe.json").is_file() and any((out / name).exists() for name in ("metrics.jsonl", "states")):
+    if any((out / name).exists() for name in ("metrics.jsonl", "states")):
         raise ConfigError(
             f"{out} already holds a training; --resume {out} goes on with it, or give another --out"
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from ..bench.config import Precision, coerce, read_yaml, validate
 from ..bench.errors import ConfigError, did_you_mean
@@ -35,7 +35,11 @@ ARCHITECTURES: dict[Arch, tuple[int, int, int]] = {
 }
 
 
-class ModelConfig(Frozen):
+class _Section(Frozen):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
     """The encoder: a plain vision transformer, and how it is evaluated afterwards."""
 
     arch: Arch = Field("vit_base", description="width, depth and heads")
@@ -60,14 +64,14 @@ class ModelConfig(Frozen):
         return self.embed_dim or width, self.depth or depth, self.num_heads or heads
 
 
-class ProjectorConfig(Frozen):
+class ProjectorConfig(_Section):
     """The latent projector: an MLP behind the online and the target encoder, dropped afterwards."""
 
     depth: int = Field(3, ge=0, description="linear layers; 0 leaves the projector out")
     hidden_dim: int = Field(4096, gt=0, description="width between its layers")
 
 
-class TargetConfig(Frozen):
+class TargetConfig(_Section):
     """What is predicted: pixels, or the latents of a target encoder; and how the two encoders are coupled."""
 
     kind: TargetKind = Field(
@@ -87,7 +91,7 @@ class TargetConfig(Frozen):
     norm_pixels: bool = Field(True, description="standardise the pixels of each patch (pixels, projection)")
 
 
-class MaskingConfig(Frozen):
+class MaskingConfig(_Section):
     """How correlated visible and target patches are: how many are seen, and where the patches lie."""
 
     kind: Literal["random", "block", "multiblock"] = Field(
@@ -113,7 +117,7 @@ class MaskingConfig(Frozen):
     min_context: int = Field(10, ge=1, description="context patches that are kept at least (multiblock)")
 
 
-class ObjectiveConfig(Frozen):
+class ObjectiveConfig(_Section):
     """How predictions are compared with targets."""
 
     loss: Loss = Field("infonce", description="direct regression, or patch discrimination (infonce)")
@@ -127,7 +131,7 @@ class ObjectiveConfig(Frozen):
     similarity_end: float = Field(0.25, ge=-1, le=1, description="and at the end (cosine schedule)")
 
 
-class DecoderConfig(Frozen):
+class DecoderConfig(_Section):
     """What predicts the targets from the visible latents."""
 
     kind: Literal["self", "cross", "cross_self"] = Field(
@@ -140,7 +144,7 @@ class DecoderConfig(Frozen):
     cues: bool = Field(True, description="mask tokens start from visible latents weighted by position")
 
 
-class OptimConfig(Frozen):
+class OptimConfig(_Section):
     """AdamW and its schedule."""
 
     batch_size: int = Field(4096, ge=2, description="images a step, over all processes and accumulations")
@@ -160,7 +164,7 @@ class OptimConfig(Frozen):
     steps: int | None = Field(None, ge=1, description="optimiser steps, in place of epochs")
 
 
-class DataConfig(Frozen):
+class DataConfig(_Section):
     """The images and their augmentation."""
 
     image_size: int = Field(224, gt=0, description="side of the images that the grid of patches covers")
@@ -183,7 +187,7 @@ class DataConfig(Frozen):
     workers: int | None = Field(None, ge=0, description="decoding processes; by the machine unless given")
 
 
-class EngineConfig(Frozen):
+class EngineConfig(_Section):
     """Where and how the training runs; nothing here changes what is learned, but for the precision."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -197,7 +201,7 @@ class EngineConfig(Frozen):
     threads: int | None = Field(None, ge=1, description="CPU threads; torch's choice unless given")
 
 
-class WatchConfig(Frozen):
+class WatchConfig(_Section):
     """What is looked at on the way, and what is kept."""
 
     log_every: int = Field(10, ge=1, description="steps between lines of the metrics file")
@@ -205,7 +209,7 @@ class WatchConfig(Frozen):
         10, ge=0, description="times that k-NN and the collapse monitor run, evenly spaced"
     )
     knn_train: int = Field(5000, ge=1, description="labelled images that vote in the online k-NN")
-    knn_test: int = Field(2000, ge=1, description="held-out images that it scores")
+    knn_test: int = Field(2000, ge=2, description="held-out images that it scores")
     knn_k: int = Field(20, ge=1, description="neighbours")
     checkpoints: int = Field(10, ge=1, description="times that the training is saved, evenly spaced")
     keep: int = Field(2, ge=1, description="training states that are kept")
@@ -213,12 +217,12 @@ class WatchConfig(Frozen):
     tensorboard: bool = Field(True, description="also write TensorBoard's files")
 
 
-class Recipe(Frozen):
+class Recipe(_Section):
     """A whole training."""
 
     name: str = Field("latent-mim", min_length=1, description="of the recipe")
     about: str = Field("", description="one line on what it is")
-    seed: int = Field(0, ge=0, description="of the weights, the order, the crops and the masks")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the weights, the order, the crops and the masks")
     model: ModelConfig = ModelConfig()
     projector: ProjectorConfig = ProjectorConfig()
     target: TargetConfig = TargetConfig()
@@ -249,7 +253,8 @@ class Recipe(Frozen):
     def visible_patches(self) -> int:
         """Patches that the online encoder sees (random and block masking)."""
         visible, total = self.masking.visible, self.grid**2
-        return round(visible) if visible >= 1 else int(total * visible)
+        # 0.29 of 100 are 29, which binary fractions miss by a hair.
+        return round(visible) if visible >= 1 else int(total * visible + 1e-9)
 
     @property
     def latent(self) -> bool:
@@ -309,12 +314,22 @@ class Recipe(Frozen):
                 f"masking.visible {self.masking.visible} leaves {self.visible_patches} of {total} patches "
                 "visible; at least one must be seen and one hidden"
             )
+        compared = total - self.visible_patches if self.masking.kind != "multiblock" else total
+        within = self.objective.negatives == "image" or self.objective.standardise
+        if self.objective.loss == "infonce" and within and compared < 2:
+            raise ValueError(
+                "objective.loss infonce tells the hidden patches of an image apart, and masking.visible "
+                f"{self.masking.visible} hides one; hide more, or set objective.loss=mse"
+            )
         if self.masking.kind == "multiblock" and self.grid < 4:
             raise ValueError(
                 f"masking.kind multiblock needs a grid of at least 4 x 4 patches, got {self.grid}"
             )
         if self.masking.kind == "multiblock" and self.latent and self.target.sees != "all":
             raise ValueError("masking.kind multiblock needs target.sees=all: its blocks may overlap")
+        low, high = self.data.aspect
+        if low > high:
+            raise ValueError(f"data.aspect goes from {low} down to {high}; name the smaller ratio first")
         if not self.model.class_token and "cls" in self.model.pooling:
             raise ValueError("model.pooling asks for a class token, which model.class_token leaves out")
         if self.latent and self.target.top_blocks > self.model.shape[1]:

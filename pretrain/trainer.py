@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,16 @@ from ..bench.checkpoints import save_checkpoint
 from ..bench.claims import claim
 from ..bench.data.workers import MORE_SHARED_MEMORY, decoding_workers, workers_that_fit
 from ..bench.environment import environment
-from ..bench.errors import ConfigError, TrainingError
+from ..bench.errors import ConfigError, NotFiniteError, TrainingError
 from ..bench.progress import Reporter
 from ..bench.results import write_json
 from ..bench.types import Dataset
 from .batches import Part, Schedule, part_bytes, parts, plan_steps, to_images
 from .engine import make_fabric, peak_flops
 from .flops import training_flops
-from .logbook import Logbook
+from .logbook import Logbook, read_metrics
 from .monitor import Health, Watcher
-from .outcome import Summary, Training, read_summary
+from .outcome import Summary, Training, read_summary, start_training
 from .pixels import open_pixels
 from .schedules import learning_rate, milestones, momentum
 from .signals import stop_signals
@@ -36,6 +36,7 @@ from .state import read_state, restore, snapshot, states, whole_weights, write_s
 from .step import Fed, Stepper
 
 STATE_VERSION = 1
+_DIVERGED = "Lower optim.base_lr, set optim.clip, or train in fp32 (engine.precision=fp32)"
 _FLAG_EVERY = 10
 """Steps between agreements of several processes on whether they were told to stop."""
 
@@ -69,7 +70,12 @@ class _Tally:
 
 
 def train(
-    training: Training, data: Dataset, out: Path, reporter: Reporter, cache_dir: Path | None = None
+    training: Training,
+    data: Dataset,
+    out: Path,
+    reporter: Reporter,
+    cache_dir: Path | None = None,
+    begin: bool = False,
 ) -> Summary:
     """Train, or go on where the folder's last state is, until the schedule ends or a signal comes.
 
@@ -82,10 +88,11 @@ def train(
         out: the training's folder.
         reporter: receives progress and news, on the first process.
         cache_dir: where decoded images are kept.
+        begin: the folder is to hold no training yet; its ``recipe.json`` is written.
 
     Raises:
-        ConfigError: settings that do not go with the data or the machine, another data set than before, or
-            another process that writes into the folder.
+        ConfigError: settings that do not go with the data or the machine, another data set than before,
+            another process that writes into the folder, or a folder that already holds a training.
         DataError: a broken image.
         CheckpointError: no readable state, or one of another recipe.
         TrainingError: the loss is not finite, or the GPU has no room; the message names the last good state.
@@ -97,6 +104,8 @@ def train(
     fabric = make_fabric(training.recipe.engine)
     fabric.launch()
     with claim(out) if fabric.is_global_zero else nullcontext():
+        if begin and fabric.is_global_zero:
+            start_training(training, out)  # inside the claim: another training may be running there
         try:
             return _Run(training, data, out, reporter, fabric, cache_dir).go()
         except torch.OutOfMemoryError:
@@ -161,6 +170,7 @@ class _Run:
             return before
         if step and self.fabric.is_global_zero:
             self.reporter.line(f"going on at step {step} of {total}")
+            self._recall(step)
         log = Logbook(self.out, self.recipe.watch.tensorboard, step) if self.fabric.is_global_zero else None
         saves = milestones(total, self.recipe.watch.checkpoints)
         looks = milestones(total, self.recipe.watch.evaluations)
@@ -184,7 +194,8 @@ class _Run:
                     step += 1
                     bar.advance()
                     stop = self._stop(asked, step)
-                    if step % self.recipe.watch.log_every == 0 or step in saves or step == total or stop:
+                    due = step % self.recipe.watch.log_every == 0
+                    if due or step in looks or step in saves or step == total or stop:
                         self._log(step, tally, log)
                     if step in looks:
                         self._look(step, log)
@@ -242,8 +253,7 @@ class _Run:
         if not math.isfinite(values["loss"]):
             raise TrainingError(
                 f"the loss is {values['loss']} between steps {step - tally.steps + 1} and {step}; "
-                f"{_last_good(self.saved)}. Lower optim.base_lr, set optim.clip, or train in fp32 "
-                "(engine.precision=fp32)"
+                f"{_last_good(self.saved)}. {_DIVERGED}"
             )
         self.last_loss = values["loss"]
         done = (step - 1) / self.schedule.total
@@ -275,7 +285,13 @@ class _Run:
         if self.watcher is None or log is None:
             return
         before = set(self.health.warnings()) if self.health is not None and step else set()
-        self.health, self.knn = self.watcher(encoder, projector)
+        try:
+            self.health, self.knn = self.watcher(encoder, projector)
+        except NotFiniteError as error:
+            raise TrainingError(
+                f"the encoder's features are not finite after step {step}; {_last_good(self.saved)}. "
+                f"{_DIVERGED}"
+            ) from error
         values = {f"health/{name}": value for name, value in asdict(self.health).items()}
         news = f"step {step}: cosine of different images {self.health.projected_cosine:.3f}"
         if self.knn is not None:
@@ -288,7 +304,7 @@ class _Run:
                 self.reporter.line(f"WARNING: {warning}")
 
     def _save(self, step: int) -> None:
-        """The state, then the encoder."""
+        """The encoder, then the state: a state that is there has its encoder beside it."""
         content = snapshot(self.model, self.stepper.optimizer)
         encoder = whole_weights(self.model.encoder.vit)
         scaler = self.fabric.strategy.precision.state_dict()
@@ -300,12 +316,12 @@ class _Run:
                 "version": STATE_VERSION,
                 "seed": self.recipe.seed,
             }
-            self.saved = write_state(self.out / "states", step, state, self.recipe.watch.keep)
             facts = self._facts(step)
-            save_checkpoint(self.out / "encoder.pth", self.recipe.spec(), encoder, facts)
             if self.recipe.watch.keep_encoders:
                 path = self.out / "encoders" / f"step-{step:08d}.pth"
                 save_checkpoint(path, self.recipe.spec(), encoder, facts)
+            save_checkpoint(self.out / "encoder.pth", self.recipe.spec(), encoder, facts)
+            self.saved = write_state(self.out / "states", step, state, self.recipe.watch.keep)
         self.fabric.barrier()
 
     def _resume(self) -> int:
@@ -322,6 +338,17 @@ class _Run:
             self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.saved = path
         return int(state["step"])
+
+    def _recall(self, step: int) -> None:
+        """What earlier sittings last measured, so that their warnings are not lost."""
+        for line in read_metrics(self.out):
+            if line["step"] > step:
+                break
+            self.last_loss = line.get("loss", self.last_loss)
+            self.knn = line.get("knn", self.knn)
+            health = {f.name: line[f"health/{f.name}"] for f in fields(Health) if f"health/{f.name}" in line}
+            if health:
+                self.health = Health(**health)
 
     def _stop(self, asked: threading.Event, step: int) -> bool:
         """Whether this or any other process was told to stop."""

@@ -90,6 +90,17 @@ def test_a_row_goes_on_with_the_engine_and_the_watching_of_the_new_command(plann
     assert kept == ["step-00000003.pth", "step-00000004.pth"]
 
 
+def test_a_row_goes_on_where_its_images_lie_now(planned, colours, tmp_path):
+    trainer, (row,) = planned("mae", sets=("watch.checkpoints=2",))
+    trainer.train(row, Reporter())
+    (row.folder / "summary.json").unlink()
+    (row.folder / "states" / "step-00000004.pth").unlink()
+    recipe = json.loads((row.folder / "recipe.json").read_text())
+    (row.folder / "recipe.json").write_text(json.dumps({**recipe, "data": str(tmp_path / "gone")}))
+    trainer.train(row, Reporter())
+    assert row.finished
+
+
 @pytest.mark.slow
 def test_a_killed_training_is_named_and_the_others_are_saved(planned):
     trainer, rows = planned("mae", "latent-mim", sets=("optim.steps=1000000",))

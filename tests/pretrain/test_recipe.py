@@ -61,14 +61,39 @@ def test_an_architecture_gives_the_shape_unless_fields_do(arch):
 @settings(deadline=None, derandomize=True, max_examples=30)
 @given(grid=st.integers(2, 20), share=st.floats(0.01, 0.99))
 def test_visible_is_a_share_below_one_and_a_number_from_one_on(grid, share):
-    total, size = grid**2, {"model": {"patch_size": 2}, "data": {"image_size": 2 * grid}}
+    total = grid**2
+    size = {"model": {"patch_size": 2}, "data": {"image_size": 2 * grid}, "objective": {"loss": "mse"}}
     if int(total * share) < 1:
         with pytest.raises(ConfigError, match="leaves 0 of"):
             make_recipe({**size, "masking": {"visible": share}})
     else:
-        assert make_recipe({**size, "masking": {"visible": share}}).visible_patches == int(total * share)
+        found = make_recipe({**size, "masking": {"visible": share}}).visible_patches
+        assert found == int(total * share + 1e-9)
     for number in (1, total - 1):
         assert make_recipe({**size, "masking": {"visible": number}}).visible_patches == number
+
+
+def test_a_share_of_patches_loses_none_to_binary_fractions():
+    size = {"model": {"patch_size": 2}, "data": {"image_size": 20}}
+    assert make_recipe({**size, "masking": {"visible": 0.29}}).visible_patches == 29
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("seed=99999999999999999999", "seed"),
+        ("masking.visible=inf", "visible"),
+        ("optim.epochs=inf", "epochs"),
+        ("optim.base_lr=nan", "base_lr"),
+        ("data.mean=nan,0,0", "mean"),
+        ("data.aspect=2,0.5", "name the smaller ratio first"),
+        ("masking.visible=195", "hides one; hide more"),
+        ("watch.knn_test=1", "knn_test"),
+    ],
+)
+def test_what_no_training_can_use_is_refused(change, said):
+    with pytest.raises(ConfigError, match=said):
+        load_recipe("latent-mim", [change])
 
 
 def test_spec_builds_the_encoder_that_the_recipe_declares():

@@ -225,6 +225,77 @@ def test_a_gpu_without_room_is_one_line_and_accumulation_mends_it(start, cache, 
     assert done.finished
 
 
+def test_killed_inside_a_save_ends_with_the_last_encoder(start, cache, tmp_path, monkeypatch):
+    start("mae", out="whole")
+    save = trainer.save_checkpoint
+
+    def killed(path, spec, state_dict, facts):
+        if facts["step"] == 8:
+            raise RuntimeError("killed here")
+        save(path, spec, state_dict, facts)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", killed)
+    with pytest.raises(RuntimeError, match="killed here"):
+        start("mae", out="broken")
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
+    assert resume(tmp_path / "broken", cache_dir=cache).finished
+    found = [load_encoder(str(tmp_path / name / "encoder.pth")) for name in ("broken", "whole")]
+    assert found[0].fingerprint == found[1].fingerprint
+
+
+def test_killed_before_the_summary_keeps_what_was_measured(start, cache, tmp_path):
+    before = start("mae")
+    (tmp_path / "out" / "summary.json").unlink()
+    again = resume(tmp_path / "out", cache_dir=cache)
+    assert again.finished
+    assert (again.health, again.knn, again.loss) == (before.health, before.knn, before.loss)
+
+
+def test_a_later_sitting_knows_what_an_earlier_one_measured(start, cache, tmp_path):
+    start("mae", "watch.evaluations=2", "watch.checkpoints=4")
+    (tmp_path / "out" / "states" / "step-00000008.pth").unlink()
+    (tmp_path / "out" / "summary.json").unlink()
+    (measured,) = [line for line in read_metrics(tmp_path / "out") if line["step"] == 4 and "knn" in line]
+    again = resume(tmp_path / "out", sets=("watch.evaluations=0",), cache_dir=cache)
+    assert again.finished
+    assert again.knn == measured["knn"]
+    assert again.health == {name: measured[f"health/{name}"] for name in again.health}
+
+
+def test_a_second_training_does_not_touch_the_recipe_of_one_that_runs(start, tmp_path):
+    recipe = tmp_path / "out" / "recipe.json"
+    recipe.parent.mkdir()
+    recipe.write_text("of the one that runs")
+    with claim(tmp_path / "out"), pytest.raises(ConfigError, match="another process"):
+        start("mae")
+    assert recipe.read_text() == "of the one that runs"
+
+
+def test_states_without_a_recipe_are_not_gone_on_with(start, tmp_path):
+    start("mae")
+    (tmp_path / "out" / "recipe.json").unlink()
+    with pytest.raises(ConfigError, match="already holds a training"):
+        start("mae", "seed=7")
+
+
+def test_a_training_that_diverges_says_so_whatever_looks_first(start):
+    with pytest.raises(
+        TrainingError, match=r"(not finite after|nan between) steps? \d.*Lower optim\.base_lr"
+    ):
+        start("mae", "optim.base_lr=1e9", "optim.steps=20", "watch.evaluations=20", "watch.log_every=20")
+    with pytest.raises(TrainingError, match=r"not finite after step 1; nothing was saved before\. Lower"):
+        start("mae", "optim.base_lr=1e30", "optim.steps=1", "optim.warmup=0", out="at the last step")
+
+
+def test_a_recipe_of_a_file_is_known_by_its_name(start, cache, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: foo\nprojector: {depth: 0}\ntarget: {kind: pixels}\nobjective: {loss: mse}\n")
+    start(str(mine))
+    assert resume(tmp_path / "out", recipe=str(mine), cache_dir=cache).finished
+    with pytest.raises(ConfigError, match="is a training of foo, not of mae"):
+        resume(tmp_path / "out", recipe="mae", cache_dir=cache)
+
+
 def test_killed_outright_goes_on_from_the_last_save(start, colours, cache, tmp_path):
     start("latent-mim", out="whole")
     start("latent-mim", out="killed")
