@@ -164,6 +164,14 @@ def _given(layout: str) -> Detected:
     return Detected(layout, LAYOUTS[family].kind, "as given")
 
 
+def _only_splits(root: Path, layout: str, *splits: tuple[str | None, str | None]) -> None:
+    """Raise DataError where a split is named, first of each pair, and is not the one of the layout."""
+    for named, only in splits:
+        if named and named != only:
+            there = f"it is {only!r}" if only else "it has none to train on"
+            raise DataError(f"{root}: the layout {layout} has no choice of the split {named!r}; {there}")
+
+
 def _load_folder(
     found: Detected,
     root: Path,
@@ -180,16 +188,19 @@ def _load_folder(
         from . import segmentation
 
         if found.layout == "segmentation-flat":
+            _only_splits(root, found.layout, (train, "all"), (test, "all"))
             return segmentation.load_flat(root, name, void, classes, cache_dir)
         load = segmentation.load_voc if found.layout == "voc" else segmentation.load_split_folders
         return load(root, name, train, test, void, classes, cache_dir)
     if found.kind == "video":
         from .video import load_davis
 
+        _only_splits(root, found.layout, (train, None))
         return load_davis(root, name, found.layout, test, cache_dir)
     if found.layout == "cifar":
         from .cifar import load_cifar
 
+        _only_splits(root, found.layout, (train, "train"), (test, "test"))
         return load_cifar(root, name, cache_dir)
     if found.layout in SHARD_SUFFIXES:
         from .shard_sets import load_shards

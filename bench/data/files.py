@@ -42,10 +42,15 @@ _strict = threading.Lock()
 
 def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
     """All images below a folder as relative POSIX paths, in torchvision's ImageFolder order; hidden files
-    (``._x.jpg`` of archives packed on a Mac) are left out. Other ``suffixes`` list other files.
+    (``._x.jpg`` of archives packed on a Mac) and hidden folders (``.ipynb_checkpoints``) are left out. Other
+    ``suffixes`` list other files. [] where there is no folder.
+
+    Raises:
+        UnreadableError: a folder cannot be listed.
+        DataError: a link leads back to a folder above ``folder``.
     """
     found = []
-    for where, _, names in sorted(os.walk(folder, followlinks=True)):
+    for where, names in sorted(_folders(folder)):
         below = Path(where).relative_to(folder)
         found += [
             (below / name).as_posix()
@@ -53,6 +58,39 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> lis
             if name.lower().endswith(suffixes) and not name.startswith(".")
         ]
     return found
+
+
+def _folders(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder from ``folder`` down with the names of its files, each once; hidden ones are left out."""
+
+    def fail(error: OSError) -> None:  # os.walk alone would leave the folder out without a word
+        raise UnreadableError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    if not folder.is_dir():
+        return
+    _leads_back(folder, folder)
+    for where, inside, names in os.walk(folder, onerror=fail, followlinks=True):
+        inside[:] = [
+            name for name in inside if not name.startswith(".") and not _leads_back(Path(where, name), folder)
+        ]
+        yield where, names
+
+
+def _leads_back(path: Path, top: Path) -> bool:
+    """Whether a folder is a link to one that it lies in and that the walk from ``top`` reads anyway.
+
+    Raises:
+        DataError: it is a link to a folder above ``top``, whose images would be taken for those of ``top``.
+    """
+    if not path.is_symlink():
+        return False
+    try:
+        target = next((above for above in path.absolute().parents if above.samefile(path)), None)
+    except OSError as error:
+        raise UnreadableError(f"{error.filename} cannot be read: {error.strerror}") from error
+    if target and not target.is_relative_to(top.absolute()):
+        raise DataError(f"{path} is a link to {target}, which it lies in; remove the link")
+    return target is not None
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -80,11 +118,25 @@ def by_stem(folder: Path) -> dict[str, str]:
     return paired
 
 
+def read_list(path: Path) -> str:
+    """The text of a list; the mark of byte order that editors on Windows put first is no part of it.
+
+    Raises:
+        DataError: it is not UTF-8, or the system cannot read it.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8; save it as UTF-8") from error
+    except OSError as error:
+        raise not_read(path, error, "cannot be read") from error
+
+
 # ------------------------------------------------------------------------------------------- decoding
 
 
 class UnreadableError(DataError):
-    """An image that the system could not read now, so that nobody knows whether it is broken."""
+    """An image or a folder that the system could not read now, so that nobody knows what it holds."""
 
 
 def not_read(name: str | Path, error: Exception, otherwise: str = "is broken") -> DataError:
@@ -132,9 +184,14 @@ def read_image(path: Path, content: bytes | None = None) -> Image.Image:
 
     Raises:
         UnreadableError: the system failed to read the file.
-        DataError: the file is missing, truncated or no image; the message names it.
+        DataError: the file is missing, truncated, no image, or not of 8 bits; the message names it.
     """
     with _opened(path, content) as image:
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            # Pillow clips at 255, and nobody knows which range of the numbers is black to white.
+            raise DataError(
+                f"{path} has the mode {image.mode}, more than 8 bits a pixel; convert it to 8 bits"
+            )
         return image.convert("RGB")
 
 
@@ -146,8 +203,10 @@ def read_mask(path: Path) -> Array:
     """
     with _opened(path) as image:
         values = np.asarray(image)
-    if values.ndim == 3 and all(np.array_equal(values[..., 0], values[..., c]) for c in (1, 2)):
-        values = values[..., 0]  # grey written as RGB still says one number a pixel
+    # The alpha of LA, PA and RGBA is no label; and grey written as RGB still says one number a pixel.
+    number = {"LA": 1, "PA": 1, "RGB": 3, "RGBA": 3}.get(image.mode, 0)
+    if number and all(np.array_equal(values[..., 0], values[..., c]) for c in range(1, number)):
+        values = values[..., 0]
     if values.ndim != 2:
         raise DataError(
             f"{path} holds colours ({image.mode}), not labels; masks must be index or grey images"
@@ -211,6 +270,8 @@ class Manifest:
     _stats: list[os.stat_result] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        for name in (str(self.root.resolve()), *(name for name, _ in self.files)):
+            _check_name(self.root, name)
         try:
             object.__setattr__(self, "_stats", [(self.root / name).stat() for name, _ in self.files])
         except OSError as error:
@@ -257,6 +318,15 @@ class Manifest:
             elif i in sampled:
                 digest.update(_ends(self.root / name))
         return digest.hexdigest()
+
+
+def _check_name(root: Path, name: str) -> None:
+    """Raise DataError where a name has bytes that are no text: results and records could not hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(root / name).decode("utf-8", "backslashreplace")
+        raise DataError(f"{shown} cannot be used: its name is not UTF-8; rename it") from error
 
 
 def _ends(path: Path) -> bytes:

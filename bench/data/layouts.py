@@ -90,20 +90,20 @@ def shard_split(path: str, names: Sequence[str] = SPLIT_NAMES) -> str | None:
 def find_shards(root: Path, layout: str, names: Sequence[str] = SPLIT_NAMES) -> list[str]:
     """Shards of a layout as sorted paths below ``root``: in it, in ``data/``, or in a folder of a split."""
     suffixes = SHARD_SUFFIXES[layout] + (COMPRESSED_TARS if layout == "webdataset" else ())
-    found = []
+    found: set[str] = set()  # a folder may be scanned twice: a split that a suite names may be known already
     for below in ("", "data"):
         inside = subfolders(root / below)
         for folder in (root / below, *(root / below / name for name in names if name in inside)):
             if not folder.is_dir():
                 continue
             with os.scandir(folder) as entries:
-                found += [
+                found |= {
                     (folder / entry.name).relative_to(root).as_posix()
                     for entry in entries
                     if entry.name.lower().endswith(suffixes)
                     and not entry.name.startswith(".")
                     and entry.is_file()
-                ]
+                }
     return sorted(found)
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from ..errors import DataError
 from ..types import Dataset
-from .files import Manifest, by_stem, labels_present
+from .files import Manifest, by_stem, labels_present, read_list
 from .layouts import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES, choose_splits
 from .splits import FileSplit
 
@@ -74,7 +74,7 @@ def load_voc(
         path = lists / f"{split}.txt"
         if not path.is_file():
             raise DataError(f"{path} does not exist; it lists the images of the split {split!r}")
-        stems = path.read_text(encoding="utf-8").split()
+        stems = read_list(path).split()
         pairs[split] = [(f"JPEGImages/{s}.jpg", f"SegmentationClass/{s}.png") for s in stems]
     names = classes if classes is not None else _described(root).get("classes", VOC_CLASSES)
     return _dataset(root, name, pairs, chosen["train"], chosen["test"], void, names, cache_dir)
@@ -150,8 +150,8 @@ def _described(root: Path) -> dict[str, Any]:
     path = root / "dataset.yaml"
     if path.is_file():
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            content = yaml.safe_load(read_list(path))
+        except yaml.YAMLError as error:
             raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
         content = {} if content is None else content
         if not isinstance(content, dict) or not set(content) <= {"classes", "void"}:
@@ -165,9 +165,5 @@ def _described(root: Path) -> dict[str, Any]:
         return content
     path = root / "classes.txt"
     if path.is_file():
-        return {
-            "classes": [
-                line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-            ]
-        }
+        return {"classes": [line.strip() for line in read_list(path).splitlines() if line.strip()]}
     return {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Array, Dataset
-from .files import Manifest
+from .files import Manifest, read_list
 from .layouts import SPLIT_NAMES, TEST_NAMES, find_shards, pick_splits, shard_split
 from .shards import Found
 
@@ -130,12 +130,7 @@ def _class_names(
     paths = [folder / name for folder in folders for name in CLASS_FILES if (folder / name).is_file()]
     names, source = list(given), "the schema of the shards"
     if not names and paths:
-        try:
-            names = [
-                line.strip() for line in paths[0].read_text(encoding="utf-8").splitlines() if line.strip()
-            ]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{paths[0]} cannot be read: {error}") from error
+        names = [line.strip() for line in read_list(paths[0]).splitlines() if line.strip()]
         source = str(paths[0])
     if names and len(names) < number:
         raise DataError(f"{source} names {len(names)} classes, but the label {number - 1} occurs in {root}")

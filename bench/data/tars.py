@@ -82,7 +82,7 @@ def open_tars(root: Path, shards: Sequence[str], cache_dir: Path | None) -> Foun
     for number, shard in enumerate(shards):
         path = root / shard
         # One index a shard: it outlives a change of the others, and an interrupted first pass is not lost.
-        index = Manifest(root, [(shard, -1)], cache_dir).recall("tar-1", partial(index_tar, path))
+        index = Manifest(root, [(shard, -1)], cache_dir).recall("tar-2", partial(index_tar, path))
         ids += [f"{shard}/{key}" for key in index["keys"]]
         places = [np.full(len(index["keys"]), number), index["offsets"], index["sizes"]]
         where.append(np.stack(places, axis=1).astype(np.int64))
@@ -123,7 +123,9 @@ def index_tar(path: Path) -> dict[str, list[Any]]:
     for key, sample in samples.items():
         # a name like key.input.jpg gives the image only where there is no plain key.jpg
         images = {s: place for s, place in sample.images.items() if "." not in s} or sample.images
-        if len(images) != 1 and (images or "cls" in sample.labels):
+        # a .json may describe anything; only one with a label says that there was an image
+        labelled = "cls" in sample.labels or sample.labels.get("json") is not None
+        if len(images) != 1 and (images or labelled):
             have = f"several images ({', '.join(images)})" if images else "a label but no image"
             raise DataError(f"{path / key} has {have}; a sample needs one")
         for offset, size in images.values():

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Dataset
-from .files import Manifest, by_stem, labels_present, subfolders
+from .files import Manifest, by_stem, labels_present, read_list, subfolders
 from .layouts import RESOLUTIONS
 from .splits import FileSequence
 
@@ -70,7 +70,7 @@ def _listed(root: Path, frames_root: str, test: str | None) -> tuple[list[str], 
         if test:
             raise DataError(f"{root / 'ImageSets' / candidates[0]} does not exist")
         return subfolders(root / frames_root), False
-    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.split() for line in read_list(path).splitlines() if line.strip()]
     if not lines:
         raise DataError(f"{path} lists no sequence")
     in_pairs = len(lines[0]) > 1

@@ -123,6 +123,113 @@ def test_hidden_files_are_left_out_and_the_order_is_fixed(tmp_path, noise):
     assert list_images(tmp_path) == ["z.png", "a/9.png", "b/1.JPG", "b/2.png"]
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch, link):
+    for name in ("a", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"")
+    shut = tmp_path / "a" / "shut"
+    if link:
+        shut.symlink_to(tmp_path / "elsewhere")
+    else:
+        shut.mkdir()
+    scan = os.scandir
+
+    def fail(path):
+        if os.fspath(path) == str(shut):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(UnreadableError, match=r"a/shut cannot be read: Permission denied$"):
+        list_images(tmp_path)
+
+
+@pytest.mark.parametrize(("link", "target"), [("a/b/up", ".."), ("a/here", "."), ("a/b/top", "../..")])
+def test_a_link_to_a_folder_that_is_read_anyway_multiplies_nothing(tmp_path, link, target):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "0.png").write_bytes(b"")
+    (tmp_path / link).symlink_to(target)
+    assert list_images(tmp_path) == ["a/b/0.png"]
+
+
+@pytest.mark.parametrize(("link", "listed"), [("a/up", "a"), ("self", "self")])
+def test_a_link_to_a_folder_above_is_refused(tmp_path, link, listed):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"")
+    (tmp_path / link).symlink_to(tmp_path)
+    with pytest.raises(DataError, match=rf"{link} is a link to .*, which it lies in; remove the link"):
+        list_images(tmp_path / listed)
+
+
+def test_links_to_a_folder_elsewhere_are_followed(tmp_path):
+    (tmp_path / "store" / "x").mkdir(parents=True)
+    (tmp_path / "store" / "x" / "0.png").write_bytes(b"")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "one").symlink_to(tmp_path / "store")
+    (tmp_path / "set" / "two").symlink_to("../store/x")
+    assert list_images(tmp_path / "set") == ["one/x/0.png", "two/0.png"]
+    assert list_images(tmp_path / "set" / "two") == ["0.png"]
+
+
+def test_hidden_folders_are_left_out(tmp_path):
+    for name in ("a/0.png", "a/.ipynb_checkpoints/0-checkpoint.png", "a/.hidden/deep/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert list_images(tmp_path) == ["a/0.png"]
+    assert list_images(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "mode"),
+    [
+        ("x.png", np.uint16, "I;16"),
+        ("x.tif", np.uint16, "I;16"),
+        ("x.tif", ">u2", "I;16B"),
+        ("x.tif", np.int32, "I"),
+        ("x.tif", np.float32, "F"),
+    ],
+)
+def test_images_of_more_than_8_bits_are_refused_and_such_masks_are_not(tmp_path, name, kind, mode):
+    image = Image.fromarray(np.arange(12).reshape(3, 4).astype(np.dtype(kind)))
+    image.save(tmp_path / name)
+    with Image.open(tmp_path / name) as stored:
+        assert stored.mode == mode
+    with pytest.raises(DataError, match=rf"{name} has the mode {mode}, .*; convert it to 8 bits$") as caught:
+        read_image(tmp_path / name)
+    assert not isinstance(caught.value, UnreadableError)
+    assert read_mask(tmp_path / name).ravel().tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("alpha", ["equal", "opaque"])
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_the_alpha_of_a_mask_is_no_label(tmp_path, mode, alpha):
+    labels = np.array([[0, 3], [4, 255]], dtype=np.uint8)
+    grey = Image.fromarray(labels)
+    above = grey if alpha == "equal" else Image.new("L", grey.size, 255)
+    Image.merge(mode, [grey] * (len(mode) - 1) + [above]).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png").tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a/caf\xe9.png"])
+def test_a_name_that_is_not_utf8_is_named_so_that_it_can_be_printed(tmp_path, name):
+    name = os.fsdecode(name)
+    (tmp_path / "a").mkdir()
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"caf\\xe9.* its name is not UTF-8; rename it") as caught:
+        Manifest(tmp_path, [(name, 0)], tmp_path / "cache")
+    assert str(caught.value).isascii()
+
+
+def test_a_root_whose_name_is_not_utf8_is_named(tmp_path, noise):
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    root.mkdir()
+    noise.save(root / "a.png")
+    with pytest.raises(DataError, match=r"caf\\xe9 cannot be used: its name is not UTF-8"):
+        Manifest(root, [("a.png", 0)], tmp_path / "cache")
+
+
 def _manifest(root: Path, cache: Path) -> Manifest:
     return Manifest(root, [("a.png", 0), ("b.png", 1)], cache)
 

@@ -1,5 +1,6 @@
 """Layouts of classification and segmentation folders: what is read, and what is refused with which line."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -55,6 +56,21 @@ def test_image_folder_agrees_with_torchvision(folder, tmp_path):
         assert [str(folder / i) for i in ours.ids] == [path for path, _ in theirs.samples]
         for i in range(len(ours)):
             assert np.array_equal(np.asarray(ours.image(i)), np.asarray(theirs[i][0]))
+
+
+def test_hidden_folders_and_links_that_lead_back_give_no_image(folder, tmp_path):
+    picture(folder / "train" / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png")
+    (folder / "train" / "cat" / "again").symlink_to(".")
+    assert load(folder, tmp_path).counts() == {"train": 9, "val": 6}
+    (folder / "train" / "train").symlink_to(folder / "train")  # ln -s called twice
+    with pytest.raises(DataError, match=r"train/train is a link to .*; remove the link"):
+        load(folder, tmp_path)
+
+
+def test_a_name_that_is_not_utf8_is_named(folder, tmp_path):
+    picture(folder / "train" / "cat" / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(DataError, match=r"train/cat/caf\\xe9\.png cannot be used: its name is not UTF-8"):
+        load(folder, tmp_path)
 
 
 def test_test_split_is_preferred_to_val_and_a_name_overrides(folder, tmp_path):
@@ -190,6 +206,15 @@ def test_cifar_pickle_that_asks_for_more_is_refused(tmp_path, content):
         load(tmp_path / "c", tmp_path)
 
 
+def test_cifar_has_its_two_splits_alone(tmp_path):
+    cifar10(tmp_path / "c")
+    load(tmp_path / "c", tmp_path, train="train", test="test")
+    for options in ({"test": "val"}, {"train": "test"}):
+        name = next(iter(options.values()))
+        with pytest.raises(DataError, match=rf"the layout cifar has no choice of the split '{name}'; it is"):
+            load(tmp_path / "c", tmp_path, **options)
+
+
 def test_cifar_labels_and_shapes_are_checked(tmp_path):
     cifar10(tmp_path / "c")
     path = tmp_path / "c" / "cifar-10-batches-py" / "test_batch"
@@ -317,6 +342,41 @@ def test_flat_folder_is_one_split(tmp_path):
     assert data.counts() == {"all": 2}
     assert (data.train_split, data.test_split) == ("all", "all")
     assert data.splits["all"].masks == ["masks/a/1.png", "masks/b/2.png"]
+
+
+@pytest.mark.parametrize("which", ["train", "test"])
+def test_flat_folder_has_no_other_split(tmp_path, which):
+    picture(tmp_path / "f" / "images" / "0.jpg")
+    mask(tmp_path / "f" / "masks" / "0.png", np.eye(6, 8))
+    assert load(tmp_path / "f", tmp_path, **{which: "all"}).counts() == {"all": 1}
+    with pytest.raises(DataError, match=r"segmentation-flat has no choice of the split 'val'; it is 'all'"):
+        load(tmp_path / "f", tmp_path, **{which: "val"})
+
+
+def test_lists_with_a_byte_order_mark_and_lists_that_are_not_utf8(roads, tmp_path):
+    listed = roads / "classes.txt"
+    listed.write_bytes("sky\r\nroad\r\ncar\r\ntree".encode("utf-8-sig"))
+    assert load(roads, tmp_path).classes[0] == "sky"
+    listed.write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"classes\.txt is not UTF-8; save it as UTF-8$"):
+        load(roads, tmp_path)
+    (roads / "dataset.yaml").write_bytes(b"classes: [caf\xe9]")
+    with pytest.raises(DataError, match=r"dataset\.yaml is not UTF-8"):
+        load(roads, tmp_path)
+
+
+def test_voc_lists_with_a_byte_order_mark_and_lists_that_are_not_utf8(tmp_path):
+    root = tmp_path / "voc"
+    picture(root / "JPEGImages" / "a.jpg")
+    mask(root / "SegmentationClass" / "a.png", np.eye(6, 8))
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for split in ("train", "val"):
+        (lists / f"{split}.txt").write_bytes("a\r\n".encode("utf-8-sig"))
+    assert load(root, tmp_path).counts() == {"train": 1, "val": 1}
+    (lists / "val.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"val\.txt is not UTF-8"):
+        load(root, tmp_path)
 
 
 def test_segmentation_without_a_train_split(roads, tmp_path):

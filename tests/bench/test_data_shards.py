@@ -280,6 +280,34 @@ def test_folders_of_splits_and_no_class_names(folder, tmp_path):
         load(root, tmp_path)
 
 
+def test_naming_the_splits_lists_no_shard_twice(folder, tmp_path):
+    train, val = samples_of(folder, "train"), samples_of(folder, "val")
+    write_tar(tmp_path / "wd" / "train" / "0.tar", train)
+    write_tar(tmp_path / "wd" / "val" / "0.tar", val)
+    for split, samples in (("train", train), ("val", val)):
+        images, labels = [m["png"] for _, m in samples], [int(m["cls"]) for _, m in samples]
+        write_parquet(tmp_path / "pq" / "data" / split / "0.parquet", images, labels)
+    for root in (tmp_path / "wd", tmp_path / "pq"):
+        named = load(root, tmp_path, train="train", test="val")
+        assert named.counts() == {"train": 15, "val": 6}, root.name
+        assert named.fingerprint == load(root, tmp_path).fingerprint
+
+
+def test_a_split_called_data_lists_no_shard_twice(folder, tmp_path):
+    write_tar(tmp_path / "wd" / "data" / "0.tar", samples_of(folder, "train"))
+    write_tar(tmp_path / "wd" / "val" / "0.tar", samples_of(folder, "val"))
+    data = load(tmp_path / "wd", tmp_path, layout="webdataset", train="data", test="val")
+    assert data.counts() == {"data": 15, "val": 6}
+
+
+def test_names_of_classes_in_the_files_of_windows(tars, tmp_path):
+    (tars / "classes.txt").write_bytes("\r\n".join(CLASSES).encode("utf-8-sig"))
+    assert load(tars, tmp_path).classes == CLASSES
+    (tars / "classes.txt").write_bytes("caf\xe9\ndog\neel".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classes\.txt is not UTF-8; save it as UTF-8$"):
+        load(tars, tmp_path)
+
+
 def test_mixed_splits_are_refused(tars, tmp_path):
     (tars / "train").mkdir()
     (tars / "val-000000.tar").rename(tars / "train" / "val-000000.tar")
@@ -453,6 +481,7 @@ def broken(tmp_path: Path, *members: dict[str, bytes]) -> Path:
         ({"png": encoded(1), "json": b"{"}, r"k1 has a \.json that is not valid"),
         ({"png": encoded(1), "json": b"[" * 100_000}, r"k1 has a \.json that is not valid"),
         ({"cls": b"1"}, r"train-0\.tar/k1 has a label but no image"),
+        ({"gif": b"GIF89a", "json": b'{"label": 0}'}, r"train-0\.tar/k1 has a label but no image"),
         ({"png": encoded(1), "jpg": encoded(1, "JPEG"), "cls": b"1"}, r"k1 has several images \(png, jpg\)"),
     ],
 )
@@ -463,6 +492,11 @@ def test_samples_that_are_not_whole_are_named(tmp_path, members, problem):
     assert "\n" not in str(caught.value)
     if "png" in members and "jpg" not in members:  # without labels none of this matters
         assert load_unlabelled(root, cache_dir=tmp_path / "cache").counts() == {"train": 2}
+
+
+def test_a_json_without_a_label_needs_no_image(tmp_path):
+    root = broken(tmp_path, {"json": b'{"made": "2024"}'}, {"json": b'{"label": -1}'}, {"json": b"[1]"})
+    assert load(root, tmp_path).counts() == {"train": 1, "val": 1}
 
 
 def test_twice_the_same_member_links_and_shards_without_images(tmp_path):

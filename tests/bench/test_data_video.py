@@ -102,6 +102,21 @@ def test_lists_2017_first_and_another_by_name(tmp_path):
         load(root, tmp_path, test="2018/val")
 
 
+def test_a_list_with_a_byte_order_mark_and_one_that_is_not_utf8(tmp_path):
+    root = davis(tmp_path / "d", {"dog": [1]})
+    lists(root, "2017/val.txt", "\ufeffdog\n")
+    assert load(root, tmp_path).counts() == {"dog": 3}
+    (root / "ImageSets" / "2017" / "val.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"2017/val\.txt is not UTF-8; save it as UTF-8$"):
+        load(root, tmp_path)
+
+
+def test_there_is_no_split_to_train_on(tmp_path):
+    root = davis(tmp_path / "d", {"dog": [1]})
+    with pytest.raises(DataError, match=r"the layout davis has no choice of the split 'train'; it has none"):
+        load(root, tmp_path, train="train")
+
+
 def test_resolution(tmp_path):
     root = davis(tmp_path / "d", {"a": [1]}, "Full-Resolution", frames=2)
     assert load(root, tmp_path).counts() == {"a": 2}
