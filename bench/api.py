@@ -77,7 +77,10 @@ def make_config(
     if ckpt is None:
         checkpoints: list[CheckpointConfig] = []
     elif isinstance(ckpt, Mapping):
-        checkpoints = [CheckpointConfig(label=label, reference=str(ref)) for label, ref in ckpt.items()]
+        checkpoints = [
+            validate(CheckpointConfig, {"label": label, "reference": str(ref)}, "ckpt")
+            for label, ref in ckpt.items()
+        ]
     else:
         listed = [ckpt] if isinstance(ckpt, str | Path) else list(ckpt)
         checkpoints = [CheckpointConfig.parse(str(one)) for one in listed]

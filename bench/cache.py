@@ -107,12 +107,24 @@ def clear(root: Path, part: str | None = None) -> Cleared:
     """Delete one of ``PARTS``, or all of them but what was downloaded. What else lies in the folder stays."""
     clear_stale(root)
     chosen = [part] if part else [name for name in PARTS if name != _FETCHED]
-    freed = 0
+    freed, links = 0, []
     for folder in _folders(root):
         if re.sub(r"^scenes-v\d+$", "scenes", folder.name) in chosen:
             freed += _bytes(folder)
-            shutil.rmtree(folder)
-    return Cleared(freed, tuple(sorted(path.name for path in root.glob("*"))))
+            if folder.is_symlink():  # to another disk: the user's to keep
+                _empty(folder)
+                links.append(folder)
+            else:
+                shutil.rmtree(folder)
+    return Cleared(freed, tuple(sorted(path.name for path in root.glob("*") if path not in links)))
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _folders(root: Path) -> list[Path]:

@@ -19,13 +19,16 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Model = TypeVar("Model", bound=BaseModel)
 
 DEFAULT_SUITE = "scenes"
+LONGEST_LABEL = 80
 
 
 class CheckpointConfig(Frozen):
     """One checkpoint: where it is, and what it is called in tables."""
 
-    reference: str = Field(description="file, timm:NAME[:pretrained], python:package.module:factory, pixels")
-    label: str = Field(description="name in tables and files", min_length=1, max_length=80)
+    reference: str = Field(
+        description="file, timm:NAME[:pretrained], python:package.module:factory, pixels", min_length=1
+    )
+    label: str = Field(description="name in tables and files", min_length=1, max_length=LONGEST_LABEL)
 
     @staticmethod
     def parse(text: str) -> CheckpointConfig:
@@ -35,10 +38,16 @@ class CheckpointConfig(Frozen):
             return validate(CheckpointConfig, {"label": label.strip(), "reference": reference}, "--ckpt")
         scheme, _, rest = text.partition(":")
         if rest and not Path(text).exists() and scheme in ("timm", "python"):
-            return CheckpointConfig(label=rest.replace(":pretrained", " (pretrained)"), reference=text)
-        path, _, picked = text.partition("#")
-        name = Path(path).stem + (f"#{picked}" if picked else "")
-        return CheckpointConfig(label=name or text, reference=text)
+            name = rest.replace(":pretrained", " (pretrained)")
+        else:
+            path, _, picked = text.partition("#")
+            name = Path(path).stem + (f"#{picked}" if picked else "")
+        return validate(CheckpointConfig, {"label": _shortened(name or text), "reference": text}, "--ckpt")
+
+
+def _shortened(name: str) -> str:
+    """A name that fits a label: of a long one the end, which tells the files of a series apart."""
+    return name if len(name) <= LONGEST_LABEL else "…" + name[1 - LONGEST_LABEL :]
 
 
 def _is_label(label: str, reference: str) -> bool:
@@ -96,7 +105,7 @@ class RunConfig(Frozen):
     skip_broken: bool = Field(False, description="leave broken images out, count and list them")
     download: bool = Field(False, description="fetch torchvision data sets that are not there")
     cache_dir: Path | None = Field(None, description="feature cache and embedded data")
-    cache_size_gb: float = Field(50.0, gt=0, description="bound of the feature cache")
+    cache_size_gb: float = Field(50.0, gt=0, allow_inf_nan=False, description="bound of the feature cache")
     overwrite: Overwrite = Field("only-missing", description="what happens to cells that are already there")
 
     @field_validator("device")
@@ -186,7 +195,21 @@ def coerce(model: type[BaseModel], field: str, raw: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's booleans and floats: ``on`` and ``off`` stay words, ``1e-3`` is a number."""
+    """YAML 1.2's booleans and floats: ``on`` and ``off`` stay words, ``1e-3`` is a number.
+
+    A key that is given twice is an error, where PyYAML keeps the last.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as it is written, before ``<<`` brings in the keys of others."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                problem = f"{key.value!r} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -238,19 +261,29 @@ def _suite_from(payload: dict[str, Any], path: Path, relative_to: Path | None) -
             raise ConfigError(f"{path}: `{section}` must be a mapping of names")
         payload[section] = dict(entries)
     for name, entry in payload["data"].items():
-        fields = {"path": entry} if isinstance(entry, str) else dict(entry or {})
+        fields = {"path": entry} if isinstance(entry, str) else _fields(entry, f"{path}: data.{name}")
         target = str(fields.get("path", ""))
         if relative_to and target and not Path(target).is_absolute() and (relative_to / target).exists():
             fields["path"] = str((relative_to / target).resolve())
         payload["data"][name] = fields
     for name, entry in payload["tasks"].items():
-        fields = dict(entry or {})
-        names = fields.pop("data", [])
-        payload["tasks"][name] = {"data": [names] if isinstance(names, str) else names, "protocol": fields}
-        for data in payload["tasks"][name]["data"]:
+        fields = _fields(entry, f"{path}: tasks.{name}")
+        names: Any = fields.pop("data", [])
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, list) or not all(isinstance(data, str) for data in names):
+            raise ConfigError(f"{path}: tasks.{name}.data must be a name or a list of names, got {names!r}")
+        payload["tasks"][name] = {"data": names, "protocol": fields}
+        for data in names:
             if data not in payload["data"]:
                 raise ConfigError(
                     f"{path}: the task {name!r} names the data set {data!r}, which `data` does not hold. "
-                    f"{did_you_mean(str(data), payload['data'])}"
+                    f"{did_you_mean(data, map(str, payload['data']))}"
                 )
     return validate(Suite, {"name": path.stem, **payload}, str(path))
+
+
+def _fields(entry: Any, where: str) -> dict[str, Any]:
+    """The fields of an entry of a suite. Raises ConfigError where it is no mapping."""
+    if entry is not None and not isinstance(entry, dict):
+        raise ConfigError(f"{where} must be a mapping of fields, got {entry!r}")
+    return dict(entry or {})

@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -76,15 +76,15 @@ class FeatureStore:
             if missing:
                 self._extract(engine, data, split_name, view, missing, folder, progress)
             try:
-                meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-                index = np.load(folder / "index.npy")
-                found = {c.id: np.load(_column_path(folder, c), mmap_mode="r") for c in columns}
-                os.utime(folder / "meta.json")  # the eviction order is by last use
+                meta, index, found = _read(folder, columns)
             except FileNotFoundError:  # another pass read other images, or another run needed the room
                 continue
-            if any(len(values) != len(index) for values in found.values()):
-                shutil.rmtree(folder)
+            except (ValueError, EOFError, KeyError):  # damaged: a disk that was full or lost its power
+                with suppress(FileNotFoundError):  # another run removes it too
+                    shutil.rmtree(folder)
                 continue
+            with suppress(OSError):  # a cache of others is read all the same
+                os.utime(folder / "meta.json")  # the eviction order is by last use
             break
         else:
             raise DataError(
@@ -179,7 +179,7 @@ class FeatureStore:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / "index.npy"
-        if known.is_file() and not np.array_equal(np.load(known), index):
+        if known.is_file() and not _holds(known, index):
             for path in folder.glob("*.npy"):
                 path.unlink()
         for path in half.glob("*.npy"):
@@ -351,6 +351,31 @@ def _values(column: Column, features: Features) -> Any:
 
 def _column_path(folder: Path, column: Column) -> Path:
     return folder / f"{column.id}.npy"
+
+
+def _read(folder: Path, columns: Sequence[Column]) -> tuple[dict[str, Any], Array, dict[str, Array]]:
+    """The description, the index and the columns of a bank.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+        ValueError, EOFError, KeyError: one is damaged, or they do not belong together.
+    """
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    if not isinstance(meta, dict) or not isinstance(meta["skipped"], list):
+        raise ValueError("not the description of a bank")
+    index = np.load(folder / "index.npy")
+    found = {c.id: np.load(_column_path(folder, c), mmap_mode="r") for c in columns}
+    if any(len(values) != len(index) for values in found.values()):
+        raise ValueError("the columns are of different passes")
+    return meta, index, found
+
+
+def _holds(path: Path, values: Array) -> bool:
+    """Whether a file holds this array; not where it is damaged."""
+    try:
+        return np.array_equal(np.load(path), values)
+    except (ValueError, EOFError):
+        return False
 
 
 def _truncate(path: Path, rows: int) -> None:

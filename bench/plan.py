@@ -55,7 +55,7 @@ class RunPlan:
             (checkpoint.label, evaluation, seed)
             for checkpoint in self.config.checkpoints
             for evaluation in self.evaluations
-            for seed in self.config.seeds
+            for seed in dict.fromkeys(self.config.seeds)
         ]
 
 
@@ -72,12 +72,14 @@ def make_plan(config: RunConfig) -> RunPlan:
     fallback = load_suite(DEFAULT_SUITE)
     data: dict[str, DataConfig] = dict(suite.data) if suite else {}
     named: dict[str, tuple[DataKind, Suite | None]] = {}  # data set of --data -> kind, suite of its protocol
-    for reference in config.data:
+    for reference in dict.fromkeys(config.data):
         kind = detect_layout(reference).kind
         name = _unique(_data_name(reference), data)
         data[name] = DataConfig(path=reference, kind=kind)
         named[name] = (kind, fallback if is_embedded(reference) else suite)
     evaluations = []
+    for name in suite.tasks if suite else ():
+        get_task(name)  # one that there is not is refused, whichever tasks are chosen
     tasks = _selected(config.tasks, suite)
     for name in config.overrides:
         if name not in {task.name for task in tasks}:
@@ -122,14 +124,12 @@ def _data_of(
     task: TaskSpec, suite: Suite | None, named: Mapping[str, tuple[DataKind, Suite | None]], fallback: Suite
 ) -> list[tuple[Suite | None, tuple[str, ...]]]:
     """The data sets of a task, each with the suite whose protocol fields hold there."""
-    from .data import detect_layout
-
     found: list[tuple[Suite | None, tuple[str, ...]]] = []
     if suite:
         if task.name in suite.tasks and suite.tasks[task.name].data:
-            found.append((suite, suite.tasks[task.name].data))
+            found.append((suite, tuple(dict.fromkeys(suite.tasks[task.name].data))))
         else:
-            kinds = {name: entry.kind or detect_layout(entry.path).kind for name, entry in suite.data.items()}
+            kinds = {name: _kind(entry) for name, entry in suite.data.items()}
             fitting = tuple(name for name, kind in kinds.items() if kind == task.data)
             found += [(suite, fitting)] if fitting else []
     found += [(source, (name,)) for name, (kind, source) in named.items() if kind == task.data]
@@ -138,6 +138,13 @@ def _data_of(
     if task.name in fallback.tasks:
         return [(fallback, fallback.tasks[task.name].data)]
     return [(fallback, tuple(name for name, entry in fallback.data.items() if entry.kind == task.data))]
+
+
+def _kind(entry: DataConfig) -> DataKind:
+    """What a data set of a suite is: as it says, else by the layout that it gives, else by its folder."""
+    from .data import given_layout, detect_layout
+
+    return entry.kind or (given_layout(entry.layout) if entry.layout else detect_layout(entry.path)).kind
 
 
 def _evaluation(

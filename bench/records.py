@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from contextlib import suppress
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
+from .errors import DataError
 from .references import ENTRY_POINT_GROUP, RANDOM, split_reference
 from .results import CheckpointRecord, read_json, write_json
 
-_BESIDE = ("config.json",)
+_BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json")
 """Files in the same folder that have a say in what is loaded."""
 
 
@@ -35,9 +37,9 @@ def checkpoint_record(label: str, reference: str, cache: Path) -> CheckpointReco
     """
     source = split_reference(reference.removeprefix(RANDOM))[0]
     remembered = cache / "records" / f"{_state(reference, source)}.json" if _decided(source) else None
-    if remembered and remembered.is_file():
-        record = read_json(remembered, CheckpointRecord)
-        return record.model_copy(update={"label": label})
+    if remembered:
+        with suppress(DataError):  # none yet, damaged, or not for this user to read
+            return read_json(remembered, CheckpointRecord).model_copy(update={"label": label})
 
     from .cost import encoder_flops
     from .encoders import load_encoder
@@ -52,7 +54,8 @@ def checkpoint_record(label: str, reference: str, cache: Path) -> CheckpointReco
         flops=encoder_flops(encoder),
     )
     if remembered:
-        write_json(remembered, record.model_dump(mode="json"))
+        with suppress(OSError):  # a cache that cannot be written costs time, never the run
+            write_json(remembered, record.model_dump(mode="json"))
     return record
 
 

@@ -170,7 +170,11 @@ def collect(out: Path, command: str) -> RunFile:
 def cell_order(out: Path, planned: Sequence[str]) -> list[str]:
     """The order of cells in a folder: a plan of all that there are decides, another one adds its own."""
     path = out / "plan.json"
-    before: list[str] = json.loads(path.read_bytes()).get("order", []) if path.is_file() else []
+    try:
+        plan = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):  # none yet, or one that was cut: the results count, not the plan
+        plan = None
+    before: list[str] = plan.get("order", []) if isinstance(plan, dict) else []
     if set(before) <= set(planned):
         return list(planned)
     return [*before, *(cell for cell in planned if cell not in before)]

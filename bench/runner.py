@@ -223,9 +223,7 @@ class Run:
         except Exception as failure:
             if self.debug:
                 raise
-            error = f"{type(failure).__name__}: {failure} (a bug: details in artefacts/{cell.id}/error.txt)"
-            with atomic_write(self.plan.out / "artefacts" / cell.id / "error.txt") as stream:
-                stream.write(traceback.format_exc())
+            error = self._unexpected(cell, failure)
         result = Result(
             cell=cell.id,
             digest=cell.digest,
@@ -258,6 +256,14 @@ class Run:
             write_items(self.plan.out / "items" / f"{cell.id}.npz", measurements)
         write_json(result_path(self.plan.out, cell.id), result.model_dump(mode="json"))
         self.reporter.line(_news(result, time.perf_counter() - started))
+
+    def _unexpected(self, cell: Cell, failure: Exception) -> str:
+        """What to say of a failure that no task foresaw; of a bug, the traceback goes to a file."""
+        if isinstance(failure, OSError) and failure.errno:  # a full disk, a cache that may not be written
+            return ": ".join(str(part) for part in (failure.filename, failure.strerror) if part)
+        with atomic_write(self.plan.out / "artefacts" / cell.id / "error.txt") as stream:
+            stream.write(traceback.format_exc())
+        return f"{type(failure).__name__}: {failure} (a bug: details in artefacts/{cell.id}/error.txt)"
 
     def _record(self, data: Dataset, skipped: tuple[str, ...]) -> DataRecord:
         return DataRecord(

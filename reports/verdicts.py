@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -251,12 +252,15 @@ def _terms(entry: Entry, metric: str) -> tuple[Array, Array | None]:
         raise _NotPairedError("the per-item numbers are not at hand")
     path = Path(entry.folder) / "items" / f"{entry.result.cell}.npz"
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as stream, np.load(stream) as arrays:
             first_order = arrays.get(f"{metric}/terms")
             items = arrays[metric] if first_order is None else first_order
             clusters = arrays.get(f"{metric}/clusters")
-    except (OSError, KeyError, ValueError) as error:
+    except (FileNotFoundError, KeyError) as error:
         raise _NotPairedError(f"{path.name} holds no per-item numbers of {metric}") from error
+    except (BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
+        reason = f"its items {path.name} are damaged; score it again (--overwrite always)"
+        raise _NotPairedError(reason) from error
     if items.ndim == 2 and not _is_crossed(entry, metric, items):
         raise _NotPairedError(f"{path.name} is of an earlier version; score the cells again")
     return items, clusters

@@ -123,7 +123,7 @@ def load_data(
         _expect(kind, detect_layout(reference), reference)
         return load_torchvision(reference, name, train, test, void, classes, download, cache_dir)
     else:
-        found = _given(layout) if layout else detect_layout(reference)
+        found = given_layout(layout) if layout else detect_layout(reference)
         root = Path(reference).expanduser()
         name = name or root.resolve().name
     _expect(kind, found, reference)
@@ -155,7 +155,7 @@ def _expect(kind: DataKind | None, found: Detected, reference: str) -> None:
         raise DataError(f"{reference} is a {found.kind} data set ({found.layout}), not one for {kind}")
 
 
-def _given(layout: str) -> Detected:
+def given_layout(layout: str) -> Detected:
     family = "davis" if layout.startswith("davis") else layout
     stem = layout.partition(":")[0]
     if family not in LAYOUTS or (family == "davis" and stem not in ("davis", "davis2016", "davis2017")):

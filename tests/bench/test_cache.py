@@ -99,6 +99,20 @@ def test_clear_of_one_part_leaves_the_others(root):
     assert tuple(sorted(path.name for path in root.iterdir())) == FOREIGN
 
 
+def test_a_part_on_another_disk_is_emptied_and_its_link_stays(root, tmp_path_factory):
+    disk, photographs = tmp_path_factory.mktemp("disk"), root / "photographs"
+    (root / "features").rename(disk / "features")
+    (root / "features").symlink_to(disk / "features")
+    (disk / "features" / "mine").symlink_to(photographs)
+    (disk / "features" / "file").write_bytes(b"12345")
+    freed, left = clear(root)
+    assert freed == 7 * 5
+    assert left == (*FOREIGN, "torchvision"), "the link is ours: there is nothing to say of it"
+    assert (root / "features").is_symlink()
+    assert list((disk / "features").iterdir()) == []
+    assert (photographs / "me.jpg").is_file()
+
+
 def test_the_command_says_what_it_left(root):
     run = CliRunner().invoke(cli, ["cache", "--clear", "--cache-dir", str(root)])
     assert run.output.splitlines()[-1].startswith("left notes.txt, photographs, scenes-views, torchvision (")

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from lmim_bench.bench.api import make_config
 from lmim_bench.bench.config import (
     CheckpointConfig,
     DataConfig,
@@ -12,7 +13,8 @@ from lmim_bench.bench.config import (
     parse_override,
     validate,
 )
-from lmim_bench.bench.errors import ConfigError
+from lmim_bench.bench.errors import ConfigError, DataError
+from lmim_bench.bench.plan import make_plan
 from lmim_bench.bench.types import Frozen
 
 
@@ -86,6 +88,31 @@ def test_a_file_whose_name_holds_an_equals_sign_is_a_file(tmp_path):
     assert CheckpointConfig.parse(str(path)).reference == str(path)
 
 
+@pytest.mark.parametrize("before", ["", "timm:", "python:"])
+def test_of_a_long_name_the_end_is_the_label(before):
+    first, second = (CheckpointConfig.parse(f"{before}{'x' * 90}-{epoch}") for epoch in (100, 200))
+    assert len(first.label) == 80
+    assert first.label.startswith("…x")
+    assert first.label.endswith("x-100")
+    assert first.label != second.label
+
+
+@pytest.mark.parametrize("text", ["", "x=", "x" * 81 + "=pixels"])
+def test_an_empty_reference_and_a_label_that_is_too_long_are_one_line(text):
+    with pytest.raises(ConfigError, match=r"^--ckpt\.(reference|label): string should have at [^\n]*$"):
+        CheckpointConfig.parse(text)
+
+
+def test_a_label_of_the_python_api_is_checked_in_one_line():
+    with pytest.raises(ConfigError, match=r"^ckpt\.label: string should have at most 80 characters, [^\n]*$"):
+        make_config({"x" * 81: "pixels"})
+
+
+def test_the_cache_has_a_size():
+    with pytest.raises(ConfigError, match=r"cache_size_gb: [^\n]*finite[^\n]*$"):
+        make_config("pixels", cache_size_gb=float("inf"))
+
+
 def test_labels_must_differ():
     pair = [CheckpointConfig.parse("a/x.pth"), CheckpointConfig.parse("b/x.pth")]
     with pytest.raises(ConfigError, match="two checkpoints are called 'x'"):
@@ -132,11 +159,59 @@ def test_suite_paths_are_relative_to_the_file_and_words_stay_words(tmp_path):
         ("data: {a: b}\ntasks: {knn: {data: c}}", "names the data set 'c'"),
         ("data: {a: {path: b, knd: video}}", "no field 'knd'. Did you mean 'kind'"),
         ("dat: {}", "no field 'dat'. Did you mean 'data'"),
+        ("data: {x: 5}", "data.x must be a mapping of fields, got 5"),
+        ("data: {x: [d/im]}", r"data.x must be a mapping of fields, got \['d/im'\]"),
+        ("data: {x: }", "data.x.path: field required"),
+        ("tasks: {knn: foo}", "tasks.knn must be a mapping of fields, got 'foo'"),
+        ("tasks: {knn: {data: }}", "tasks.knn.data must be a name or a list of names, got None"),
+        ("tasks: {knn: {data: 5}}", "tasks.knn.data must be a name or a list of names, got 5"),
+        ("tasks: {knn: {data: [[x]]}}", r"tasks.knn.data must be a name or a list of names, got \[\['x'\]\]"),
+        ("data: {5: a, x: b}\ntasks: {knn: {data: c}}", "names the data set 'c'"),
+        ("data: {a: b}\ndata: {c: d}", "not valid YAML: 'data' is given twice .*line 2"),
+        ("data:\n  a: b\n  a: c", "not valid YAML: 'a' is given twice .*line 3"),
     ],
 )
 def test_broken_suites_say_what_is_wrong(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         load_suite(write(tmp_path, text))
+
+
+def test_what_a_suite_merges_is_not_given_twice(tmp_path):
+    text = (
+        "tasks:\n  knn: {protocols: &b {<<: &a {k: [1]}, k: [5]}}\n"
+        "  linear:\n    <<: *b\n    k: [7]\n  few_shot: {<<: *a}\n"
+    )
+    suite = load_suite(write(tmp_path, text))
+    assert suite.tasks["linear"].protocol == {"k": [7]}
+    assert suite.tasks["few_shot"].protocol == {"k": [1]}
+
+
+# ------------------------------------------------------------------------------------------- plans
+
+
+def plan(tmp_path: Path, text: str = "", **options):
+    suite = write(tmp_path, text) if text else None
+    return make_plan(make_config("pixels", suite=suite, **options))
+
+
+def test_a_misspelled_task_of_a_suite_is_refused_whichever_tasks_are_chosen(tmp_path):
+    with pytest.raises(ConfigError, match="Did you mean 'linear'"):
+        plan(tmp_path, "data: {s: scenes}\ntasks: {liner: {data: s}}", tasks="knn")
+
+
+def test_the_layout_that_a_suite_gives_says_what_its_data_are(tmp_path):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "notes.txt").touch()
+    made = plan(tmp_path, "data: {mine: {path: odd, layout: imagefolder}}", tasks="knn")
+    assert [evaluation.data for evaluation in made.evaluations] == ["mine"]
+    with pytest.raises(DataError, match="there is no layout 'imagefoldr'"):
+        plan(tmp_path, "data: {mine: {path: odd, layout: imagefoldr}}", tasks="knn")
+
+
+def test_what_is_named_twice_is_scored_once(tmp_path):
+    text = "data: {s: scenes}\ntasks: {knn: {data: [s, s]}}"
+    assert len(plan(tmp_path, text, tasks=["knn"], seeds=(0, 1, 0)).cells()) == 2
+    assert len(plan(tmp_path, tasks=["knn"], data=["scenes", "scenes"]).cells()) == 1
 
 
 def test_unknown_suite_name():

@@ -112,6 +112,52 @@ def test_a_bank_that_another_run_evicts_meanwhile_is_made_again(bank, tmp_path, 
     assert evicted
 
 
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [
+        ("cls@-1.npy", lambda data: data[:-100]),
+        ("cls@-1.npy", lambda data: b""),
+        ("index.npy", lambda data: data[:-8]),
+        ("index.npy", lambda data: bytes(len(data))),
+        ("meta.json", lambda data: data[: len(data) // 2]),
+        ("meta.json", lambda data: b"{}"),
+        ("meta.json", lambda data: b"null"),
+    ],
+)
+def test_a_damaged_bank_is_made_again(bank, engine, split, tmp_path, name, damaged):
+    folder = tmp_path / "features" / bank(CLS)[0].fingerprint
+    (folder / name).write_bytes(damaged((folder / name).read_bytes()))
+    found, _ = bank(CLS)
+    expected = direct(engine, split, range(COUNT))
+    np.testing.assert_allclose(found.column(CLS), expected.cls, atol=1e-5)
+    assert found.labels.tolist() == list(range(COUNT))
+
+
+def test_a_damaged_index_does_not_stop_the_columns_that_are_added(bank, tmp_path):
+    folder = tmp_path / "features" / bank(CLS)[0].fingerprint
+    (folder / "index.npy").write_bytes(b"")
+    assert len(bank(CLS, MEAN)[0].column(CLS)) == COUNT
+
+
+def test_an_error_of_the_encoding_is_no_damaged_bank(bank, engine, monkeypatch):
+    def broken(*args):
+        raise ValueError("of the encoder")
+
+    monkeypatch.setattr(engine, "launch", broken)
+    with pytest.raises(ValueError, match="of the encoder"):
+        bank(CLS)
+
+
+def test_a_bank_of_another_user_is_read(bank, monkeypatch):
+    bank(CLS)
+
+    def forbidden(*args, **kwargs):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(features.os, "utime", forbidden)
+    assert len(bank(CLS)[0].column(CLS)) == COUNT
+
+
 def test_room_is_asked_for_all_columns_before_the_first_is_written(bank, tmp_path, monkeypatch):
     one = 4 * COUNT * 192
     usage = namedtuple("usage", "total used free")

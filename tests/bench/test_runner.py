@@ -1,5 +1,6 @@
 """A run as a user sees it: cells kept, added, refused, failed, limited, interrupted."""
 
+import errno
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.claims import claim
 from lmim_bench.bench.engine import Engine
 from lmim_bench.bench.errors import CheckpointError, ConfigError, DataError
+from lmim_bench.bench.features import FeatureStore
 from lmim_bench.bench.vit import build_vit, vit_spec
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
@@ -130,6 +132,37 @@ def test_what_was_scored_is_not_opened_again_until_its_file_changes(
     with pytest.raises(ConfigError, match="other weights under the same label"):
         run(checkpoint, **options)
     assert opened == [str(checkpoint)]
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "processor_config.json"])
+def test_what_lies_beside_a_file_and_decides_what_is_loaded_is_looked_at(
+    checkpoint, tmp_path, monkeypatch, name
+):
+    (tmp_path / name).write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+    record = records.checkpoint_record("a", str(checkpoint), tmp_path / "cache")
+    (tmp_path / name).write_text('{"image_mean": [0, 0, 0]}')
+    monkeypatch.setattr(encoders, "load_encoder", lambda *_: pytest.fail("opened"))
+    with pytest.raises(pytest.fail.Exception, match="opened"):
+        records.checkpoint_record("a", str(checkpoint), tmp_path / "cache")
+    assert record.label == "a"
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"{}"])
+def test_a_damaged_record_of_a_checkpoint_is_made_again(checkpoint, options, damaged):
+    first = run(checkpoint, **options)
+    (kept,) = (options["cache_dir"] / "records").glob("*.json")
+    whole = kept.read_bytes()
+    kept.write_bytes(damaged)
+    assert values(run(checkpoint, **options)) == values(first)
+    assert kept.read_bytes() == whole
+
+
+def test_a_record_that_cannot_be_kept_does_not_stop_the_run(checkpoint, options, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(records, "write_json", forbidden)
+    assert run(checkpoint, **options).results[0].status == "ok"
 
 
 @pytest.mark.parametrize("reference", ["random:{}", "timm:test_vit"])
@@ -258,6 +291,37 @@ def test_a_bug_in_a_task_fails_its_cell_with_a_traceback_on_disk(checkpoint, opt
     assert "Traceback" in log.read_text(encoding="utf-8")
     with pytest.raises(ZeroDivisionError):
         run(checkpoint, **options, debug=True)
+
+
+def test_a_full_disk_fails_its_cell_and_is_no_bug(checkpoint, options, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/features/x")
+
+    monkeypatch.setattr(FeatureStore, "_extract", full)
+    (result,) = run(checkpoint, **options).results
+    assert result.status == "failed"
+    assert result.error == "/cache/features/x: No space left on device"
+    assert not (options["out"] / "artefacts").exists()
+    with pytest.raises(OSError, match="No space left"):
+        run(checkpoint, **options, debug=True)
+
+
+def test_an_error_of_a_library_without_a_number_is_a_bug(checkpoint, options, monkeypatch):
+    def broken(*args, **kwargs):
+        raise OSError("made up")
+
+    monkeypatch.setattr(FeatureStore, "_extract", broken)
+    (result,) = run(checkpoint, **options).results
+    assert result.error.startswith("OSError: made up (a bug")
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"order": ["one', b"[]", b"\xff"])
+def test_a_plan_that_was_cut_does_not_stop_the_next_run(checkpoint, options, damaged):
+    first = run(checkpoint, **options)
+    (options["out"] / "plan.json").write_bytes(damaged)
+    assert values(run(checkpoint, **options)) == values(first)
+    order = json.loads((options["out"] / "plan.json").read_bytes())["order"]
+    assert order == [first.results[0].cell]
 
 
 def test_a_broken_image_is_named_and_can_be_left_out(checkpoint, options, images):

@@ -101,6 +101,27 @@ def test_a_task_that_one_lacks_is_said(run: Callable[..., Path]) -> None:
     assert comparison.gaps == ("linear on toy: only one of the two was scored",)
 
 
+@pytest.mark.parametrize("kept", [0, 3, 40, 0.5, 0.9])
+def test_items_that_are_damaged_are_said(run: Callable[..., Path], kept: float) -> None:
+    folder = run("a", {"x": 0.5, "y": 0.6})
+    path = next(folder.glob("items/y--*.npz"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
+    (comparison,) = comparisons(read_report([folder]))
+    mend = "score it again (--overwrite always)"
+    assert comparison.gaps == (f"knn on toy: its items {path.name} are damaged; {mend}",)
+
+
+def test_items_of_which_a_byte_changed_are_said(run: Callable[..., Path]) -> None:
+    folder = run("a", {"x": 0.5, "y": 0.6})
+    path = next(folder.glob("items/y--*.npz"))
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 255
+    path.write_bytes(whole)
+    (comparison,) = comparisons(read_report([folder]))
+    assert "are damaged; score it again" in comparison.gaps[0]
+
+
 def test_items_that_are_missing_or_differ_are_said(run: Callable[..., Path]) -> None:
     (comparison,) = comparisons(read_report([run("a", {"x": 0.5, "y": 0.6}, items=False)]))
     assert "holds no per-item numbers of top1@k=20" in comparison.gaps[0]
