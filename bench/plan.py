@@ -142,7 +142,7 @@ def _data_of(
 
 def _kind(entry: DataConfig) -> DataKind:
     """What a data set of a suite is: as it says, else by the layout that it gives, else by its folder."""
-    from .data import given_layout, detect_layout
+    from .data import detect_layout, given_layout
 
     return entry.kind or (given_layout(entry.layout) if entry.layout else detect_layout(entry.path)).kind
 
