@@ -156,6 +156,7 @@ def _expect(kind: DataKind | None, found: Detected, reference: str) -> None:
 
 
 def given_layout(layout: str) -> Detected:
+    """The layout of a suite's ``layout:``. Raises DataError where there is none of that name."""
     family = "davis" if layout.startswith("davis") else layout
     stem = layout.partition(":")[0]
     if family not in LAYOUTS or (family == "davis" and stem not in ("davis", "davis2016", "davis2017")):
