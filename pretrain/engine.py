@@ -25,6 +25,7 @@ from .recipe import EngineConfig, OptimConfig
 # Dense bf16 matrix throughput, FLOP/s, from NVIDIA's data sheets; the first name inside the device's counts.
 _PEAKS = {
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "B200": 2250e12,

@@ -1,11 +1,16 @@
-"""What a training writes about itself: a metrics file, one JSON object a line, and TensorBoard's files."""
+"""What a training writes about itself: a metrics file, one JSON object a line, TensorBoard's files; and the sums
+behind a line.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..bench.results import atomic_write
 
@@ -47,3 +52,34 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@dataclass
+class Tally:
+    """Running sums between two lines of the log, and over the sitting."""
+
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    steps: int = 0
+    busy: float = 0.0
+    waited: float = 0.0
+    all_steps: int = 0
+    all_busy: float = 0.0
+    all_waited: float = 0.0
+
+    def add(self, terms: Mapping[str, torch.Tensor]) -> None:
+        """The losses of a step, which stay on their device."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+
+    def close_step(self, busy: float, waited: float) -> None:
+        """The seconds of a step, and those of them in which it waited for data."""
+        self.steps += 1
+        self.busy += busy
+        self.waited += waited
+        self.all_steps += 1
+        self.all_busy += busy
+        self.all_waited += waited
+
+    def clear(self) -> None:
+        """Begin anew after a line of the log; what is over the sitting stays."""
+        self.sums, self.steps, self.busy, self.waited = {}, 0, 0.0, 0.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..bench.types import Dataset
 from .batches import Part, Schedule, part_bytes, parts, plan_steps, to_images
 from .engine import make_fabric, peak_flops
 from .flops import training_flops
-from .logbook import Logbook, read_metrics
+from .logbook import Logbook, Tally, read_metrics
 from .monitor import Health, Watcher
 from .outcome import Summary, Training, read_summary, start_training
 from .pixels import open_pixels
@@ -39,34 +39,6 @@ STATE_VERSION = 1
 _DIVERGED = "Lower optim.base_lr, set optim.clip, or train in fp32 (engine.precision=fp32)"
 _FLAG_EVERY = 10
 """Steps between agreements of several processes on whether they were told to stop."""
-
-
-@dataclass
-class _Tally:
-    """Running sums between two lines of the log, and over the sitting."""
-
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    steps: int = 0
-    busy: float = 0.0
-    waited: float = 0.0
-    all_steps: int = 0
-    all_busy: float = 0.0
-    all_waited: float = 0.0
-
-    def add(self, terms: Mapping[str, torch.Tensor]) -> None:
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-
-    def close_step(self, busy: float, waited: float) -> None:
-        self.steps += 1
-        self.busy += busy
-        self.waited += waited
-        self.all_steps += 1
-        self.all_busy += busy
-        self.all_waited += waited
-
-    def clear(self) -> None:
-        self.sums, self.steps, self.busy, self.waited = {}, 0, 0.0, 0.0
 
 
 def train(
@@ -183,7 +155,7 @@ class _Run:
             workers=self._able_workers(),
             pin=self.fabric.device.type == "cuda",
         )
-        tally = _Tally()
+        tally = Tally()
         try:
             with closing(feed), self.reporter.progress(total, f"training {self.recipe.name}") as bar:
                 bar.advance(step)
@@ -222,7 +194,7 @@ class _Run:
             )
         return able
 
-    def _step(self, step: int, feed: Iterator[Part], tally: _Tally) -> None:
+    def _step(self, step: int, feed: Iterator[Part], tally: Tally) -> None:
         """One optimiser step, timed."""
         begun = time.monotonic()
         waited = 0.0
@@ -238,7 +210,7 @@ class _Run:
         tally.add(self.stepper(step / self.schedule.total, fed(), self.schedule.parts))
         tally.close_step(time.monotonic() - begun, waited)
 
-    def _log(self, step: int, tally: _Tally, log: Logbook | None) -> None:
+    def _log(self, step: int, tally: Tally, log: Logbook | None) -> None:
         """Read the sums, which waits for the device; a loss that is not finite ends the training here."""
         if not tally.steps:
             return
@@ -387,7 +359,7 @@ class _Run:
             "parameters": sum(p.numel() for p in self.model.encoder.vit.parameters()),
         }
 
-    def _summary(self, step: int, tally: _Tally, seconds: float) -> Summary:
+    def _summary(self, step: int, tally: Tally, seconds: float) -> Summary:
         busy = tally.all_busy or math.inf
         speed = tally.all_steps * self.schedule.batch / busy
         peak = peak_flops(self.fabric.device)
