@@ -1,5 +1,5 @@
-"""What a training writes about itself: a metrics file, one JSON object a line, TensorBoard's files; and the sums
-behind a line.
+"""What a training writes about itself (a metrics file, one JSON object a line; TensorBoard's files), and the
+sums behind a line.
 """
 
 from __future__ import annotations
