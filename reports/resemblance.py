@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def resemblances(column: Column) -> tuple[list[Resemblance], list[str]]:
         for index, folder, file, _, _ in members:
             try:
                 read[index] = _rows(inside(folder, file))
-            except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
                 missing = isinstance(error, FileNotFoundError)
                 problems.append(f"{file} {'is missing' if missing else 'cannot be read as features'}")
         common = _common(list(read.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def load_similarities(strips: Iterable[Strip]) -> tuple[dict[tuple[Path, str], S
             continue
         try:
             read = _read(inside(strip.folder, strip.similarity), len(strip.files) // 2)
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             missing = isinstance(error, FileNotFoundError)
             problems.append(
                 f"{strip.similarity} {'is missing' if missing else 'cannot be read as similarities'}"

@@ -256,6 +256,11 @@ def test_ties_are_corrected_for_where_orders_are_many():
     assert rank(np.ones((14, 4)), [True] * 14).p == 1
 
 
+def test_differences_without_spread_are_no_certainty_over_draws():
+    assert compare(np.zeros((10, 12)), np.ones((10, 12)), rng(), crossed=True).p == 2.0**-11
+    assert compare(np.ones((10, 12)), np.ones((10, 12)), rng(), crossed=True).p == 1
+
+
 def test_differences_that_vary_by_rounding_alone_have_no_effect_size():
     a = np.linspace(0.1, 0.9, 50)
     assert compare(a, a + 0.1, rng()).effect is None
