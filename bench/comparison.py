@@ -97,10 +97,9 @@ def _crossed(difference: Array, value: float) -> Difference:
     if interval is None:
         return Difference(value, None, None, None, "none: a single draw or item", None, items, items)
     error, freedom = crossed_error(difference)
-    if error:
-        p = 2 * float(stdtr(freedom, -abs(value) / error))
-    else:  # every difference the same: of all exchanges of the two, item by item, two are as far apart
-        p = 2.0 ** (1 - items) if value else 1.0
+    # Without any spread: of all exchanges of the two, item by item, two are as far apart.
+    alike = 2.0 ** (1 - items) if value else 1.0
+    p = 2 * float(stdtr(freedom, -abs(value) / error)) if error else alike
     test = f"Student's t over draws and items, {freedom:.1f} degrees of freedom"
     return Difference(value, *interval, p, test, _effect(difference.mean(axis=0)), items, items)
 
