@@ -142,14 +142,18 @@ def bootstrap(
     groups = len(sums)
     if groups < 2:
         return None
-    if groups < _FEW:
-        return _student(sums, sizes, statistic, level)
     # Equal rows are exchangeable: drawing how often each distinct row comes up is the same resample,
     # and for 0/1 outcomes it turns N draws into one binomial.
     table, inverse, counts = np.unique(
         np.column_stack([sums, sizes]), axis=0, return_inverse=True, return_counts=True
     )
     del inverse
+    total = counts @ table
+    value = float(statistic((total[:-1] / total[-1])[None])[0])
+    left_out = total[None] - table
+    jackknife = statistic(left_out[:, :-1] / left_out[:, -1:])
+    if groups < _FEW:
+        return _student(value, jackknife, counts, level)
     values = np.empty(resamples)
     chunk = max(1, _CHUNK_ELEMENTS // len(table))
     for start in range(0, resamples, chunk):
@@ -157,13 +161,9 @@ def bootstrap(
         weights = rng.multinomial(groups, counts / groups, size=stop - start)
         totals = weights @ table
         values[start:stop] = statistic(totals[:, :-1] / totals[:, -1:])
-    total = counts @ table
-    value = float(statistic((total[:-1] / total[-1])[None])[0])
-    left_out = total[None] - table
-    jackknife = statistic(left_out[:, :-1] / left_out[:, -1:])
     below = (np.count_nonzero(values < value) + 0.5 * np.count_nonzero(values == value)) / resamples
     if not _LOPSIDED <= below <= 1 - _LOPSIDED:
-        low, high = _student(sums, sizes, statistic, level)
+        low, high = _student(value, jackknife, counts, level)
         return (low, high) if high > low else None
     return _bca(below, values, jackknife, counts, _reach(level, groups - 1, groups))
 
@@ -196,12 +196,11 @@ def crossed_error(table: Array) -> tuple[float, float]:
     return whole**0.5, whole**2 / spread
 
 
-def _student(sums: Array, sizes: Array, statistic: Statistic, level: float) -> tuple[float, float]:
-    groups, total, weight = len(sums), sums.sum(axis=0), sizes.sum()
-    value = float(statistic((total / weight)[None])[0])
-    left_out = statistic((total - sums) / (weight - sizes)[:, None])
-    error = ((groups - 1) * float(left_out.var())) ** 0.5
-    return _around(value, error, groups - 1, level)
+def _student(value: float, jackknife: Array, counts: Array, level: float) -> tuple[float, float]:
+    freedom = int(counts.sum()) - 1
+    centre = np.average(jackknife, weights=counts)
+    variance = float(np.average((jackknife - centre) ** 2, weights=counts))
+    return _around(value, (freedom * variance) ** 0.5, freedom, level)
 
 
 def _around(value: float, error: float, freedom: float, level: float) -> tuple[float, float]:

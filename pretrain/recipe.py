@@ -314,9 +314,9 @@ class Recipe(_Section):
                 f"masking.visible {self.masking.visible} leaves {self.visible_patches} of {total} patches "
                 "visible; at least one must be seen and one hidden"
             )
-        compared = total - self.visible_patches if self.masking.kind != "multiblock" else total
+        hides_one = self.masking.kind != "multiblock" and self.visible_patches == total - 1
         within = self.objective.negatives == "image" or self.objective.standardise
-        if self.objective.loss == "infonce" and within and compared < 2:
+        if hides_one and within and self.objective.loss == "infonce":
             raise ValueError(
                 "objective.loss infonce tells the hidden patches of an image apart, and masking.visible "
                 f"{self.masking.visible} hides one; hide more, or set objective.loss=mse"

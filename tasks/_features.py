@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -23,6 +23,12 @@ from ..bench.types import (
 )
 
 _CHECK_ROWS = 65_536
+Name = TypeVar("Name")
+
+
+def once(names: tuple[Name, ...]) -> tuple[Name, ...]:
+    """Names in their order, a repeated one only once: the check of fields that list what is computed."""
+    return tuple(dict.fromkeys(names))
 
 
 class BlockConfig(Frozen):

@@ -48,7 +48,7 @@ from ..bench.types import (
     pooled_columns,
 )
 from . import task
-from ._features import PooledConfig, PooledRows, labelled, pooled_width, stored_rows
+from ._features import PooledConfig, PooledRows, labelled, once, pooled_width, stored_rows
 
 Classifier = Literal["ncm", "logreg", "knn"]
 _TITLES: Mapping[Classifier, str] = {
@@ -88,10 +88,7 @@ class FewShotConfig(PooledConfig):
             raise ValueError("every number of shots must be at least 1")
         return tuple(sorted(set(shots)))
 
-    @field_validator("classifiers")
-    @classmethod
-    def _once(cls, names: tuple[Classifier, ...]) -> tuple[Classifier, ...]:
-        return tuple(dict.fromkeys(names))
+    _once = field_validator("classifiers")(once)
 
     @property
     def headline_shots(self) -> int:

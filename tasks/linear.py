@@ -55,6 +55,7 @@ from ._features import (
     labelled,
     majority_share,
     mean_class_items,
+    once,
     require_finite,
     save_per_class,
 )
@@ -110,10 +111,7 @@ class LinearConfig(BlockConfig):
             raise ValueError("every value must be above 0")
         return tuple(sorted(set(values)))
 
-    @field_validator("features")
-    @classmethod
-    def _once(cls, names: tuple[FeatureName, ...]) -> tuple[FeatureName, ...]:
-        return tuple(dict.fromkeys(names))
+    _once = field_validator("features")(once)
 
     def uses_lbfgs(self, train: int) -> bool:
         """Whether so many train images are given to ``lbfgs``."""
