@@ -17,7 +17,7 @@ from .config import CheckpointConfig, RunConfig
 from .errors import ConfigError
 from .plan import make_plan
 from .progress import Reporter
-from .results import Result, RunFile, atomic_write
+from .results import Result, RunFile, atomic_write, read_results
 from .trainings import Trained, Trainer, plan_row
 
 TASKS = ("knn", "linear", "few_shot")
@@ -69,24 +69,28 @@ def run_studies(
         ]
         for study in studies
     }
-    trainer = Trainer(data, reference, cache_dir, command)
-    trainer.train_all([trained for plan in plans.values() for trained in plan], reporter, jobs)
-    finished = {}
-    for study in studies:
-        config = RunConfig(
+    scorings = {
+        name: RunConfig(
             checkpoints=tuple(
-                CheckpointConfig(label=t.row.label, reference=str(t.folder / "encoder.pth"))
-                for t in plans[study.name]
+                CheckpointConfig(label=t.row.label, reference=str(t.folder / "encoder.pth")) for t in plan
             ),
             tasks=TASKS,
             data=(reference,),
-            out=out / study.name,
+            out=out / name,
             limit=SCALES[budget].limit,
             device=device,
             cache_dir=cache_dir,
         )
-        found = run(config=config, reporter=reporter, command=command)
-        (name,) = make_plan(config).data
+        for name, plan in plans.items()
+    }
+    (name,) = {name for scoring in scorings.values() for name in make_plan(scoring).data}
+    for scoring in scorings.values():
+        _refuse_other_trainings(scoring, name)
+    trainer = Trainer(data, reference, cache_dir, command)
+    trainer.train_all([trained for plan in plans.values() for trained in plan], reporter, jobs)
+    finished = {}
+    for study in studies:
+        found = run(config=scorings[study.name], reporter=reporter, command=command)
         # The folder may hold the scores of an earlier study of the same name on other data.
         found = found.model_copy(update={"results": tuple(r for r in found.results if r.data.name == name)})
         table = study_table(study, plans[study.name], found, command)
@@ -96,6 +100,23 @@ def run_studies(
         click.echo(f"report   {out / study.name / 'report.html'}")
         finished[study.name] = found
     return finished
+
+
+def _refuse_other_trainings(scoring: RunConfig, data: str) -> None:
+    """Before anything is trained: the folder's scores on these data must be those of the same trainings.
+
+    Raises:
+        ConfigError: a row was scored from another training, which its recipe and data name.
+    """
+    assert scoring.out is not None
+    trainings = {c.label: Path(c.reference).parent.name for c in scoring.checkpoints}
+    for result in read_results(scoring.out):
+        label, training = result.checkpoint.label, Path(result.checkpoint.reference).parent.name
+        if result.data.name == data and trainings.get(label, training) != training:
+            raise ConfigError(
+                f"{scoring.out} holds the scores of {label!r} trained otherwise ({training}, not "
+                f"{trainings[label]}): other --set, --budget or images; give another --out"
+            )
 
 
 def study_table(study: Study, plan: Sequence[Trained], found: RunFile, command: str) -> str:

@@ -152,6 +152,11 @@ def read_result(path: Path) -> Result:
     return read_json(path, Result)
 
 
+def read_results(out: Path) -> list[Result]:
+    """The results of all cells of a run folder, by their names; [] where there are none."""
+    return [read_result(path) for path in sorted((out / "results").glob("*.json"))]
+
+
 def result_path(out: Path, cell: str) -> Path:
     """The file of one cell's result."""
     return out / "results" / f"{cell}.json"
@@ -159,7 +164,7 @@ def result_path(out: Path, cell: str) -> Path:
 
 def collect(out: Path, command: str) -> RunFile:
     """Gather the cells of a run folder into its ``results.json``."""
-    results = [read_result(path) for path in sorted((out / "results").glob("*.json"))]
+    results = read_results(out)
     rank = {cell: i for i, cell in enumerate(json.loads((out / "plan.json").read_bytes())["order"])}
     results.sort(key=lambda result: rank.get(result.cell, len(rank)))
     run = RunFile(command=command, limited=any(r.limit for r in results), results=tuple(results))

@@ -97,8 +97,20 @@ def subfolders(folder: Path) -> list[str]:
     """Names of the folders directly inside, sorted, hidden ones left out; [] where there is no folder."""
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(e.name for e in entries(folder) if e.is_dir() and not e.name.startswith("."))
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies directly in a folder.
+
+    Raises:
+        UnreadableError: it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError as error:
+        raise UnreadableError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def by_stem(folder: Path) -> dict[str, str]:

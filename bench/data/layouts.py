@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import DataError
 from ..types import DataKind
-from .files import IMAGE_SUFFIXES, subfolders
+from .files import IMAGE_SUFFIXES, entries, subfolders
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")
@@ -54,10 +53,7 @@ class Detected(NamedTuple):
 
 def has_image(folder: Path) -> bool:
     """Whether an image lies directly in the folder."""
-    if not folder.is_dir():
-        return False
-    with os.scandir(folder) as entries:
-        return any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in entries)
+    return folder.is_dir() and any(e.name.lower().endswith(IMAGE_SUFFIXES) for e in entries(folder))
 
 
 def cifar_folder(root: Path) -> tuple[Path, int] | None:
@@ -96,14 +92,13 @@ def find_shards(root: Path, layout: str, names: Sequence[str] = SPLIT_NAMES) -> 
         for folder in (root / below, *(root / below / name for name in names if name in inside)):
             if not folder.is_dir():
                 continue
-            with os.scandir(folder) as entries:
-                found |= {
-                    (folder / entry.name).relative_to(root).as_posix()
-                    for entry in entries
-                    if entry.name.lower().endswith(suffixes)
-                    and not entry.name.startswith(".")
-                    and entry.is_file()
-                }
+            found |= {
+                (folder / entry.name).relative_to(root).as_posix()
+                for entry in entries(folder)
+                if entry.name.lower().endswith(suffixes)
+                and not entry.name.startswith(".")
+                and entry.is_file()
+            }
     return sorted(found)
 
 
@@ -207,7 +202,7 @@ def _first(names: Iterable[str], usable: Callable[[str], bool]) -> str | None:
 
 def listing(root: Path) -> str:
     """What a folder holds, in a few words for an error."""
-    names = sorted(p.name + ("/" if p.is_dir() else "") for p in root.iterdir() if not p.name.startswith("."))
+    names = sorted(e.name + ("/" if e.is_dir() else "") for e in entries(root) if not e.name.startswith("."))
     if not names:
         return "nothing"
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -17,6 +17,7 @@ from lmim_bench.bench.data.files import (
     read_image,
     read_mask,
 )
+from lmim_bench.bench.data.layouts import detect
 from lmim_bench.bench.errors import DataError
 
 
@@ -143,6 +144,12 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch, link)
     monkeypatch.setattr(os, "scandir", fail)
     with pytest.raises(UnreadableError, match=r"a/shut cannot be read: Permission denied$"):
         list_images(tmp_path)
+    with pytest.raises(UnreadableError, match=r"a/shut cannot be read: Permission denied$"):
+        detect(shut)
+    (tmp_path / "a").rename(tmp_path / "train")
+    shut = tmp_path / "train"
+    with pytest.raises(UnreadableError, match=r"train cannot be read: Permission denied$"):
+        detect(tmp_path)
 
 
 @pytest.mark.parametrize(("link", "target"), [("a/b/up", ".."), ("a/here", "."), ("a/b/top", "../..")])

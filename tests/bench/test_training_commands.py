@@ -136,6 +136,11 @@ def test_ablate_trains_scores_and_compares_and_keeps_what_is_done(invoke, images
     assert len(before) == len(load_study("decoder").rows) - 1  # MAE's depth is one block already at this size
     assert invoke(*args).exit_code == 0
     assert {p: p.stat().st_mtime_ns for p in out.glob("trainings/*/encoder.pth")} == before
+    refused = invoke(*args, "--set", "optim.steps=6")
+    assert refused.exit_code == 2
+    assert "trained otherwise" in refused.output
+    assert "give another --out" in refused.output
+    assert {p: p.stat().st_mtime_ns for p in out.glob("trainings/*/encoder.pth")} == before
 
 
 def test_a_training_is_found_again_by_its_recipe_and_its_data(tmp_path):
