@@ -58,6 +58,16 @@ def _module(path: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def tiny_sets() -> tuple[str, ...]:
+    """The changes that make a recipe train in milliseconds: a small model on 32 pixels, 16 images a step."""
+    return (
+        *("model.embed_dim=24", "model.depth=2", "model.num_heads=2", "model.patch_size=8"),
+        *("data.image_size=32", "decoder.width=16", "decoder.depth=1", "decoder.num_heads=2"),
+        *("projector.hidden_dim=32", "optim.batch_size=16"),
+    )
+
+
+@pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of two classes of noise that differ in colour, 24 images each and split."""
     root = tmp_path_factory.mktemp("images") / "colours"

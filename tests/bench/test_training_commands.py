@@ -13,21 +13,6 @@ from lmim_bench.bench.trainings import plan_row
 from lmim_bench.bench.types import Dataset
 from lmim_bench.pretrain.studies import SCALES, load_study, row_recipe, study_names
 
-TINY = {
-    "model.embed_dim": 24,
-    "model.depth": 2,
-    "model.num_heads": 2,
-    "model.patch_size": 8,
-    "data.image_size": 32,
-    "decoder.width": 16,
-    "decoder.depth": 1,
-    "decoder.num_heads": 2,
-    "projector.hidden_dim": 32,
-    "optim.batch_size": 16,
-    "optim.steps": 4,
-    "watch.tensorboard": "false",
-}
-
 
 @pytest.fixture
 def invoke():
@@ -51,9 +36,15 @@ def images(tmp_path):
     return tmp_path / "letters"
 
 
-def tiny(**changes):
-    values = {**TINY, **{name.replace("__", "."): value for name, value in changes.items()}}
-    return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+@pytest.fixture
+def tiny(tiny_sets):
+    """The words that make a training of four steps, with changes."""
+
+    def call(*changes):
+        sets = (*tiny_sets, "optim.steps=4", "watch.tensorboard=false", *changes)
+        return [word for change in sets for word in ("--set", change)]
+
+    return call
 
 
 def test_pretrain_lists_its_recipes_and_shows_one(invoke):
@@ -67,7 +58,7 @@ def test_pretrain_lists_its_recipes_and_shows_one(invoke):
     assert "peak learning rate 0.0024" in shown.output
 
 
-def test_pretrain_trains_resumes_and_what_it_writes_is_scored(invoke, images, tmp_path):
+def test_pretrain_trains_resumes_and_what_it_writes_is_scored(invoke, images, tmp_path, tiny):
     out, cache = tmp_path / "run", tmp_path / "cache"
     common = ("--cache-dir", cache)
     done = invoke(
@@ -121,10 +112,10 @@ def test_ablate_lists_every_study_and_all_rows_make_recipes(invoke):
 
 
 @pytest.mark.slow
-def test_ablate_trains_scores_and_compares_and_keeps_what_is_done(invoke, images, tmp_path):
+def test_ablate_trains_scores_and_compares_and_keeps_what_is_done(invoke, images, tmp_path, tiny):
     out = tmp_path / "studies"
     args = ("ablate", "--study", "decoder", "--data", images, "--budget", "tiny", "--out", out)
-    args += ("--device", "cpu", "--cache-dir", tmp_path / "cache", *tiny(watch__evaluations=1))
+    args += ("--device", "cpu", "--cache-dir", tmp_path / "cache", *tiny("watch.evaluations=1"))
     done = invoke(*args)
     assert done.exit_code == 0, done.output
     table = (out / "decoder" / "table.md").read_text(encoding="utf-8")
@@ -167,7 +158,7 @@ def test_ablate_refuses_in_one_line(invoke, args, message):
     assert message in result.output
 
 
-def test_export_writes_what_loads_again(invoke, images, tmp_path):
+def test_export_writes_what_loads_again(invoke, images, tmp_path, tiny):
     done = invoke(
         *("pretrain", "--recipe", "mae", "--data", images, "--out", tmp_path / "run", "--device", "cpu"),
         *("--cache-dir", tmp_path / "cache", *tiny()),

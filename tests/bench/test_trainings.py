@@ -24,23 +24,26 @@ from lmim_bench.pretrain.state import states
 from lmim_bench.pretrain.step import Stepper
 from lmim_bench.pretrain.studies import Row
 
-TINY = (
-    *("model.embed_dim=24", "model.depth=2", "model.num_heads=2", "model.patch_size=8", "data.image_size=32"),
-    *("decoder.width=16", "decoder.depth=1", "decoder.num_heads=2", "projector.hidden_dim=32"),
-    *("optim.batch_size=16", "optim.steps=4", "watch.evaluations=1", "watch.tensorboard=false"),
-    *("masking.gap=0", "engine.device=cpu"),
-)
+
+@pytest.fixture
+def short(tiny_sets):
+    """The changes for a training of four steps."""
+    return (
+        *tiny_sets,
+        *("optim.steps=4", "watch.evaluations=1", "watch.tensorboard=false"),
+        *("masking.gap=0", "engine.device=cpu"),
+    )
 
 
 @pytest.fixture
-def planned(colours, tmp_path):
+def planned(colours, tmp_path, short):
     """A trainer, and rows of these recipes with changes, in a folder of the test."""
     data = open_images(str(colours), Reporter(), tmp_path / "cache")
     trainer = Trainer(data, str(colours), tmp_path / "cache", "a test")
 
     def call(*recipes, out="out", sets=()):
         rows = [Row(label=f"row {i}", recipe=name) for i, name in enumerate(recipes)]
-        made = [load_recipe(row.recipe or "mae", [*TINY, *sets]) for row in rows]
+        made = [load_recipe(row.recipe or "mae", [*short, *sets]) for row in rows]
         return trainer, [plan_row(*pair, data, tmp_path / out) for pair in zip(rows, made, strict=True)]
 
     return call
@@ -134,9 +137,9 @@ def test_a_fault_of_ours_is_shown_and_ends_all(planned, capfd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to_all", [False, True], ids=["SIGTERM to the parent", "Ctrl-C to all"])
-def test_a_stopped_study_saves_all_and_leaves_no_process(colours, tmp_path, to_all):
+def test_a_stopped_study_saves_all_and_leaves_no_process(colours, tmp_path, short, to_all):
     out = tmp_path / "study"
-    sets = [word for text in (*TINY, "optim.steps=1000000") for word in ("--set", text)]
+    sets = [word for text in (*short, "optim.steps=1000000") for word in ("--set", text)]
     command = [
         *(sys.executable, "-m", "lmim_bench", "ablate", "--study", "headline", "--budget", "tiny"),
         *("--data", str(colours), "--out", str(out), "--cache-dir", str(tmp_path / "cache"), "--jobs", "2"),

@@ -27,12 +27,6 @@ RECIPES = {
     "i-jepa": ("masking.min_context=1",),
     "data2vec": ("target.top_blocks=2",),
 }
-TINY = (
-    *("model.embed_dim=24", "model.depth=2", "model.num_heads=2", "model.patch_size=8", "data.image_size=32"),
-    *("decoder.width=16", "decoder.depth=1", "decoder.num_heads=2", "projector.hidden_dim=32"),
-    *("optim.batch_size=16", "optim.steps=4", "optim.clip=1.0", "watch.log_every=1", "watch.evaluations=1"),
-    *("watch.tensorboard=false", "engine.compile=off", "engine.precision=fp32", "data.workers=1"),
-)
 pytestmark = pytest.mark.filterwarnings(
     "ignore:'pin_memory' argument is set as true but no accelerator:UserWarning"
 )
@@ -41,6 +35,16 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture
 def gpu(pretended):
     return pretended.pretended_gpu
+
+
+@pytest.fixture
+def short(tiny_sets):
+    """The changes for a training of four steps."""
+    return (
+        *tiny_sets,
+        *("optim.steps=4", "optim.clip=1.0", "watch.log_every=1", "watch.evaluations=1"),
+        *("watch.tensorboard=false", "engine.compile=off", "engine.precision=fp32", "data.workers=1"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +149,12 @@ def waited(pretended, monkeypatch):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_trainings_have_the_losses_of_the_cpu_and_no_step_waits(recipe, gpu, scenes, tmp_path, waited, capfd):
+def test_trainings_have_the_losses_of_the_cpu_and_no_step_waits(
+    recipe, gpu, scenes, short, tmp_path, waited, capfd
+):
     losses = {}
     for device, machine in (("cpu", nullcontext()), ("cuda", gpu())):
-        sets = (*TINY, *RECIPES[recipe], f"engine.device={device}")
+        sets = (*short, *RECIPES[recipe], f"engine.device={device}")
         with machine:
             pretrain(
                 recipe, str(scenes / "scenes"), tmp_path / device, sets=sets, cache_dir=tmp_path / "cache"
@@ -160,8 +166,8 @@ def test_trainings_have_the_losses_of_the_cpu_and_no_step_waits(recipe, gpu, sce
     assert "Tensor Cores" not in capfd.readouterr().err
 
 
-def test_a_training_of_the_cpu_goes_on_on_the_gpu_with_its_losses(gpu, scenes, tmp_path):
-    sets = (*TINY, "watch.checkpoints=2", "engine.device=cpu")
+def test_a_training_of_the_cpu_goes_on_on_the_gpu_with_its_losses(gpu, scenes, short, tmp_path):
+    sets = (*short, "watch.checkpoints=2", "engine.device=cpu")
     pretrain("latent-mim", str(scenes / "scenes"), tmp_path, sets=sets, cache_dir=tmp_path / "cache")
     expected = [line["loss"] for line in read_metrics(tmp_path) if "loss" in line]
     (tmp_path / "states" / "step-00000004.pth").unlink()
@@ -173,8 +179,8 @@ def test_a_training_of_the_cpu_goes_on_on_the_gpu_with_its_losses(gpu, scenes, t
 
 
 @pytest.mark.slow
-def test_all_tasks_have_the_scores_of_the_cpu(gpu, scenes, tmp_path):
-    sets = (*TINY, "engine.device=cpu")
+def test_all_tasks_have_the_scores_of_the_cpu(gpu, scenes, short, tmp_path):
+    sets = (*short, "engine.device=cpu")
     pretrain("mae", str(scenes / "scenes"), tmp_path / "mae", sets=sets, cache_dir=tmp_path / "cache")
     scores = {}
     for device, machine in (("cpu", nullcontext()), ("cuda", gpu())):

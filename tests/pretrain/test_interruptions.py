@@ -1,0 +1,224 @@
+"""Trainings that stop and go on: told to, killed, broken, under other settings, in a folder of another."""
+
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from lmim_bench.bench.claims import claim
+from lmim_bench.bench.encoders import load_encoder
+from lmim_bench.bench.errors import ConfigError
+from lmim_bench.bench.progress import Reporter
+from lmim_bench.pretrain import trainer
+from lmim_bench.pretrain.api import pretrain, resume
+from lmim_bench.pretrain.logbook import read_metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_resumed_losses_equal_an_unbroken_training(
+    colours, tmp_path, training, launch, carry_out, losses, number
+):
+    args = ("--recipe", "latent-mim", "--data", colours, "--out")
+    changes = (*training, "optim.steps=120", "masking.gap=2")
+    carry_out(*args, tmp_path / "whole", sets=changes)
+    broken = launch(*args, tmp_path / "broken", sets=changes)
+    deadline = time.monotonic() + 120
+    while len(losses(tmp_path / "broken")) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    broken.send_signal(number)
+    said, problems = broken.communicate(timeout=120)
+    assert broken.returncode == 0, problems
+    match = re.search(
+        r"stopped at step (\d+) of 120 and saved; go on with: lmim-bench pretrain --resume", said
+    )
+    assert match, said
+    stopped = int(match.group(1))
+    assert 5 <= stopped < 120
+    _, said = carry_out("--recipe", "latent-mim", "--resume", tmp_path / "broken")
+    assert f"going on at step {stopped} of 120" in said
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    fingerprints = [load_encoder(str(tmp_path / n / "encoder.pth")).fingerprint for n in ("broken", "whole")]
+    assert fingerprints[0] == fingerprints[1]
+
+
+def test_told_again_while_it_writes_its_summary(start, tmp_path, monkeypatch):
+    reached = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: reached.append(number))
+    original = trainer.environment
+
+    def told_again(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(trainer, "environment", told_again)
+    try:
+        start("mae")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not reached  # whoever calls would have been ended here
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["finished"] is True
+
+
+def test_killed_inside_a_save_ends_with_the_last_encoder(start, cache, tmp_path, monkeypatch):
+    start("mae", out="whole")
+    save = trainer.save_checkpoint
+
+    def killed(path, spec, state_dict, facts):
+        if facts["step"] == 8:
+            raise RuntimeError("killed here")
+        save(path, spec, state_dict, facts)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", killed)
+    with pytest.raises(RuntimeError, match="killed here"):
+        start("mae", out="broken")
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
+    assert resume(tmp_path / "broken", cache_dir=cache).finished
+    found = [load_encoder(str(tmp_path / name / "encoder.pth")) for name in ("broken", "whole")]
+    assert found[0].fingerprint == found[1].fingerprint
+
+
+def test_killed_before_the_summary_keeps_what_was_measured(start, cache, tmp_path):
+    before = start("mae")
+    (tmp_path / "out" / "summary.json").unlink()
+    again = resume(tmp_path / "out", cache_dir=cache)
+    assert again.finished
+    assert (again.health, again.knn, again.loss) == (before.health, before.knn, before.loss)
+
+
+def test_a_later_sitting_knows_what_an_earlier_one_measured(start, cache, tmp_path):
+    start("mae", "watch.evaluations=2", "watch.checkpoints=4")
+    (tmp_path / "out" / "states" / "step-00000008.pth").unlink()
+    (tmp_path / "out" / "summary.json").unlink()
+    (measured,) = [line for line in read_metrics(tmp_path / "out") if line["step"] == 4 and "knn" in line]
+    again = resume(tmp_path / "out", sets=("watch.evaluations=0",), cache_dir=cache)
+    assert again.finished
+    assert again.knn == measured["knn"]
+    assert again.health == {name: measured[f"health/{name}"] for name in again.health}
+
+
+def test_a_second_training_does_not_touch_the_recipe_of_one_that_runs(start, tmp_path):
+    recipe = tmp_path / "out" / "recipe.json"
+    recipe.parent.mkdir()
+    recipe.write_text("of the one that runs")
+    with claim(tmp_path / "out"), pytest.raises(ConfigError, match="another process"):
+        start("mae")
+    assert recipe.read_text() == "of the one that runs"
+
+
+def test_states_without_a_recipe_are_not_gone_on_with(start, tmp_path):
+    start("mae")
+    (tmp_path / "out" / "recipe.json").unlink()
+    with pytest.raises(ConfigError, match="already holds a training"):
+        start("mae", "seed=7")
+
+
+def test_a_recipe_of_a_file_is_known_by_its_name(start, cache, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: foo\nprojector: {depth: 0}\ntarget: {kind: pixels}\nobjective: {loss: mse}\n")
+    start(str(mine))
+    assert resume(tmp_path / "out", recipe=str(mine), cache_dir=cache).finished
+    with pytest.raises(ConfigError, match="is a training of foo, not of mae"):
+        resume(tmp_path / "out", recipe="mae", cache_dir=cache)
+
+
+def test_killed_outright_goes_on_from_the_last_save(start, colours, cache, tmp_path, losses):
+    start("latent-mim", out="whole")
+    start("latent-mim", out="killed")
+    (tmp_path / "killed" / "states" / "step-00000008.pth").unlink()  # as if killed between two saves
+    (tmp_path / "killed" / "summary.json").unlink()
+    assert resume(tmp_path / "killed", cache_dir=cache).finished
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("precision", "called"), [("bf16", "bf16-mixed"), ("fp16", "16-mixed")])
+def test_in_half_precision_too_a_training_goes_on_as_if_unbroken(
+    start, cache, tmp_path, precision, called, losses
+):
+    changes = (f"engine.precision={precision}", "optim.clip=1.0")
+    start("latent-mim", *changes, out="whole")
+    start("latent-mim", *changes, out="killed")
+    (tmp_path / "killed" / "states" / "step-00000008.pth").unlink()
+    assert resume(tmp_path / "killed", cache_dir=cache).finished
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    summary = json.loads((tmp_path / "killed" / "summary.json").read_text())
+    assert summary["environment"]["precision"] == called
+
+
+def test_a_finished_training_is_left_as_it_is(start, cache, tmp_path, capsys):
+    summary = start("latent-mim")
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != ".lock"]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    again = resume(tmp_path / "out", cache_dir=cache, reporter=Reporter())
+    assert again == summary
+    assert again.loss is not None
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    assert "is finished, all 8 steps" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_seconds_of_all_sittings_add_up(start, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer._Run, "_stop", lambda self, asked, step: step == 5)
+    first = start("mae")
+    assert (first.finished, first.step) == (False, 5)
+    path = tmp_path / "out" / "summary.json"
+    stored = json.loads(path.read_text())
+    assert stored["seconds"] == first.seconds > 0
+    path.write_text(json.dumps({**stored, "seconds": 1000.0}))
+    monkeypatch.undo()
+    second = resume(tmp_path / "out", cache_dir=cache)
+    assert second.finished
+    assert 1000 < second.seconds < 1100
+    assert json.loads(path.read_text())["seconds"] == second.seconds
+
+
+def test_a_broken_newest_state_is_named_and_the_one_before_is_used(start, cache, tmp_path, capsys):
+    start("latent-mim")
+    newest = tmp_path / "out" / "states" / "step-00000008.pth"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert resume(tmp_path / "out", cache_dir=cache, reporter=Reporter()).finished
+    assert "step-00000008.pth cannot be read" in capsys.readouterr().err
+
+
+def test_a_folder_with_a_training_is_not_trained_over(start, tmp_path):
+    start("mae")
+    before = (tmp_path / "out" / "encoder.pth").read_bytes()
+    with pytest.raises(ConfigError, match="already holds a training; --resume"):
+        start("latent-mim")
+    assert (tmp_path / "out" / "encoder.pth").read_bytes() == before
+
+
+def test_a_training_has_one_writer(start, tmp_path):
+    with claim(tmp_path / "out"), pytest.raises(ConfigError, match="another process writes into"):
+        start("mae")
+
+
+def test_a_training_that_never_began_leaves_its_folder_free(start, tmp_path):
+    with pytest.raises(ConfigError, match=r"optim\.batch_size"):
+        start("mae", "optim.batch_size=100000")
+    start("mae")
+    assert (tmp_path / "out" / "encoder.pth").is_file()
+
+
+def test_what_a_resumed_training_refuses(start, cache, tmp_path):
+    start("mae")
+    with pytest.raises(ConfigError, match="is a training of mae, not of latent-mim"):
+        resume(tmp_path / "out", recipe="latent-mim", cache_dir=cache)
+    with pytest.raises(ConfigError, match="would make it another training"):
+        resume(tmp_path / "out", sets=("model.depth=3",), cache_dir=cache)
+    with pytest.raises(ConfigError, match=r"holds no training"):
+        resume(tmp_path, cache_dir=cache)
+    assert resume(tmp_path / "out", recipe="mae", cache_dir=cache).finished
+
+
+def test_other_content_under_the_same_path_is_refused(colours, cache, tmp_path, training):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(colours, copy)
+    pretrain("mae", str(copy), tmp_path / "out", sets=training, cache_dir=cache)
+    (copy / "train" / "red" / "0.png").unlink()
+    with pytest.raises(ConfigError, match="another content"):
+        resume(tmp_path / "out", cache_dir=cache)
