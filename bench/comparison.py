@@ -32,6 +32,7 @@ class Difference:
         value: mean of b minus mean of a.
         low, high: 95% interval, None where fewer than two independent items leave nothing to resample.
         p: two-sided p value of the test, None where there is no test.
+        least: the least p value that the test can give for so few groups, however they differ.
         test: what the p value comes from.
         effect: Cohen's d_z, the mean of the differences over their standard deviation (over clusters, where
             items come in groups); None where the differences do not vary.
@@ -43,6 +44,7 @@ class Difference:
     low: float | None
     high: float | None
     p: float | None
+    least: float
     test: str
     effect: float | None
     items: int
@@ -64,7 +66,7 @@ def compare(
         b: those of the second, in the same order.
         rng: source of resamples and permutations.
         clusters: (N,) ids of items that belong together.
-        crossed: draws of a training set (rows) by test items (columns): both are samples.
+        crossed: draws of a training set, or seeds (rows), by test items (columns): both are samples.
 
     Raises:
         ValueError: the two were not measured on the same items.
@@ -75,33 +77,39 @@ def compare(
     difference = b - a
     value = float(difference.mean())
     if crossed:
-        return _crossed(difference, value)
+        return _crossed(difference, value, clusters)
     groups = _group_sums(difference, clusters)
     interval = bootstrap(difference[:, None], mean_statistic, rng, clusters=clusters)
     low, high = interval if interval is not None else (None, None)
     p: float | None
+    least = 0.0
     if len(groups) < 2:
         p, test = None, "none: a single independent item"
     elif clusters is None and _binary(a) and _binary(b):
         p, test = mcnemar(a, b), "McNemar's exact test"
     else:
         p, test = sign_flips(groups, rng)
-    return Difference(value, low, high, p, test, _effect(groups), len(difference), len(groups))
+        least = 2.0 ** (1 - len(groups))
+    return Difference(value, low, high, p, least, test, _effect(groups), len(difference), len(groups))
 
 
-def _crossed(difference: Array, value: float) -> Difference:
+def _crossed(difference: Array, value: float, clusters: Array | None) -> Difference:
     from scipy.special import stdtr
 
     items = difference.shape[1]
-    interval = crossed_interval(difference)
+    # Groups of items as columns, of which each has its share in the mean.
+    table = np.stack([_group_sums(row, clusters) for row in difference])
+    table *= table.shape[1] / items
+    groups = table.shape[1]
+    interval = crossed_interval(table)
     if interval is None:
-        return Difference(value, None, None, None, "none: a single draw or item", None, items, items)
-    error, freedom = crossed_error(difference)
+        return Difference(value, None, None, None, 0.0, "none: a single draw or item", None, items, groups)
+    error, freedom = crossed_error(table)
     # Without any spread: of all exchanges of the two, item by item, two are as far apart.
-    alike = 2.0 ** (1 - items) if value else 1.0
+    alike = 2.0 ** (1 - groups) if value else 1.0
     p = 2 * float(stdtr(freedom, -abs(value) / error)) if error else alike
     test = f"Student's t over draws and items, {freedom:.1f} degrees of freedom"
-    return Difference(value, *interval, p, test, _effect(difference.mean(axis=0)), items, items)
+    return Difference(value, *interval, p, 0.0, test, _effect(table.mean(axis=0)), items, groups)
 
 
 def mcnemar(a: Array, b: Array) -> float:
@@ -149,24 +157,27 @@ class Ranking:
     Attributes:
         ranks: (M,) average rank of each encoder.
         critical_difference: encoders whose ranks differ by less are not told apart (Nemenyi, 5%); None
-            for fewer than two columns.
-        p: Friedman's test that all are alike: exact, over all orders of every column, where these are few;
+            for fewer than two data sets.
+        p: Friedman's test that all are alike: exact, over all orders of every data set, where these are few;
             else in Iman and Davenport's form, corrected for ties. None where it is not defined.
         columns: number of columns ranked over.
+        data_sets: number of data sets that they come from.
     """
 
     ranks: tuple[float, ...]
     critical_difference: float | None
     p: float | None
     columns: int
+    data_sets: int
 
 
-def rank(table: Array, higher_is_better: Sequence[bool], level: float = 0.05) -> Ranking:
-    """Rank encoders over columns.
+def rank(table: Array, higher_is_better: Sequence[bool], data: Sequence[str], level: float = 0.05) -> Ranking:
+    """Rank encoders over columns, and average over those of one data set, which are no independent evidence.
 
     Args:
         table: (columns, M) values without gaps.
         higher_is_better: for each column.
+        data: name of the data set of each column.
         level: of the critical difference.
 
     Raises:
@@ -178,17 +189,19 @@ def rank(table: Array, higher_is_better: Sequence[bool], level: float = 0.05) ->
     if encoders < 2 or columns < 1:
         raise ValueError("ranks need two encoders and a column")
     signs = np.where(higher_is_better, -1.0, 1.0)[:, None]
-    ranks = rankdata(signs * table, axis=1)
-    mean = ranks.mean(axis=0)
-    if columns < 2:
-        return Ranking(tuple(map(float, mean)), None, None, columns)
+    by_column = rankdata(signs * table, axis=1)
+    names = np.asarray(data)
+    ranks = np.stack([by_column[names == name].mean(axis=0) for name in dict.fromkeys(data)])
+    mean, sets = tuple(map(float, ranks.mean(axis=0))), len(ranks)
+    if sets < 2:
+        return Ranking(mean, None, None, columns, sets)
     quantile = float(studentized_range.ppf(1 - level, encoders, np.inf)) / math.sqrt(2)
-    critical = quantile * math.sqrt(encoders * (encoders + 1) / (6 * columns))
-    return Ranking(tuple(map(float, mean)), critical, _friedman(ranks), columns)
+    critical = quantile * math.sqrt(encoders * (encoders + 1) / (6 * sets))
+    return Ranking(mean, critical, _friedman(ranks), columns, sets)
 
 
 def _friedman(ranks: Array) -> float:
-    """The p value for ranks (columns, M)."""
+    """The p value for the ranks on each data set, (data sets, M)."""
     from scipy.stats import f
 
     columns, encoders = ranks.shape
@@ -226,7 +239,8 @@ def sentence(
     Args:
         first, second: names of a and b.
         found: the difference of b to a.
-        p: the p value to print, corrected where several are compared.
+        p: the p value to print, corrected where several are compared; None where there is no test that
+            could find anything.
         unit: of the metric.
         better_is_higher: whether greater values are better.
         items, groups: what the items are, and what they come in, in the plural.
@@ -243,7 +257,8 @@ def sentence(
         f" in {found.independent:,} {groups}" if found.independent != found.items else ""
     )
     if p is None:
-        return f"{winner} leads {loser} by {size} on {by}; too few independent items for a test"
+        few = groups if found.independent != found.items else f"independent {items}"
+        return f"{winner} leads {loser} by {size}{interval} on {by}; too few {few} for a test at 5%"
     shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     if p < 0.05:
         return f"{winner} is better than {loser} by {size}{interval}, {shown}, on {by}"

@@ -11,6 +11,7 @@ nearly all resamples lie on one side of the value (classes of a mean IoU that on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -35,16 +36,18 @@ def score(measurement: Measurement, rng: np.random.Generator) -> Score:
     items = np.asarray(measurement.items, dtype=np.float64)
     if items.size == 0 or not np.isfinite(items).all():
         raise ValueError(f"{measurement.metric} was measured on no items, or on items that are not finite")
+    value = value_of(measurement)
+    n = items.shape[1] if measurement.crossed else len(items)
+    interval: tuple[float, float] | None
     if measurement.crossed:
-        value = float(items.mean())
-        n = int(items.shape[1])
         # Outcomes that are all alike have no spread, and are no certainty for that.
         alike = n > 1 and value in (0, 1) and _binary(items)
-        interval = wilson(round(value * n), n) if alike else crossed_interval(items)
+        table = terms(measurement)
+        interval = wilson(round(value * n), n) if alike else crossed_interval(table)
+        if not is_plain(measurement) and np.ptp(table.mean(axis=0)) == 0:
+            interval = None  # no item makes a difference of its own
     else:
-        rows = items[:, None] if items.ndim == 1 else items.reshape(len(items), -1)
-        value = float(measurement.statistic(rows.mean(axis=0)[None])[0])
-        n = len(rows)
+        rows = _rows(items)
         if measurement.clusters is None and items.ndim == 1 and is_plain(measurement) and _binary(items):
             interval = wilson(int(items.sum()), n) if n > 1 else None
         else:
@@ -69,8 +72,16 @@ def is_plain(measurement: Measurement) -> bool:
     return measurement.statistic is mean_statistic
 
 
+def value_of(measurement: Measurement) -> float:
+    """The value: the statistic of the items' mean; with ``crossed`` its mean over the draws."""
+    items = np.asarray(measurement.items, dtype=np.float64)
+    means = items.mean(axis=1) if measurement.crossed else items.mean(axis=0)[None]
+    return float(np.mean(measurement.statistic(means.reshape(len(means), -1))))
+
+
 def terms(measurement: Measurement) -> Array:
-    """Per-item numbers (N,) whose mean is the measurement's value, exactly, and whose spread is its spread.
+    """Per-item numbers (N,) whose mean is the measurement's value, exactly, and whose spread is its spread;
+    with ``crossed`` those of every draw, (A, N).
 
     For a mean they are the items. For another statistic they are its value plus the jackknife's influence of
     each item (Efron 1982): to first order the statistic is their mean, so that two encoders can be compared
@@ -79,13 +90,23 @@ def terms(measurement: Measurement) -> Array:
     items = np.asarray(measurement.items, dtype=np.float64)
     if is_plain(measurement):
         return items
-    rows = items[:, None] if items.ndim == 1 else items.reshape(len(items), -1)
+    if measurement.crossed:
+        return np.stack([_influences(_rows(draw), measurement.statistic) for draw in items])
+    return _influences(_rows(items), measurement.statistic)
+
+
+def _rows(items: Array) -> Array:
+    return items.reshape(len(items), -1)
+
+
+def _influences(rows: Array, statistic: Statistic) -> Array:
+    """The first-order terms (N,) of a statistic of the mean of rows (N, F)."""
     n, total = len(rows), rows.sum(axis=0)
-    value = float(measurement.statistic((total / n)[None])[0])
+    value = float(statistic((total / n)[None])[0])
     if n == 1:
         return np.array([value])
     left_out = np.concatenate(
-        [measurement.statistic((total - part) / (n - 1)) for part in np.array_split(rows, _parts(rows))]
+        [statistic((total - part) / (n - 1)) for part in np.array_split(rows, _parts(rows))]
     )
     influence = (n - 1) * (value - left_out)
     return np.asarray(value + influence - influence.mean())
@@ -166,6 +187,26 @@ def bootstrap(
         low, high = _student(value, jackknife, counts, level)
         return (low, high) if high > low else None
     return _bca(below, values, jackknife, counts, _reach(level, groups - 1, groups))
+
+
+def over_seeds(scores: Sequence[tuple[float, float, float]], level: float = LEVEL) -> tuple[float, float]:
+    """Interval of the mean of several seeds' values, from each one's (value, low, high) on the same items.
+
+    The sampling of items is common to all seeds, so that more of them do not make it less; the variance of
+    their mean is added to it. The degrees of freedom are Satterthwaite's, as in ``crossed_error``. Seeds that
+    agree leave their own interval.
+    """
+    from scipy.special import stdtrit
+
+    values, lows, highs = np.array(scores, dtype=np.float64).T
+    n, mean, normal = len(values), float(values.mean()), NormalDist().inv_cdf((1 + level) / 2)
+    seeds = float(values.var(ddof=1)) / n if n > 1 else 0.0
+    ends = []
+    for reach in (lows - values, highs - values):
+        whole = float(np.mean((reach / normal) ** 2)) + seeds
+        freedom = (n - 1) * (whole / seeds) ** 2 if seeds else np.inf
+        ends.append(float(stdtrit(freedom, (1 + level) / 2)) * whole**0.5)
+    return mean - ends[0], mean + ends[1]
 
 
 def crossed_interval(table: Array, level: float = LEVEL) -> tuple[float, float] | None:

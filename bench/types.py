@@ -333,10 +333,10 @@ class Measurement:
         metric: id with its parameters, ``top1@k=20``.
         items: (N,) or (N, F) per-item numbers. The value is ``statistic(items.mean(axis=0)[None])[0]``,
             so F > 1 serves ratios such as IoU (per-image intersections and unions). With ``crossed`` the
-            array is (A, N): A draws by N items, both resampled.
+            array is (A, N) or (A, N, F): A draws by N items, whose values are averaged.
         statistic: see ``Statistic``; the default is the mean.
         clusters: (N,) ids of the groups that are resampled together (objects of one sequence), or None.
-        crossed: both axes of ``items`` are random (few-shot draws x test images).
+        crossed: both axes of ``items`` are random (few-shot draws or seeds of k-means x test images).
         chance: the value that a guess would reach, or None where that is not defined.
         bounds: the least and the greatest value that the metric can have, where its interval ends at the
             latest. A plain mean of items from 0 to 1 has those.

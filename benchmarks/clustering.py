@@ -83,7 +83,7 @@ def our_work(args: argparse.Namespace, how: tuple[Lloyd, Lloyd], data: Any = Non
             confusion = labels.confusion(chosen, k)
             match = seg.majority(confusion) if name == "majority" else seg.hungarian(confusion, "iou")
             counts = labels.class_counts(match[chosen])
-            found[name] = float(score(seg.iou_items([counts]).mean(axis=0)[None])[0])
+            found[name] = float(score(seg.iou_items(counts).mean(axis=0)[None])[0])
         return found
 
     return work

@@ -222,7 +222,9 @@ def draw_ranks(ranking: Ranking, labels: Sequence[str]) -> Drawing:
             axes.plot(group, [0.35 + 0.3 * row] * 2, color=ink("text"), linewidth=2.5, solid_capstyle="butt")
     axes.set_xlim(0.8, len(labels) + 0.2)
     axes.set_yticks([])
-    axes.set_xlabel(f"average rank over {ranking.columns} columns; 1 is the best")
+    axes.set_xlabel(
+        f"average rank over {ranking.columns} columns of {ranking.data_sets} data sets; 1 is the best"
+    )
     axes.spines["left"].set_visible(False)
     names = ", ".join(f"{labels[i]} {ranking.ranks[i]:.2f}" for i in order)
     return Drawing(figure, f"Average ranks: {names}.")

@@ -289,14 +289,15 @@ def _by_seed(entries: Sequence[Entry], key: tuple[str, str]) -> tuple[Entry, ...
 
 
 def _facts(result: Result) -> dict[str, Any]:
-    """What must agree for numbers to be compared. The mark of a limited data set also holds the seed, which
-    need not agree, so the limit stands by itself.
+    """What must agree for numbers to be compared. The mark of a limited data set also holds the seed that
+    chose it, which need not agree, so the limit stands by itself.
     """
     return {
         **result.protocol,
         "task version": result.task_version,
         "limit": result.limit,
         "data": result.data.fingerprint.split(":limit=")[0],
+        "broken images left out": sorted(result.data.skipped),
     }
 
 

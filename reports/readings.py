@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..bench.results import Result
+from ..bench.stats import over_seeds
 from ..bench.types import Metric, Score
 
 Number = TypeVar("Number", int, float)
@@ -46,8 +47,8 @@ def show(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """One metric of one checkpoint in a column: the mean over its seeds, and the hull of the seeds'
-    intervals, which covers the sampling of items as well as the seeds.
+    """One metric of one checkpoint in a column: the mean over its seeds, with an interval for the sampling of
+    items as well as of seeds (``stats.over_seeds``).
     """
 
     value: float
@@ -192,16 +193,13 @@ def _reading(results: Sequence[Result], metric_id: str, metric: Metric) -> Readi
     found = [(r.seed, s) for r in results if (s := r.score(metric_id)) is not None]
     if not found:
         return None
-    lows = [s.low for _, s in found if s.low is not None]
-    highs = [s.high for _, s in found if s.high is not None]
-    whole = len(lows) == len(highs) == len(found)
-    return Reading(
-        sum(s.value for _, s in found) / len(found),
-        min(lows) if whole else None,
-        max(highs) if whole else None,
-        tuple(found),
-        metric,
-    )
+    low, high = found[0][1].low, found[0][1].high
+    if len(found) > 1:
+        whole = [(s.value, s.low, s.high) for _, s in found if s.low is not None and s.high is not None]
+        low, high = over_seeds(whole) if len(whole) == len(found) else (None, None)
+        if low is not None and high is not None and metric.unit == "%":
+            low, high = max(0.0, low), min(1.0, high)
+    return Reading(sum(s.value for _, s in found) / len(found), low, high, tuple(found), metric)
 
 
 def _best(readings: Sequence[Reading | None], metric: Metric) -> Reading | None:

@@ -6,6 +6,7 @@ metric. Columns hold only what may be compared: one protocol, data fingerprint, 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +40,9 @@ class Verdict:
     challenger: Checkpoint
     found: Difference
     p: float | None
-    """Corrected by Holm over the columns of this pair; None where there is no test."""
+    """Corrected by Holm over all tests of a section; None where there is no test, or none that could find
+    anything among so few independent items.
+    """
 
     @property
     def clear(self) -> bool:
@@ -104,6 +107,7 @@ class Pairings:
     report: Report
     """Columns and checkpoints, with the run folders that their items lie in."""
     _made: dict[frozenset[int], Comparison] = field(default_factory=dict)
+    """By pair, p values not corrected."""
 
     def against(self, baseline: str | None = None) -> tuple[Comparison, ...]:
         """Each checkpoint against the baseline.
@@ -119,10 +123,9 @@ class Pairings:
         if len(checkpoints) < 2:
             return ()
         base = _baseline(self.report, baseline)
-        return tuple(self.compare(base, other) for other in checkpoints if other is not base)
+        return _corrected([self._compare(base, other) for other in checkpoints if other is not base])
 
-    def compare(self, base: Checkpoint, other: Checkpoint) -> Comparison:
-        """The other with the base, on all columns."""
+    def _compare(self, base: Checkpoint, other: Checkpoint) -> Comparison:
         pair = frozenset((base.index, other.index))
         made = self._made.get(pair)
         if made is None or made.reference is not base:
@@ -132,7 +135,9 @@ class Pairings:
     def summary(self, column: Column) -> tuple[Cell, ...]:
         """The summary cells of a column, with those marked that are not told apart from its best one.
 
-        The test is that of the comparison of the two. Where it cannot be made, overlapping intervals count.
+        The test is that of the comparison of the two, corrected for the columns and, since which one is the
+        best is known from the same items, for the number of pairs. Where it cannot be made, overlapping
+        intervals count.
         """
         cells = column.summary()
         row = column.headline
@@ -148,9 +153,10 @@ class Pairings:
         return tuple(marked)
 
     def _close(self, column: Column, leader: Checkpoint, other: Checkpoint) -> bool:
-        made = self._made.get(frozenset((leader.index, other.index))) or self.compare(leader, other)
-        for verdict in made.verdicts:
-            if verdict.column is column:
+        made = self._made.get(frozenset((leader.index, other.index))) or self._compare(leader, other)
+        pairs = math.comb(len(self.report.checkpoints), 2)
+        for verdict in _corrected([made], pairs)[0].verdicts:
+            if verdict.column is column and verdict.p is not None:
                 return not verdict.clear
         one, two = (column.summary()[c.index].reading for c in (leader, other))
         return one is not None and two is not None and one.overlaps(two)
@@ -163,11 +169,13 @@ def comparisons(report: Report, baseline: str | None = None) -> tuple[Comparison
 
 def ranking(report: Report) -> tuple[Ranking, tuple[Checkpoint, ...]] | None:
     """Average ranks over the columns that every checkpoint of three or more was scored on."""
-    full = [row for column in report.scored if (row := column.headline) and all(row.readings)]
+    full = [(column, row) for column in report.scored if (row := column.headline) and all(row.readings)]
     if len(report.checkpoints) < 3 or not full:
         return None
-    table = np.array([[reading.value for reading in row.readings if reading] for row in full])
-    return rank(table, [row.metric.higher_is_better for row in full]), report.checkpoints
+    rows = [row for _, row in full]
+    table = np.array([[reading.value for reading in row.readings if reading] for row in rows])
+    higher, data = [row.metric.higher_is_better for row in rows], [column.data.name for column, _ in full]
+    return rank(table, higher, data), report.checkpoints
 
 
 def _baseline(report: Report, label: str | None) -> Checkpoint:
@@ -211,11 +219,24 @@ def _compare(report: Report, base: Checkpoint, other: Checkpoint) -> Comparison:
             differs = " against ".join(v for v in variants if v) if len(variants) > 1 else ""
             reason = f"not the same protocol: {differs}" if differs else "only one of the two was scored"
             gaps.append(f"{task} on {data}: {reason}")
-    tested = [i for i, v in enumerate(verdicts) if v.found.p is not None]
-    corrected = holm([verdicts[i].found.p or 0.0 for i in tested])
-    for i, p in zip(tested, corrected, strict=True):
-        verdicts[i] = replace(verdicts[i], p=p)
     return Comparison(base, other, tuple(verdicts), tuple(gaps))
+
+
+def _corrected(made: Sequence[Comparison], times: int = 1) -> tuple[Comparison, ...]:
+    """Comparisons with the p values of all their tests corrected together, by Holm and ``times`` again."""
+    alone = [v.found.p for comparison in made for v in comparison.verdicts if v.found.p is not None]
+    together = iter(holm(alone))
+
+    def correct(verdict: Verdict) -> Verdict:
+        if verdict.found.p is None:
+            return verdict
+        p: float | None = min(1.0, times * next(together))
+        # However great the difference, Holm may never bring a test of few groups below the level.
+        if p is not None and LEVEL <= p < 1 and verdict.found.least * p / verdict.found.p >= LEVEL:
+            p = None
+        return replace(verdict, p=p)
+
+    return tuple(replace(c, verdicts=tuple(correct(v) for v in c.verdicts)) for c in made)
 
 
 class _NotPairedError(Exception):
@@ -223,7 +244,9 @@ class _NotPairedError(Exception):
 
 
 def _difference(mine: Sequence[Entry], theirs: Sequence[Entry], metric: str, name: str) -> Difference:
-    """The difference of theirs to mine, over the seeds that both have."""
+    """The difference of theirs to mine, over the seeds that both have: they are samples as the items are, but
+    for seeds that change nothing.
+    """
     by_seed = {entry.result.seed: entry for entry in theirs}
     pairs = [(entry, by_seed[entry.result.seed]) for entry in mine if entry.result.seed in by_seed]
     if not pairs:
@@ -237,13 +260,17 @@ def _difference(mine: Sequence[Entry], theirs: Sequence[Entry], metric: str, nam
             raise _NotPairedError(f"{terms_a.shape[-1]:,} items against {terms_b.shape[-1]:,}")
         first.append(terms_a)
         second.append(terms_b)
-    crossed = first[0].ndim == 2
     if len({terms.shape for terms in first}) > 1:
         raise _NotPairedError("their seeds were measured on different numbers of items")
-    join = np.concatenate if crossed else (lambda parts: np.mean(parts, axis=0))
     # The draws follow from what is compared, so that the same runs give the same page.
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    return compare(join(first), join(second), rng, clusters=clusters, crossed=crossed)
+    if (
+        all(np.array_equal(terms, each[0]) for each in (first, second) for terms in each)
+        and first[0].ndim == 1
+    ):
+        return compare(first[0], second[0], rng, clusters=clusters)
+    join = np.concatenate if first[0].ndim == 2 else np.stack
+    return compare(join(first), join(second), rng, clusters=clusters, crossed=True)
 
 
 def _terms(entry: Entry, metric: str) -> tuple[Array, Array | None]:

@@ -166,14 +166,18 @@ def mean_class_items(hits: Array, labels: Array) -> Array:
     The mean over classes of a per-class mean is a ratio statistic. Item i of class c is its first-order
     (influence) term ``value + (hit_i - recall_c) * N / (C n_c)``: the sum within a class of the second
     part is nought, so the mean is exact, and resampling items gives the interval of the ratio without an
-    (N, 2C) table. Single items may lie outside 0..1. Classes without a test item do not count.
+    (N, 2C) table. Few items of a class lie too close to a mean of their own, by (n_c - 1) / n_c in variance,
+    which is made up for; classes of one item are taken together. Single terms may lie outside 0..1. Classes
+    without a test item do not count.
     """
     counts = np.bincount(labels)
-    recall = per_class(hits, labels)
     present = counts > 0
-    value = recall[present].mean()
+    value = per_class(hits, labels)[present].mean()
     weight = len(labels) / (present.sum() * counts[labels])
-    return np.asarray(value + (hits - recall[labels]) * weight, dtype=np.float64)
+    stratum = np.where(counts[labels] > 1, labels, len(counts))
+    size, mean = np.bincount(stratum)[stratum], per_class(hits, stratum)[stratum]
+    weight = weight * np.sqrt(size / np.maximum(size - 1, 1))
+    return np.asarray(value + (hits - mean) * weight, dtype=np.float64)
 
 
 def per_class(hits: Array, labels: Array, n_classes: int = 0) -> Array:

@@ -176,7 +176,7 @@ def _work(cfg: UnsupSegConfig, spec: EncoderSpec, data: Dataset) -> Work:
 
 @task(
     "unsup_seg",
-    version=1,
+    version=2,
     title="Unsupervised segmentation",
     data="segmentation",
     config=UnsupSegConfig,
@@ -297,7 +297,7 @@ def _data_set_level(
     result: list[Measurement] = []
     for which, k in enumerate(ks):
         random = ctx.rng("random", k).integers(k, size=len(rows))
-        guess = [labels.class_counts(predict(which, random))]
+        guess = labels.class_counts(predict(which, random))
         detail = {"clusters": k, "matching": "majority" if which else cfg.matching}
         result += _measure(names[which], cfg, classes, runs[which], blind[which], guess, detail)
     per_class = result[0].detail["per_class"]
@@ -333,13 +333,13 @@ def _measure(
     classes: tuple[str, ...],
     runs: Sequence[Array],
     blind: Sequence[Array],
-    guess: Sequence[Array],
+    guess: Array,
     detail: dict[str, Any],
 ) -> list[Measurement]:
     """Mean IoU and pixel accuracy from the counts (N, C, 3) of each seed.
 
-    ``blind`` are the counts of clusters of the coordinates, ``guess`` those of random clusters. The
-    matching is inside the counts: it stays what the whole split made it when images are resampled.
+    ``blind`` are the counts of clusters of the coordinates, ``guess`` those of random clusters. Seeds of
+    k-means and images are both samples; the matching is inside the counts, as the whole split made it.
     """
     mean_iou = seg.MeanIoU(len(classes), cfg.absent_classes)
     result = []
@@ -347,21 +347,29 @@ def _measure(
         ("miou", seg.iou_items, mean_iou),
         ("pixel_acc", seg.accuracy_items, seg.pixel_accuracy),
     ):
-        by_seed = [_value(statistic, to_items([run])) for run in runs]
+        by_seed, position = ([_value(statistic, to_items(run)) for run in each] for each in (runs, blind))
         found = {
             **detail,
             "by_seed": by_seed,
             "std_over_seeds": float(np.std(by_seed)),
-            "position_only": _value(statistic, to_items(blind)),
+            "position_only": float(np.mean(position)),
         }
         if statistic is mean_iou:
             total = np.stack([run.sum(axis=0) for run in runs])  # (S, C, 3)
             counted = (total[0, :, 2] > 0) | (cfg.absent_classes == "zero")
             iou = seg.class_iou(total).mean(axis=0)
             found["per_class"] = {classes[c]: float(iou[c]) for c in np.flatnonzero(counted)}
-        chance = _value(statistic, to_items(guess))
+        items = np.stack([to_items(run) for run in runs])
         result.append(
-            Measurement(name + suffix, to_items(runs), statistic, chance=chance, bounds=(0, 1), detail=found)
+            Measurement(
+                name + suffix,
+                items if len(runs) > 1 else items[0],
+                statistic,
+                crossed=len(runs) > 1,
+                chance=_value(statistic, to_items(guess)),
+                bounds=(0, 1),
+                detail=found,
+            )
         )
     return result
 

@@ -159,9 +159,9 @@ class ToyContext:
 def value(measurement: Measurement) -> float:
     """The value of a measurement, by the rule of ``Measurement.items``."""
     items = np.asarray(measurement.items, dtype=np.float64)
-    if measurement.crossed:
-        return float(items.mean())
-    return float(measurement.statistic(items.reshape(len(items), -1).mean(axis=0)[None])[0])
+    draws = items if measurement.crossed else items[None]
+    means = [draw.reshape(len(draw), -1).mean(axis=0) for draw in draws]
+    return float(np.mean([measurement.statistic(mean[None])[0] for mean in means]))
 
 
 def toy_context(

@@ -126,6 +126,29 @@ def true_ranks(weights: Array, labels: Array, truth: Array, ks: Sequence[int]) -
     return ranks
 
 
+def blind_rates(weights: Array, labels: Array, share: Array, ks: Sequence[int], top: int = 1) -> list[float]:
+    """How often the class of a query is among the first ``top`` where labels know nothing of it, by k.
+
+    Args:
+        weights: of the neighbours, nearest first, (Q, k).
+        labels: of the neighbours, (Q, k), drawn without regard to the queries.
+        share: of each class among the queries, (C,).
+        ks: numbers of neighbours.
+    """
+    rates = []
+    first = np.zeros(labels.shape, dtype=bool)  # a class stands where its nearest neighbour does
+    order = np.argsort(labels, axis=1, kind="stable")
+    ordered = np.take_along_axis(labels, order, 1)
+    np.put_along_axis(first, order, np.diff(ordered, axis=1, prepend=-1) != 0, 1)
+    for k in ks:
+        totals = class_totals(weights[:, :k], labels[:, :k], len(share))
+        totals = np.where(first[:, :k], totals, -1.0)
+        best = np.argsort(-totals, axis=1, kind="stable")[:, :top]
+        voted = np.take_along_axis(first[:, :k], best, 1)
+        rates.append(float((share[np.take_along_axis(labels[:, :k], best, 1)] * voted).sum(axis=1).mean()))
+    return rates
+
+
 def winner(totals: Array, labels: Array) -> Array:
     """The class with the largest total, ties to the class of the nearest neighbour, (Q,)."""
     # argmax returns the first maximum, and columns are in order of nearness.

@@ -194,20 +194,19 @@ def class_iou(counts: Array) -> NDArray[np.float64]:
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
-def iou_items(runs: Sequence[Array]) -> NDArray[np.float64]:
-    """Counts (N, C, 3) of each run side by side, one row an image: (N, S * C * 3), for ``MeanIoU``."""
-    return np.stack(runs, axis=1).reshape(len(runs[0]), -1).astype(np.float64)
+def iou_items(counts: Array) -> NDArray[np.float64]:
+    """Counts (N, C, 3), one row an image: (N, C * 3), for ``MeanIoU``."""
+    return counts.reshape(len(counts), -1).astype(np.float64)
 
 
-def accuracy_items(runs: Sequence[Array]) -> NDArray[np.float64]:
-    """Right pixels of each run, and pixels, one row an image: (N, S + 1), for ``pixel_accuracy``."""
-    right = [run[..., 0].sum(axis=1) for run in runs]
-    return np.stack([*right, runs[0][..., 2].sum(axis=1)], axis=1).astype(np.float64)
+def accuracy_items(counts: Array) -> NDArray[np.float64]:
+    """Right pixels and pixels from counts (N, C, 3), one row an image: (N, 2), for ``pixel_accuracy``."""
+    return np.stack([counts[..., column].sum(axis=1) for column in (0, 2)], axis=1).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class MeanIoU:
-    """Mean over runs of the mean IoU over classes, from flattened counts (R, S * C * 3) to (R,).
+    """The mean IoU over classes, from flattened counts (R, C * 3) to (R,).
 
     ``absent="zero"`` averages over all classes, one without any pixel counting 0; ``skip`` leaves
     classes without a true pixel out of the mean.
@@ -218,15 +217,15 @@ class MeanIoU:
 
     def __call__(self, means: Array) -> Array:
         """The mean IoU of each row."""
-        counts = np.asarray(means).reshape(len(means), -1, self.classes, 3)
+        counts = np.asarray(means).reshape(len(means), self.classes, 3)
         iou = class_iou(counts)
         counted = np.ones(iou.shape, dtype=bool) if self.absent == "zero" else counts[..., 2] > 0
-        return np.asarray(((iou * counted).sum(-1) / np.maximum(counted.sum(-1), 1)).mean(axis=1))
+        return np.asarray((iou * counted).sum(-1) / np.maximum(counted.sum(-1), 1))
 
 
 def pixel_accuracy(means: Array) -> Array:
-    """Mean over runs of right pixels / pixels, from (R, S + 1): right pixels of each run, then pixels."""
-    return np.asarray((means[:, :-1] / np.maximum(means[:, -1:], 1e-12)).mean(axis=1))
+    """Right pixels / pixels, from (R, 2) to (R,)."""
+    return np.asarray(means[:, 0] / np.maximum(means[:, 1], 1e-12))
 
 
 def best_overlap(confusion: Counts) -> NDArray[np.float64]:

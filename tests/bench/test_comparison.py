@@ -215,9 +215,14 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p_values):
         assert {i for i, p in enumerate(corrected) if p <= level} == rejected
 
 
+def ranked(table, higher):
+    """Ranks over columns that are each of a data set of its own."""
+    return rank(table, higher, [f"set {i}" for i in range(len(table))])
+
+
 def test_ranks_as_in_demsar():
     table = rng(11).random((14, 4))
-    found = rank(table, [True] * 14)
+    found = ranked(table, [True] * 14)
     assert sum(found.ranks) == pytest.approx(10)
     assert found.critical_difference == pytest.approx(2.569 * math.sqrt(4 * 5 / (6 * 14)), abs=1e-3)
     chi2 = scipy.stats.friedmanchisquare(*table.T).statistic
@@ -226,16 +231,27 @@ def test_ranks_as_in_demsar():
 
 
 def test_ranks_follow_the_direction_of_each_metric_and_share_ties():
-    found = rank(np.array([[0.9, 0.5], [0.1, 0.4], [0.3, 0.3]]), [True, False, True])
+    found = ranked(np.array([[0.9, 0.5], [0.1, 0.4], [0.3, 0.3]]), [True, False, True])
     assert found.ranks == pytest.approx((7 / 6, 11 / 6))
-    assert rank(np.array([[1.0, 2.0]]), [True]).critical_difference is None
+    assert ranked(np.array([[1.0, 2.0]]), [True]).critical_difference is None
+
+
+def test_tasks_on_one_data_set_are_one_piece_of_evidence():
+    table = np.array([[3.0, 2.0, 1.0], [3.0, 1.0, 2.0], [3.0, 2.0, 1.0]])
+    found = rank(table, [True] * 3, ["a", "a", "b"])
+    assert (found.columns, found.data_sets) == (3, 2)
+    assert found.ranks == (1.0, 2.25, 2.75)
+    apart = ranked(np.repeat(table[:1], 2, axis=0), [True] * 2)
+    assert found.critical_difference == apart.critical_difference
+    alone = rank(table, [True] * 3, ["a"] * 3)
+    assert (alone.critical_difference, alone.p) == (None, None)
 
 
 def test_few_columns_that_agree_are_no_certainty():
-    assert rank(np.array([[3.0, 2.0, 1.0]] * 2), [True] * 2).p == pytest.approx(1 / 6)
-    assert rank(np.array([[3.0, 2.0, 1.0]] * 6), [True] * 6).p == pytest.approx(1 / 6**5)
-    assert rank(np.array([[2.0, 1.0]] * 3), [True] * 3).p == pytest.approx(1 / 4)
-    assert rank(np.arange(7.0)[None].repeat(6, axis=0), [True] * 6).p == 0.0
+    assert ranked(np.array([[3.0, 2.0, 1.0]] * 2), [True] * 2).p == pytest.approx(1 / 6)
+    assert ranked(np.array([[3.0, 2.0, 1.0]] * 6), [True] * 6).p == pytest.approx(1 / 6**5)
+    assert ranked(np.array([[2.0, 1.0]] * 3), [True] * 3).p == pytest.approx(1 / 4)
+    assert ranked(np.arange(7.0)[None].repeat(6, axis=0), [True] * 6).p == 0.0
 
 
 @settings(deadline=None, derandomize=True, max_examples=30)
@@ -246,14 +262,14 @@ def test_the_p_value_of_ranks_is_the_share_of_all_orders(seed, encoders, columns
     orders = [list(itertools.permutations(row)) for row in ranks]
     spreads = [np.square(np.sum(chosen, axis=0)).sum() for chosen in itertools.product(*orders)]
     expected = np.mean(np.array(spreads) >= np.square(ranks.sum(axis=0)).sum() - 1e-9)
-    assert rank(table, [True] * columns).p == pytest.approx(expected)
+    assert ranked(table, [True] * columns).p == pytest.approx(expected)
 
 
 def test_ties_are_corrected_for_where_orders_are_many():
     table = rng(3).integers(0, 3, (14, 4)).astype(float)
     chi2 = scipy.stats.friedmanchisquare(*table.T).statistic
-    assert rank(table, [True] * 14).p == pytest.approx(scipy.stats.f.sf(13 * chi2 / (42 - chi2), 3, 39))
-    assert rank(np.ones((14, 4)), [True] * 14).p == 1
+    assert ranked(table, [True] * 14).p == pytest.approx(scipy.stats.f.sf(13 * chi2 / (42 - chi2), 3, 39))
+    assert ranked(np.ones((14, 4)), [True] * 14).p == 1
 
 
 def test_differences_without_spread_are_no_certainty_over_draws():
@@ -278,16 +294,16 @@ def test_differences_that_vary_by_rounding_alone_have_no_effect_size():
     ],
 )
 def test_the_sentence(value, p, higher, words):
-    found = Difference(value, 0.032, 0.050, p, "", 1.0, 2640, 2640)
+    found = Difference(value, 0.032, 0.050, p, 0.0, "", 1.0, 2640, 2640)
     assert sentence("A", "B", found, p, "%", higher) == words
 
 
 def test_the_sentence_turns_with_the_winner_and_names_groups():
-    found = Difference(-0.041, -0.05, -0.032, 0.01, "", 1.0, 61, 20)
+    found = Difference(-0.041, -0.05, -0.032, 0.01, 0.0, "", 1.0, 61, 20)
     text = sentence("A", "B", found, 0.01, "%", True)
     assert text == "A is better than B by 4.1 points (3.2 to 5.0), p = 0.010, on 61 items in 20 groups"
-    alone = Difference(0.1, None, None, None, "", None, 3, 1)
-    assert "too few independent items" in sentence("A", "B", alone, None, "%", True)
+    alone = Difference(0.1, None, None, None, 0.0, "", None, 3, 1)
+    assert "too few groups for a test" in sentence("A", "B", alone, None, "%", True)
 
 
 def test_items_that_are_not_the_same_are_refused():
@@ -300,3 +316,33 @@ def test_drawing_in_chunks_changes_nothing_but_memory(monkeypatch):
     whole = sign_flips(d, rng(1))[0]
     monkeypatch.setattr(comparison, "_CHUNK_ELEMENTS", 50 * 100)
     assert sign_flips(d, rng(1))[0] == pytest.approx(whole, abs=0.02)
+
+
+def test_seeds_are_samples_as_the_items_are():
+    """The same encoder with other seeds: what the seeds bring about is in the test, at its level."""
+    wrong, runs, draws = [0, 0], 400, rng(17)
+    for _ in range(runs):
+        items = draws.normal(size=200)
+        a, b = (items + draws.normal(0, 0.2, (5, 1)) + draws.normal(0, 0.5, (5, 200)) for _ in range(2))
+        wrong[0] += compare(a, b, draws, crossed=True).p < 0.05
+        wrong[1] += compare(a.mean(0), b.mean(0), draws).p < 0.05
+    assert wrong[0] <= 0.08 * runs
+    assert wrong[1] >= 0.3 * runs
+
+
+def test_items_in_groups_count_by_groups_over_seeds():
+    table = rng(2).normal(0.2, 1.0, (4, 30))
+    clusters = np.repeat(np.arange(6), (1, 3, 5, 6, 7, 8))
+    found = compare(np.zeros((4, 30)), table, rng(), clusters=clusters, crossed=True)
+    assert found.value == pytest.approx(table.mean())
+    assert (found.items, found.independent) == (30, 6)
+    sums = np.array([[row[clusters == c].sum() for c in range(6)] for row in table]) * 6 / 30
+    alone = compare(np.zeros((4, 6)), sums, rng(), crossed=True)
+    assert (found.low, found.high, found.p) == pytest.approx((alone.low, alone.high, alone.p))
+
+
+def test_the_least_p_value_of_few_groups():
+    clusters = np.repeat(np.arange(5), 4)
+    found = compare(np.zeros(20), rng(0).uniform(0.3, 0.4, 20), rng(), clusters=clusters)
+    assert found.p == found.least == 2**-4
+    assert compare(np.zeros(20), np.ones(20), rng()).least == 0

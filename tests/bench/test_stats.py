@@ -1,12 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmim_bench.bench.stats import bootstrap, crossed_error, crossed_interval, score, wilson
+from lmim_bench.bench.stats import bootstrap, crossed_error, crossed_interval, over_seeds, score, wilson
 from lmim_bench.bench.types import Measurement, mean_statistic
-from lmim_bench.tasks._math.segmentation import MeanIoU, iou_items
+from lmim_bench.tasks._math.segmentation import MeanIoU, iou_items, pixel_accuracy
 
 
 def ratio(means):
@@ -161,18 +163,54 @@ def test_the_interval_of_a_mean_iou_of_rare_classes_holds_the_value(seed, images
     counts[np.arange(images), classes] = np.stack([right, pixels, pixels], axis=1)
     counts[np.arange(images), (classes + draws.integers(1, 21, images)) % 21, 1] = pixels - right
     found = score(
-        Measurement("miou", iou_items([counts]), MeanIoU(21, absent), bounds=(0, 1)), np.random.default_rng(0)
+        Measurement("miou", iou_items(counts), MeanIoU(21, absent), bounds=(0, 1)), np.random.default_rng(0)
     )
     if found.low is not None:
         assert found.low <= found.value <= found.high
         assert found.low < found.high
 
 
-def test_images_of_which_none_makes_a_difference_of_its_own_have_no_interval():
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_images_of_which_none_makes_a_difference_of_its_own_have_no_interval(seeds):
     counts = np.zeros((16, 21, 3), dtype=np.int64)
     counts[np.arange(16), np.arange(16)] = (50, 80, 100)
-    found = score(Measurement("miou", iou_items([counts]), MeanIoU(21, "zero")), np.random.default_rng(0))
+    items = iou_items(counts)
+    measured = Measurement("miou", items, MeanIoU(21, "zero"))
+    if seeds > 1:
+        measured = replace(measured, items=np.stack([items] * seeds), crossed=True)
+    found = score(measured, np.random.default_rng(0))
     assert (found.low, found.high) == (None, None)
+
+
+def test_a_ratio_over_seeds_has_the_spread_of_images_and_of_seeds():
+    """Counts of seeds that are worth more or less by themselves: the interval holds the level of both."""
+    held, alone, runs, draws = 0, 0, 300, np.random.default_rng(4)
+    for _ in range(runs):
+        size = draws.integers(50, 150, 60)
+        share = np.clip(0.5 + draws.normal(0, 0.05, (5, 1)) + draws.normal(0, 0.1, 60), 0, 1)
+        items = np.stack([size * share, np.broadcast_to(size, share.shape)], axis=-1)
+        found = score(Measurement("a", items, pixel_accuracy, crossed=True), draws)
+        assert found.value == pytest.approx(np.mean([each[:, 0].sum() / size.sum() for each in items]))
+        held += found.low <= 0.5 <= found.high
+        one = score(Measurement("a", items.mean(axis=0), pixel_accuracy), draws)
+        alone += one.low <= 0.5 <= one.high
+    assert held >= 0.92 * runs
+    assert alone <= 0.8 * runs
+
+
+def test_the_interval_over_seeds_holds_its_level_and_shrinks_to_that_of_the_items():
+    draws, widths = np.random.default_rng(8), {}
+    for seeds in (1, 2, 4, 16):
+        held, reaches = 0, []
+        for _ in range(2000):
+            values = 0.5 + draws.normal(0, 0.02) + draws.normal(0, 0.01 if seeds > 1 else 0.0, seeds)
+            low, high = over_seeds([(v, v - 0.02 * 1.96, v + 0.02 * 1.96) for v in values])
+            held += low <= 0.5 <= high
+            reaches.append(high - low)
+        assert 0.935 <= held / 2000 <= 0.975, seeds
+        widths[seeds] = np.mean(reaches)
+    assert widths[2] > widths[4] > widths[16] > widths[1]
+    assert over_seeds([(0.5, 0.4, 0.7)] * 3) == pytest.approx((0.4, 0.7))
 
 
 @pytest.mark.parametrize("items", [np.array([]), np.array([1.0, np.nan])])

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmim_bench.bench.errors import ConfigError
 from lmim_bench.bench.results import DataRecord, RunFile
+from lmim_bench.bench.stats import over_seeds
 from lmim_bench.bench.types import Metric, Score
 from lmim_bench.reports.model import make_report, read_report
 from lmim_bench.reports.readings import Reading, _leads, clean, format_value, show
@@ -99,7 +101,7 @@ def test_columns_are_tasks_on_data_sets_grouped_by_task(result):
     assert [len(columns) for columns in report.tasks.values()] == [2, 1]
 
 
-def test_seeds_are_averaged_and_their_intervals_covered(result, score):
+def test_seeds_are_averaged_and_their_interval_is_of_items_and_seeds(result, score):
     scores = {0: score("top1@k=20", 0.50, 0.02), 1: score("top1@k=20", 0.56, 0.01)}
     report = report_of(*(result(seed=s, scores=(scores[s],)) for s in (1, 0)))
     row = report.columns[0].headline
@@ -107,9 +109,24 @@ def test_seeds_are_averaged_and_their_intervals_covered(result, score):
     reading = row.readings[0]
     assert reading is not None
     assert reading.value == pytest.approx(0.53)
-    assert (reading.low, reading.high) == pytest.approx((0.48, 0.57))
+    expected = over_seeds([(0.50, 0.48, 0.52), (0.56, 0.55, 0.57)])
+    assert (reading.low, reading.high) == pytest.approx(tuple(np.clip(expected, 0, 1)))
     assert [seed for seed, _ in reading.scores] == [0, 1]
-    assert (reading.text, reading.interval) == ("53.0", "[48.0, 57.0]")
+    assert reading.text == "53.0"
+
+
+def test_cells_that_left_out_different_images_never_share_a_column(result):
+    def record(*skipped):
+        return DataRecord(
+            name="toy", kind="classification", fingerprint="same", counts={"val": 9}, skipped=skipped
+        )
+
+    assert len(report_of(result("a", record=record("x")), result("b", record=record("x"))).columns) == 1
+    apart = report_of(result("a", record=record("x")), result("b", record=record("y")))
+    assert [c.variant for c in apart.columns] == [
+        "broken images left out = x",
+        "broken images left out = y",
+    ]
 
 
 def test_different_protocols_never_share_a_column(result):

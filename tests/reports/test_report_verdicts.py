@@ -198,7 +198,7 @@ def test_intervals_decide_where_items_cannot_be_paired(
     assert marks(run("a", {"x": other, "y": 0.6}, items=False)) == [mark, "best"]
 
 
-def test_marks_and_comparisons_say_the_same_whatever_the_baseline(run: Callable[..., Path]) -> None:
+def test_comparisons_say_the_same_whatever_the_baseline(run: Callable[..., Path]) -> None:
     folder = run("a", {"x": 0.50, "y": 0.53, "z": 0.51}, tasks=("knn", "linear"))
     for path in folder.glob("items/[xz]--*.npz"):  # answers of no binary kind: the test draws exchanges
         items = np.random.default_rng(len(path.name)).normal(size=400)
@@ -207,14 +207,61 @@ def test_marks_and_comparisons_say_the_same_whatever_the_baseline(run: Callable[
     pairings = Pairings(report)
     for baseline in ("x", "y", "z"):
         for found in pairings.against(baseline):
-            back = Pairings(report).compare(found.challenger, found.reference)
-            assert [v.p for v in back.verdicts] == [v.p for v in found.verdicts]
+            other = Pairings(report).against(found.challenger.label)
+            back = next(c for c in other if c.challenger is found.reference)
+            assert [v.found.p for v in back.verdicts] == [v.found.p for v in found.verdicts]
             assert [v.found.value for v in back.verdicts] == [-v.found.value for v in found.verdicts]
             for verdict in found.verdicts:
                 cells = pairings.summary(verdict.column)
                 two = [cells[c.index].standing for c in found.pair]
-                if "best" in two:
-                    assert ("close" in two) == (not verdict.clear)
+                if "best" in two and not verdict.clear:  # a mark asks for more
+                    assert "close" in two
+
+
+def test_equal_encoders_are_seldom_marked_or_called_better_however_many(
+    run: Callable[..., Path], tmp_path: Path
+) -> None:
+    labels, rng = [f"e{i}" for i in range(8)], np.random.default_rng(3)
+    marked = called = 0
+    for i in range(40):
+        folder = run(f"r{i}", dict.fromkeys(labels, 0.5))
+        for path in folder.glob("items/*.npz"):
+            np.savez(path, **{"top1@k=20": (rng.random(400) < 0.5).astype(np.float32)})
+        results = json.loads((folder / "results.json").read_text())
+        for result in results["results"]:
+            with np.load(folder / "items" / f"{result['cell']}.npz") as items:
+                result["scores"][0]["value"] = float(items["top1@k=20"].mean())
+        (folder / "results.json").write_text(json.dumps(results))
+        marked += "" in marks(folder)
+        called += any(v.clear for c in comparisons(read_report([folder])) for v in c.verdicts)
+    assert marked <= 5  # uncorrected: about 20 of 40
+    assert called <= 5
+
+
+def test_few_sequences_are_said_to_be_too_few_for_a_test(run: Callable[..., Path]) -> None:
+    folder = run("a", {"x": 0.5, "y": 0.8})
+    for label, shift in (("x", 0.0), ("y", 0.3)):
+        items = np.random.default_rng(0).random(10) + shift
+        clusters = {"top1@k=20/clusters": np.arange(10) // 2}
+        np.savez(folder / "items" / f"{label}--knn--toy--s0.npz", **{"top1@k=20": items}, **clusters)
+    (comparison,) = comparisons(read_report([folder]))
+    (verdict,) = comparison.verdicts
+    assert (verdict.found.p, verdict.p) == (2**-4, None)
+    assert verdict.sentence.startswith("y leads x by 30.0 points (30.0 to 30.0) on 10 test images in 5")
+    assert verdict.sentence.endswith("too few groups for a test at 5%")
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_seeds_that_differ_are_samples(run: Callable[..., Path], alike: bool) -> None:
+    folders = [run(f"s{seed}", {"x": 0.5, "y": 0.6}, seed=seed) for seed in range(3)]
+    for seed, folder in enumerate(folders):
+        for path in folder.glob("items/*.npz"):
+            rng = np.random.default_rng(path.name[0] == "x" or (0 if alike else seed + 2))
+            np.savez(path, **{"top1@k=20": hits(0.5 + 0.1 * (path.name[0] == "y"), seed=rng.integers(99))})
+    (comparison,) = comparisons(read_report(folders))
+    (verdict,) = comparison.verdicts
+    assert verdict.found.test.startswith("McNemar" if alike else "Student's t over draws and items")
+    assert verdict.found.items == 400
 
 
 def test_ranks_of_three(run: Callable[..., Path]) -> None:

@@ -182,7 +182,7 @@ def test_separated_classes_are_solved_and_shuffled_labels_are_near_chance(toy: M
     found = toy.toy_context(train, test).run(TASK)
     assert toy.value(found["top1@k=20"]) == toy.value(found["nn1_loo"]) == 1
     assert found["top1@k=20"].chance == pytest.approx(0.1)
-    assert found["top5@k=20"].chance == pytest.approx(0.5)
+    assert found["top5@k=20"].chance == pytest.approx(0.5, abs=0.001)
     rng = np.random.default_rng(3)
     noise = [rng.standard_normal((n, 16)).astype(np.float32) for n in (300, 600)]
     random = toy.toy_context((noise[0], train[1]), (noise[1], test[1])).run(TASK)
@@ -195,12 +195,43 @@ def test_a_class_that_no_neighbour_has_is_not_among_five_of_three(toy: ModuleTyp
     assert rank[0] >= 5
 
 
-def test_few_classes_have_no_top5_and_unbalanced_chance_is_the_largest_class(toy: ModuleType) -> None:
-    train, (x, y) = toy.blobs(10, 3), toy.blobs(10, 3, seed=1)
-    keep = (y == 0) | (np.arange(len(y)) < 6)
-    found = toy.toy_context(train, (x[keep], y[keep])).run(TASK)
+def test_few_classes_have_no_top5(toy: ModuleType) -> None:
+    found = toy.toy_context(toy.blobs(10, 3), toy.blobs(10, 3, seed=1)).run(TASK)
     assert not any(metric.startswith("top5") for metric in found)
-    assert found["top1@k=20"].chance == pytest.approx((y[keep] == 0).mean())
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_chance_is_what_features_without_information_reach(toy: ModuleType, collapsed: bool) -> None:
+    rng = np.random.default_rng(0)
+    train, test = (
+        (
+            rng.standard_normal((n, 8)).astype(np.float32) ** (0 if collapsed else 1),
+            rng.choice(8, n, p=(0.4, 0.2, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05)),
+        )
+        for n in (1500, 6000)
+    )
+    found = toy.toy_context(train, test).run(TASK, k=(1, 5, 20))
+    shares = [np.bincount(y, minlength=8) / len(y) for _, y in (train, test)]
+    assert found["top1@k=1"].chance == pytest.approx(shares[0] @ shares[1], abs=0.01)
+    if collapsed:  # all have the same neighbours: what they reach is the lot of a few labels
+        return
+    for name, measured in found.items():
+        error = np.sqrt(measured.chance * (1 - measured.chance) / len(measured.items))
+        assert toy.value(measured) == pytest.approx(measured.chance, abs=5 * error), name
+    assert found["top1@k=20"].chance < shares[1].max()
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.integers(0, 999), st.integers(1, 6), st.integers(1, 3))
+def test_rates_of_blind_votes_are_those_of_every_class_in_turn(seed: int, width: int, top: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, share = rng.integers(0, 4, (9, width)), rng.dirichlet(np.ones(4))
+    weights = np.sort(rng.random((9, width)))[:, ::-1]
+    ks = tuple(range(1, width + 1))
+    expected = sum(
+        share[c] * (knn.true_ranks(weights, labels, np.full(9, c), ks) < top).mean(axis=1) for c in range(4)
+    )
+    np.testing.assert_allclose(knn.blind_rates(weights, labels, share, ks, top), expected)
 
 
 def test_artefacts_curve_bars_and_gallery(toy: ModuleType) -> None:

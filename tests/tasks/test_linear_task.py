@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
 from lmim_bench.bench.errors import TaskError
-from lmim_bench.bench.types import Column, Tap
+from lmim_bench.bench.stats import score
+from lmim_bench.bench.types import Column, Measurement, Tap
 from lmim_bench.tasks import _probe
 from lmim_bench.tasks._features import mean_class_items
 from lmim_bench.tasks._math import logistic
@@ -430,6 +431,19 @@ def test_items_of_the_class_mean_carry_its_value_and_its_spread() -> None:
         pick = rng.integers(0, len(y), len(y))
         resampled.append(np.mean([hits[pick][y[pick] == c].mean() for c in range(5)]))
     assert items.std() / np.sqrt(len(y)) == pytest.approx(np.std(resampled), rel=0.08)
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 10])
+def test_the_interval_of_the_class_mean_holds_its_level_for_small_classes(images: int) -> None:
+    rng, held, runs = np.random.default_rng(1), 0, 300
+    y, chances = np.repeat(np.arange(50), images), np.full(50, 0.3)
+    for _ in range(runs):
+        hits = (rng.random(len(y)) < chances[y]).astype(np.float32)
+        found = score(Measurement("top1_mean_class", mean_class_items(hits, y)), rng)
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= 0.3 <= found.high
+    assert held >= 0.91 * runs
 
 
 def test_auto_takes_lbfgs_for_small_sets_and_sgd_above(toy: ModuleType) -> None:
