@@ -16,6 +16,7 @@ from .data2vec2 import build_data2vec2
 from .dinov3 import build_dinov3
 from .network import Network
 from .resnet import build_resnet
+from .vjepa import build_vjepa
 from .vjepa2 import build_vjepa2
 
 __all__ = ["BUILDERS", "Network", "build_network"]
@@ -26,6 +27,7 @@ BUILDERS: dict[str, Callable[[Mapping[str, Any]], Network]] = {
     "data2vec2": build_data2vec2,
     "dinov3": build_dinov3,
     "resnet": build_resnet,
+    "vjepa": build_vjepa,
     "vjepa2": build_vjepa2,
 }
 

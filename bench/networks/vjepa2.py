@@ -28,10 +28,10 @@ _BASE = 10000.0
 Rotations = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-class VJepa2Arch(Frozen):
-    """The numbers that shape a V-JEPA 2 encoder."""
+class JepaArch(Frozen):
+    """The numbers that shape an encoder of either V-JEPA."""
 
-    builder: Literal["vjepa2"] = "vjepa2"
+    builder: str
     embed_dim: int = Field(gt=0)
     depth: int = Field(gt=0)
     num_heads: int = Field(gt=0)
@@ -43,11 +43,21 @@ class VJepa2Arch(Frozen):
     frames: int = Field(FRAMES, gt=0)
 
 
+class VJepa2Arch(JepaArch):
+    """The numbers that shape a V-JEPA 2 encoder."""
+
+    builder: Literal["vjepa2"] = "vjepa2"
+
+
 def vjepa2_spec(image_size: int = 256, **arch: Any) -> EncoderSpec:
     """The spec of an encoder with the official image preprocessing; ``arch`` goes to ``VJepa2Arch``."""
-    numbers = _arch(arch)
+    return jepa_spec(_arch(arch), image_size)
+
+
+def jepa_spec(numbers: JepaArch, image_size: int) -> EncoderSpec:
+    """The spec of an encoder of either V-JEPA with the official image preprocessing."""
     return EncoderSpec(
-        family="vjepa2",
+        family=numbers.builder,
         arch=numbers.model_dump(),
         embed_dim=numbers.embed_dim,
         depth=numbers.depth,
@@ -74,7 +84,7 @@ def _arch(fields: Mapping[str, Any]) -> VJepa2Arch:
 class VJepa2(Network):
     """See the module's docstring. The tokens are in the order (time, row, column)."""
 
-    def __init__(self, arch: VJepa2Arch) -> None:
+    def __init__(self, arch: JepaArch) -> None:
         super().__init__()
         self.arch = arch
         self.frames = max(1, arch.frames // arch.tubelet)
@@ -115,7 +125,7 @@ class VJepa2(Network):
 
 
 class _Block(nn.Module):
-    def __init__(self, arch: VJepa2Arch) -> None:
+    def __init__(self, arch: JepaArch) -> None:
         super().__init__()
         dim = arch.embed_dim
         self.heads = arch.num_heads
@@ -135,7 +145,7 @@ class _Block(nn.Module):
 
 def _rotate(x: torch.Tensor, rotations: Rotations) -> torch.Tensor:
     """Turn each pair of neighbours of x (B, heads, tokens, d) by the angles of its axis."""
-    size = rotations[0][0].shape[-1]
+    size = rotations[0][0].shape[-1] if rotations else 0
     parts = []
     for i, (cos, sin) in enumerate(rotations):
         part = x[..., i * size : (i + 1) * size]

@@ -1,4 +1,4 @@
-"""iBOT, MSN, I-JEPA, V-JEPA 2 and MoCo v3, each by its own repository; the transformer of torchvision."""
+"""iBOT, MSN, I-JEPA, both V-JEPAs and MoCo v3, each by its own repository; the transformer of torchvision."""
 
 from __future__ import annotations
 
@@ -174,6 +174,60 @@ def ijepa(peers: Path) -> None:
     )
 
 
+def vjepa(peers: Path) -> None:
+    fresh(peers / "jepa")
+    from src.models.vision_transformer import VisionTransformer
+
+    def network() -> Any:
+        return VisionTransformer(
+            img_size=32,
+            num_frames=16,
+            tubelet_size=2,
+            qkv_bias=True,
+            uniform_power=True,
+            norm_layer=NORM,
+            **SHAPE,
+        ).eval()
+
+    encoder, target = network(), network()
+
+    def features(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        # evals/image_classification_frozen: the image repeated as a video.
+        tokens = target(images.unsqueeze(2).repeat(1, 1, 16, 1, 1))
+        patches = tokens.unflatten(1, (8, *grid(images))).mean(dim=1)
+        return {"mean@-1": tokens.mean(dim=1), "patches@-1": patches}
+
+    predictor = {
+        "module.backbone.predictor_pos_embed": torch.zeros(1, 128, 8),
+        "module.backbone.mask_tokens.0": torch.zeros(1, 1, 8),
+        "module.backbone.mask_tokens.1": torch.zeros(1, 1, 8),
+        "module.backbone.predictor_embed.weight": torch.zeros(8, 192),
+    }
+    record(
+        "vjepa",
+        made_by="facebookresearch/jepa 51c59d5, VisionTransformer (target_encoder)",
+        files={
+            "jepa-latest.pth.tar": {
+                "encoder": prefixed("module.backbone.", encoder.state_dict()),
+                "predictor": predictor,
+                "opt": OPTIMIZER,
+                "scaler": None,
+                "target_encoder": prefixed("module.backbone.", target.state_dict()),
+                "epoch": 10,
+                "loss": 0.5,
+                "batch_size": 2,
+                "world_size": 1,
+                "lr": 1e-3,
+            }
+        },
+        features=features,
+        sizes={"native": (32, 32), "larger": (24, 48)},
+        load="jepa-latest.pth.tar",
+        keep=r"module\.backbone\.pos_embed$",
+        expect={"family": "vjepa", "image_size": 32, "pooling": "mean", "has_cls": False, "frames": 16},
+    )
+
+
 def vjepa2(peers: Path) -> None:
     fresh(peers / "vjepa2")
     # The repository was written for timm 0.6 and imports what it needs for training only.
@@ -319,5 +373,5 @@ def torchvision_vit() -> None:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     torchvision_vit()
-    for recipe in (ibot, msn, ijepa, vjepa2, moco_v3):
+    for recipe in (ibot, msn, ijepa, vjepa, vjepa2, moco_v3):
         recipe(folder)
