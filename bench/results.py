@@ -90,6 +90,8 @@ class Result(Frozen):
     """Every protocol field as used, defaults filled in."""
     overrides: tuple[str, ...] = ()
     """The protocol fields that differ from the task's defaults."""
+    defaults: dict[str, Any] = {}
+    """What these fields are by default; empty in results of versions before it was kept."""
     headline: str
     """Metric id that stands for the task."""
     scored: bool = True

@@ -224,6 +224,7 @@ class Run:
             if self.debug:
                 raise
             error = self._unexpected(cell, failure)
+        defaults = task.config().model_dump(mode="json")
         result = Result(
             cell=cell.id,
             digest=cell.digest,
@@ -240,6 +241,7 @@ class Run:
             limit=self.plan.config.limit,
             protocol=cell.evaluation.config.model_dump(mode="json"),
             overrides=cell.evaluation.overrides,
+            defaults={name: defaults[name] for name in cell.evaluation.overrides},
             headline=task.headline(cell.evaluation.config),
             scored=task.scored,
             metrics={m.id: m.model_dump(mode="json", exclude={"id"}) for m in task.metrics},

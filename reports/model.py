@@ -51,6 +51,11 @@ class Cell:
     span: tuple[float, float, float] | None = None
     errors: tuple[str, ...] = ()
 
+    @property
+    def seeds(self) -> int:
+        """How many seeds the value is the mean of; 0 where there is none."""
+        return len(self.reading.scores) if self.reading else 0
+
 
 @dataclass(frozen=True)
 class Column:
@@ -74,6 +79,11 @@ class Column:
     def data(self) -> DataRecord:
         """The data set."""
         return self.first.data
+
+    @property
+    def name(self) -> str:
+        """Task, data set and variant: no other column of the report is called so."""
+        return f"{self.task} on {self.data.name}" + (f" [{self.variant}]" if self.variant else "")
 
     @property
     def entries(self) -> tuple[Entry, ...]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
+from collections.abc import Sequence
 
+from ..bench.results import Result
 from .model import Cell, Column, Report
-from .readings import clean
+from .readings import clean, show
+from .remarks import changed, left_out
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -16,9 +21,13 @@ _LATEX = {
 }
 FORMATS = ("md", "latex", "csv")
 _COLUMNS = """
-    checkpoint task task_version data data_fingerprint seed metric headline value low high n chance unit limit
-    status
+    checkpoint task task_version protocol changed data data_fingerprint broken_left_out seed metric headline
+    value low high n chance unit limit status
 """
+
+
+Grid = Sequence[Sequence[Cell]]
+"""The cells of the summary, a row a checkpoint."""
 
 
 def write_table(report: Report, form: str) -> str:
@@ -41,7 +50,7 @@ def write_table(report: Report, form: str) -> str:
     raise ValueError(f"there is no table format {form!r}; known: {', '.join(FORMATS)}")
 
 
-def _grid(report: Report) -> list[list[Cell]]:
+def _grid(report: Report) -> Grid:
     columns = [column.summary() for column in report.summarised]
     return [[cells[checkpoint.index] for cells in columns] for checkpoint in report.checkpoints]
 
@@ -49,35 +58,57 @@ def _grid(report: Report) -> list[list[Cell]]:
 def _head(column: Column) -> tuple[str, str]:
     row = column.headline
     unit = " (%)" if row and row.metric.unit == "%" else ""
-    name = f"{column.task} on {column.data.name}" + (f" [{column.variant}]" if column.variant else "")
-    return _line(name), _line((row.id if row else column.first.headline) + unit)
+    return _line(column.name), _line((row.id if row else column.first.headline) + unit)
 
 
-def _note(report: Report) -> str:
-    limited = ", ".join(map(str, report.limits))
-    return f"Limited to {limited} images a split or frames a sequence. " if report.limited else ""
+def _note(report: Report, grid: Grid) -> str:
+    """What holds for the whole table, as one line of sentences."""
+    sentences = []
+    if report.limited:
+        limits = ", ".join(map(str, report.limits))
+        sentences.append(f"Limited to {limits} images a split or frames a sequence")
+    if fields := changed(report):
+        sentences.append(f"Changed from the defaults: {'; '.join(fields)}")
+    sentences += left_out(report)
+    if (seeds := _common_seeds(grid)) and seeds > 1:
+        sentences.append(f"Means of {seeds} seeds")
+    sentences.append("95% intervals in brackets; bold: best of the column")
+    return " ".join(f"{_line(sentence)}." for sentence in sentences)
+
+
+def _common_seeds(grid: Grid) -> int | None:
+    """The number of seeds behind every cell; None where cells differ, or none has a value."""
+    found = {cell.seeds for cells in grid for cell in cells if cell.reading}
+    return found.pop() if len(found) == 1 else None
+
+
+def _seeds(cell: Cell, grid: Grid) -> str:
+    """How many seeds a cell stands for, where another of the table stands for fewer or more."""
+    return f" ({cell.seeds} seeds)" if cell.seeds > 1 and _common_seeds(grid) is None else ""
 
 
 def _markdown(report: Report) -> str:
+    grid = _grid(report)
     heads = [_head(column) for column in report.summarised]
     lines = [
         "| checkpoint | " + " | ".join(f"{_cell(name)}<br>{_cell(metric)}" for name, metric in heads) + " |",
         "|---|" + "---:|" * len(heads),
     ]
-    for checkpoint, cells in zip(report.checkpoints, _grid(report), strict=True):
+    for checkpoint, cells in zip(report.checkpoints, grid, strict=True):
         values = []
         for cell in cells:
             if cell.reading is None:
                 values.append("failed" if cell.state == "failed" else "–")
                 continue
             text = f"**{cell.reading.text}**" if cell.standing == "best" else cell.reading.text
-            values.append(f"{text} {cell.reading.interval}".rstrip())
+            values.append(f"{text} {cell.reading.interval}".rstrip() + _seeds(cell, grid))
         lines.append(f"| {_cell(checkpoint.label)} | " + " | ".join(values) + " |")
-    lines += ["", f"{_note(report)}95% intervals in brackets; bold: best of the column."]
+    lines += ["", _cell(_note(report, grid))]
     return "\n".join(lines) + "\n"
 
 
 def _latex(report: Report) -> str:
+    grid = _grid(report)
     heads = [_head(column) for column in report.summarised]
     lines = [
         r"% needs \usepackage{booktabs}",
@@ -87,7 +118,7 @@ def _latex(report: Report) -> str:
         " & ".join(["checkpoint", *(_tex(metric) for _, metric in heads)]) + r" \\",
         r"\midrule",
     ]
-    for checkpoint, cells in zip(report.checkpoints, _grid(report), strict=True):
+    for checkpoint, cells in zip(report.checkpoints, grid, strict=True):
         values = []
         for cell in cells:
             if cell.reading is None:
@@ -95,10 +126,9 @@ def _latex(report: Report) -> str:
                 continue
             text = rf"\textbf{{{cell.reading.text}}}" if cell.standing == "best" else cell.reading.text
             interval = rf" {{\scriptsize {cell.reading.interval}}}" if cell.reading.interval else ""
-            values.append(text + interval)
+            values.append(text + interval + _seeds(cell, grid))
         lines.append(" & ".join([_tex(_line(checkpoint.label)), *values]) + r" \\")
-    note = f"% {_note(report)}95% intervals in brackets; bold: best of the column."
-    lines += [r"\bottomrule", r"\end{tabular}", note]
+    lines += [r"\bottomrule", r"\end{tabular}", f"% {_note(report, grid)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -111,8 +141,9 @@ def _csv(report: Report) -> str:
             for entry in column.cells[checkpoint.index]:
                 result = entry.result
                 common = [
-                    _line(checkpoint.label), result.task, result.task_version, _line(result.data.name),
-                    result.data.fingerprint, result.seed,
+                    _line(checkpoint.label), result.task, result.task_version, _protocol(result),
+                    _line(_changed(result)), _line(result.data.name), result.data.fingerprint,
+                    len(result.data.skipped), result.seed,
                 ]  # fmt: skip
                 limit = "" if result.limit is None else result.limit
                 if result.status == "failed":
@@ -124,6 +155,15 @@ def _csv(report: Report) -> str:
                     headline = int(score.metric == result.headline)
                     writer.writerow([*common, score.metric, headline, *shown, unit, limit, "ok"])
     return stream.getvalue()
+
+
+def _protocol(result: Result) -> str:
+    """A mark that rows share where every field of their protocols agrees, changed or not."""
+    return hashlib.sha256(json.dumps(result.protocol, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _changed(result: Result) -> str:
+    return "; ".join(f"{name}={show(result.protocol.get(name))}" for name in result.overrides)
 
 
 def _line(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..bench.results import RunFile
 from .model import Cell, Column, Report, make_report, reason
 from .readings import clean
+from .remarks import changed, left_out
 from .verdicts import Pairings
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class SummaryTable:
                 yield Segment(line)
                 yield Segment.line()
             return
-        if self.report.limited:
-            yield Text(self._watermark(), style="bold yellow")
+        for line in self._warning():
+            yield Text(line, style="bold yellow")
         table = self._table(self._grid())
         if console.measure(table, options=options.update(max_width=10_000)).maximum > options.max_width:
             table = self._table(_transposed(self._grid()))
@@ -97,12 +98,14 @@ class SummaryTable:
         grid = [[text.replace("\n", " ") for text in row] for row in _transposed(self._grid())]
         widths = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
         lines = ["  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in grid]
-        head = [self._watermark()] if self.report.limited else []
-        return [*head, *lines, *self._reasons(), *self._legend()]
+        return [*self._warning(), *lines, *self._reasons(), *self._legend()]
 
-    def _watermark(self) -> str:
+    def _warning(self) -> list[str]:
+        """What was not scored of the data, before any number."""
         limits = ", ".join(map(str, self.report.limits))
-        return "LIMITED RUN" + (f": at most {limits} images a split (or frames a sequence)" if limits else "")
+        most = f": at most {limits} images a split (or frames a sequence)" if limits else ""
+        watermark = [f"LIMITED RUN{most}"] if self.report.limited else []
+        return [*watermark, *map(_line, left_out(self.report))]
 
     def _reasons(self) -> list[str]:
         warnings = [
@@ -118,9 +121,11 @@ class SummaryTable:
 
     def _legend(self) -> list[str]:
         marks = {cell.standing for summary in self.summaries for cell in summary}
-        if "best" not in marks:
-            return []
-        return ["* best" + ("; ~ not told apart from the best on the same items" if "close" in marks else "")]
+        close = "; ~ not told apart from the best on the same items" if "close" in marks else ""
+        return [
+            *(f"CHANGED {_line(fields)}" for fields in changed(self.report)),
+            *([f"* best{close}"] if "best" in marks else []),
+        ]
 
 
 def _head(column: Column) -> str:
@@ -135,8 +140,7 @@ def _cell(cell: Cell) -> str:
     if cell.reading is None:
         return "FAILED" if cell.state == "failed" else "not run"
     mark = {"best": " *", "close": " ~", "": ""}[cell.standing]
-    seeds = len(cell.reading.scores)
-    many = f" ({seeds} seeds)" if seeds > 1 else ""
+    many = f" ({cell.seeds} seeds)" if cell.seeds > 1 else ""
     failed = f" ({len(cell.errors)} FAILED)" if cell.state == "partial" else ""
     return f"{cell.reading.text} {cell.reading.interval}".rstrip() + mark + many + failed
 

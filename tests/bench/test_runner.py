@@ -23,6 +23,7 @@ from lmim_bench.bench.engine import Engine
 from lmim_bench.bench.errors import CheckpointError, ConfigError, DataError
 from lmim_bench.bench.features import FeatureStore
 from lmim_bench.bench.vit import build_vit, vit_spec
+from lmim_bench.tasks.knn import KnnConfig
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
@@ -222,6 +223,8 @@ def test_results_made_otherwise_are_refused_with_the_difference(checkpoint, opti
     finished = run(checkpoint, **options, overwrite="always", overrides={"knn": {"k": "1,2"}})
     assert finished.results[0].protocol["k"] == [1, 2]
     assert "k" in finished.results[0].overrides
+    assert finished.results[0].defaults == {"k": [*KnnConfig().k]}
+    assert '"k=1, 2"' in (options["out"] / "results.csv").read_text()
 
 
 def test_a_limited_run_says_so_everywhere(checkpoint, options):

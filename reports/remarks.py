@@ -1,0 +1,43 @@
+"""What a reader has to know beside the numbers, in one wording for the terminal and for every table."""
+
+from __future__ import annotations
+
+from ..bench.results import Result
+from .model import Column, Report
+from .readings import show
+
+
+def changed(report: Report) -> list[str]:
+    """The protocol fields in the summary that are not at their defaults: ``vos: size = 240 (default 480)``.
+
+    A task is named alone where all its columns agree, else the columns that a line is about.
+    """
+    tasks: dict[str, dict[str, list[Column]]] = {}
+    for column in report.summarised:
+        tasks.setdefault(column.task, {}).setdefault(_fields(column.first), []).append(column)
+    return [
+        f"{task if len(texts) == 1 else ', '.join(column.name for column in columns)}: {fields}"
+        for task, texts in tasks.items()
+        for fields, columns in texts.items()
+        if fields
+    ]
+
+
+def _fields(result: Result) -> str:
+    return ", ".join(
+        f"{name} = {show(result.protocol.get(name))} "
+        + (f"(default {show(result.defaults[name])})" if name in result.defaults else "(not the default)")
+        for name in result.overrides
+    )
+
+
+def left_out(report: Report) -> list[str]:
+    """How many broken images of each data set were not scored."""
+    broken: dict[str, dict[str, None]] = {}
+    for data in report.data_sets:
+        broken.setdefault(data.name, {}).update(dict.fromkeys(data.skipped))
+    return [
+        f"{len(ids)} broken image{'s' if len(ids) > 1 else ''} left out of {name}, first {next(iter(ids))}"
+        for name, ids in broken.items()
+        if ids
+    ]
