@@ -30,7 +30,7 @@ from .cost import encoder_flops
 from .errors import CheckpointError, ConfigError, did_you_mean
 from .modules import ModuleEncoder, PixelEncoder, module_info
 from .references import RANDOM, split_reference
-from .timm_models import create_timm, timm_encoder, timm_spec
+from .timm_models import create_timm, pooling_notes, timm_encoder, timm_spec
 from .types import CheckpointInfo, Encoder, EncoderSpec
 from .vit import build_vit, first_problem, vit_spec
 
@@ -142,10 +142,7 @@ def _load_timm(source: str, seed: int) -> Encoder:
     notes = [
         "pretrained weights of timm" if pretrained else f"random weights, seed {seed}: not a trained model"
     ]
-    if getattr(model, "attn_pool", None) is not None and not ViTEncoder.supports(model):
-        notes.append(
-            "the attention pooling of the model is not used: the global feature is the mean of patches"
-        )
+    notes += pooling_notes(model)
     info = CheckpointInfo(
         source=source,
         sha256=None,

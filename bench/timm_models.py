@@ -114,6 +114,13 @@ def timm_spec(
     )
 
 
+def pooling_notes(model: Any) -> tuple[str, ...]:
+    """What a reader should know of the global feature of a timm model."""
+    if getattr(model, "attn_pool", None) is None or ViTEncoder.supports(model):
+        return ()
+    return ("the attention pooling of the model is not used: the global feature is the mean of patches",)
+
+
 def timm_encoder(model: Any, spec: EncoderSpec, info: CheckpointInfo) -> Encoder:
     """The encoder around a timm model: exact token assembly for a plain ViT, timm's own for the others."""
     return ViTEncoder(model, spec, info) if ViTEncoder.supports(model) else TimmEncoder(model, spec, info)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,24 +12,19 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
-
-import torch
 
 from ..building import build_model, make_encoder
 from ..errors import CheckpointError, did_you_mean
 from ..references import ENTRY_POINT_GROUP
-from ..timm_models import create_timm, timm_spec
 from ..types import CheckpointInfo, Encoder, EncoderSpec, TrainingPoint
 from . import families as built_in
 from . import native
 from .contract import few, fill
-from .families import timm_vit
-from .family import Draft, Family, Root, Tree, choose_root, grow_tree, rename_keys
+from .family import Draft, Family, Tree, choose_root, grow_tree, rename_keys
 from .files import Container, open_checkpoint
+from .timm_names import named_family, named_in
 
 _SHOWN = 4
-_CLASSIFIERS = (r"head(_dist)?\..*", r"head\.fc\..*", r"fc\..*", r"classifier\..*", r"last_linear\..*")
 
 
 @cache
@@ -118,25 +112,18 @@ def _understand(
     if not tree.tensors:
         raise CheckpointError("the file holds no weights")
     if arch is not None:
-        return _by_family(_named_family(arch, {}), tree, pick, heads)
+        return _by_family(named_family(arch, tree), tree, pick, heads)
     if family is not None:
         known = {f.name: f for f in families()}
         if family not in known:
             raise CheckpointError(f"there is no checkpoint family {family!r}. {did_you_mean(family, known)}")
         return _by_family(known[family], tree, pick, heads)
-    configured = _configured(tree)
-    if configured is not None:
-        return _by_family(configured, tree, pick, heads)
     matching = [f for f in families() if f.roots(tree)]
-    if not matching or matching[0].rank == 0:
-        stated = tree.payload.get("arch")
-        if isinstance(stated, str) and is_timm(stated):
-            return _by_family(_named_family(stated, {}), tree, pick, heads)
-    if not matching:
-        named = _by_file_name(tree)
-        if named is None:
-            raise CheckpointError(_unknown(tree))
+    named = named_in(tree, matching[0].rank if matching else None, heads)
+    if named is not None:
         return _by_family(named, tree, pick, heads)
+    if not matching:
+        raise CheckpointError(_unknown(tree))
     best = [f for f in matching if f.rank == matching[0].rank]
     if len(best) > 1:
         names = ", ".join(f.name for f in best)
@@ -170,67 +157,6 @@ def _by_family(family: Family, tree: Tree, pick: str | None, heads: int | None) 
     dropped |= {f"{name}.*": reason for name, reason in tree.skipped.items()}
     draft = family.draft(root, tensors, heads)
     return root.title, draft, dropped, (choice,) if choice else ()
-
-
-def _configured(tree: Tree) -> Family | None:
-    """The timm model that timm's config.json beside the file names, where the file has its keys."""
-    stated = tree.config.get("architecture")
-    if not isinstance(stated, str) or not is_timm(stated):
-        return None
-    family = _named_family(stated, tree.config)
-    return family if family.roots(tree) else None
-
-
-def _by_file_name(tree: Tree) -> Family | None:
-    """The timm model that the file is called after, as timm calls its files, where the file has its keys."""
-    parts = re.split(r"(?=[_-])", tree.stem.partition(".")[0])
-    names = ("".join(parts[:n]) for n in range(len(parts), 0, -1))
-    name = next((name for name in names if is_timm(name)), None)
-    if name is None:
-        return None
-    family = _named_family(name, {}, f"the file is called after timm's {name}, whose keys it has")
-    return family if family.roots(tree) else None
-
-
-def is_timm(name: str) -> bool:
-    """Whether timm has a model of this name."""
-    import timm
-
-    return bool(timm.is_model(name))
-
-
-def _named_family(arch: str, config: Mapping[str, Any], *said: str) -> Family:
-    """A family for one named timm model: its own keys are the layout, and timm knows its preprocessing."""
-    kwargs = dict(config.get("model_args") or {})
-    model = create_timm(arch, pretrained=False, **kwargs)
-    expected = model.state_dict()
-    spec = timm_spec(
-        model,
-        {"builder": "timm", "name": arch, "kwargs": kwargs},
-        pretrained_cfg=config.get("pretrained_cfg"),
-    )
-
-    def draft(root: Root, tensors: Mapping[str, torch.Tensor], heads: int | None) -> Draft:
-        if heads is not None:
-            raise CheckpointError(f"timm's {arch} has its own number of heads; leave out heads={heads}")
-        return Draft(tensors, spec, (f"built as timm's {arch}", *said), model)
-
-    return Family(
-        name="timm",
-        title=f"timm's {arch}",
-        rank=0,
-        anchors=(next(iter(expected)),),
-        # The first key may be as common as conv1.weight: a root is where most of the model is.
-        matches=lambda root: 2 * sum(name in root.tensors for name in expected) > len(expected),
-        draft=draft,
-        prefer=timm_vit.FAMILY.prefer,
-        drop={
-            pattern: "classifier head"
-            for pattern in _CLASSIFIERS
-            if not any(re.fullmatch(pattern, name) for name in expected)
-        },
-        siblings=timm_vit.FAMILY.siblings,
-    )
 
 
 def _unknown(tree: Tree) -> str:

@@ -65,5 +65,5 @@ class VJepa(VJepa2):
         own = (self.frames, self.side, self.side)
         if grid == own[1:]:
             return self.pos_embed
-        table = self.pos_embed.unflatten(1, own).permute(0, 4, 1, 2, 3)
+        table = self.pos_embed.reshape(1, *own, -1).permute(0, 4, 1, 2, 3)
         return F.interpolate(table, size=(self.frames, *grid), mode="trilinear").flatten(2).transpose(1, 2)

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ...errors import CheckpointError
 from ..family import Draft, Family, Root, Tensors
+from ..hf import CLIP, HALF
 from ..plain_vit import ANCHORS, infer_spec
+
+_ASSUMED = (
+    "ImageNet's mean and std, norm eps 1e-6 and exact GELU are assumed, as the file does not say them; "
+    "name the model by #arch=NAME, or set #mean=a:b:c,std=a:b:c, where it differs (timm's augreg: 0.5)"
+)
+_SIGLIP = (
+    "WARNING: attention pooling, so SigLIP, with mean and std of 0.5, and exact GELU is assumed; name the "
+    "model by #arch=NAME where timm has tanh (SigLIP 2 in sizes that came with it)"
+)
+_CLIP = (
+    "WARNING: a norm before the blocks, so CLIP, with its mean and std and norm eps 1e-5, and exact GELU is "
+    "assumed; name the model by #arch=NAME where it has QuickGELU (OpenAI's, MetaCLIP's, DFN's)"
+)
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
+    fields: dict[str, Any] = {}
+    said = _ASSUMED
     if "attn_pool.latent" in tensors:
-        half = (0.5, 0.5, 0.5)
-        spec, notes = infer_spec(
-            "timm", tensors, heads, usual_heads={1536: 16}, mean=half, std=half, crop_pct=0.9
-        )
-        siglip = (
-            "attention pooling, so SigLIP: mean and std of 0.5; exact GELU is assumed, name the model by "
-            "#arch=NAME where timm has tanh (SigLIP 2 in sizes that came with it)"
-        )
-        return Draft(tensors, spec, (*notes, siglip))
-    spec, notes = infer_spec("timm", tensors, heads)
-    preprocessing = (
-        "ImageNet's mean and std, norm eps 1e-6 and exact GELU are assumed, as the file does not say them; "
-        "name the model by #arch=NAME, or set #mean=a:b:c,std=a:b:c, where it differs (timm's augreg: 0.5)"
-    )
-    return Draft(tensors, spec, (*notes, preprocessing))
+        if "cls_token" in tensors or "norm_pre.weight" in tensors:
+            raise CheckpointError(
+                "this pools by attention and has a class token or a norm before the blocks, as Perception "
+                "Encoders do, whose rotary positions leave no trace; name timm's model by #arch=NAME"
+            )
+        said = _SIGLIP
+        fields = {"usual_heads": {1536: 16}, "mean": HALF.mean, "std": HALF.std, "crop_pct": 0.9}
+    elif "norm_pre.weight" in tensors:
+        said = _CLIP
+        fields = {"eps": 1e-5, "mean": CLIP.mean, "std": CLIP.std, "crop_pct": 0.9}
+    spec, notes = infer_spec("timm", tensors, heads, **fields)
+    return Draft(tensors, spec, (*notes, said))
 
 
 FAMILY = Family(

@@ -1,0 +1,177 @@
+"""Which timm model a file is of, where something says it: what lies beside it, what it states, its name.
+
+Names of timm tell what shapes leave open: rotary positions, norms in other places, activations, poolings,
+blurred strides, and how images are prepared. A name counts where the file has the model's keys.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.layers.patch_embed import PatchEmbed
+
+from ..errors import CheckpointError
+from ..timm_models import create_timm, pooling_notes, timm_spec
+from .families import timm_vit
+from .family import Draft, Family, Root, Tree
+
+# Families up to this rank know a network by its shapes alone, those above by the marks of a method.
+_GENERAL = 45
+_CLASSIFIERS = (r"head(_dist)?\..*", r"head\.fc\..*", r"fc\..*", r"classifier\..*", r"last_linear\..*")
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def named_in(tree: Tree, rank: int | None, heads: int | None) -> Family | None:
+    """The timm model that something names, where that says more than the families do.
+
+    Args:
+        tree: the file.
+        rank: of the most specific family that reads it, or None.
+        heads: asked for by the user.
+    """
+    beside = tree.config.get("architecture")
+    if isinstance(beside, str) and timm.is_model(beside):
+        family = named_family(beside, tree, config=tree.config)
+        if family.roots(tree):
+            return family
+    stated = tree.payload.get("arch")
+    if isinstance(stated, str) and timm.is_model(stated):
+        if not rank:
+            return named_family(stated, tree)
+        if rank <= _GENERAL and not _is_torchvisions(stated):
+            family = named_family(stated, tree, whole=True)
+            if _is_all(family, tree):
+                return family
+    # A number of heads that is asked for is none of a registered model.
+    name = next(_file_names(tree.stem), None) if heads is None else None
+    if name is None:
+        return None
+    said = f"the file is called after timm's {name}, whose keys it has"
+    if rank is None:
+        family = named_family(name, tree, said=said)
+        return family if family.roots(tree) else None
+    # A name with its tag is of timm's own files. A bare one may be of a file that some method has trained.
+    if "." not in name and (rank > _GENERAL or _is_torchvisions(name)):
+        return None
+    family = named_family(name, tree, said=said, whole=True)
+    return family if _is_all(family, tree) else None
+
+
+def named_family(
+    name: str, tree: Tree, *, config: Mapping[str, Any] | None = None, said: str = "", whole: bool = False
+) -> Family:
+    """A family for one named timm model: its own keys are the layout, and timm knows its preprocessing.
+
+    Args:
+        name: of the model, with or without a tag.
+        tree: the file, whose position table tells the size of the images.
+        config: timm's config.json beside the file.
+        said: a note on who says so: the file's name. A bare one does not say which weights they are.
+        whole: a root must have all keys of the model in their shapes, and not just most of them.
+
+    Raises:
+        CheckpointError: timm has no such model.
+    """
+    config = config or {}
+    model, kwargs, resized = _build(name, dict(config.get("model_args") or {}), tree)
+    expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    arch = {"builder": "timm", "name": name, "kwargs": kwargs}
+    spec = timm_spec(model, arch, pretrained_cfg=config.get("pretrained_cfg"))
+    notes = [f"built as timm's {name}", said, resized, *pooling_notes(model)]
+    if said and "." not in name and not _has_one_normalisation(name):
+        spec = spec.model_copy(update=_IMAGENET)
+        notes.append(
+            f"WARNING: ImageNet's mean and std are assumed, as timm's weights of {name} differ in theirs; "
+            f"add #arch={name}.TAG, or #mean=a:b:c,std=a:b:c"
+        )
+    drop = {
+        pattern: "classifier head"
+        for pattern in _CLASSIFIERS
+        if not any(re.fullmatch(pattern, key) for key in expected)
+    }
+
+    def is_it(root: Root) -> bool:
+        if not whole:
+            # The first key may be as common as conv1.weight: a root is where most of the model is.
+            return 2 * sum(key in root.tensors for key in expected) > len(expected)
+        heads = [key for key in root.tensors if any(re.fullmatch(pattern, key) for pattern in drop)]
+        return expected == {key: t.shape for key, t in root.tensors.items() if key not in heads}
+
+    def draft(root: Root, tensors: Mapping[str, torch.Tensor], heads: int | None) -> Draft:
+        if heads is not None:
+            raise CheckpointError(f"timm's {name} has its own number of heads; leave out heads={heads}")
+        return Draft(tensors, spec, tuple(filter(None, notes)), model)
+
+    return Family(
+        name="timm",
+        title=f"timm's {name}",
+        rank=0,
+        anchors=(next(iter(expected)),),
+        matches=is_it,
+        draft=draft,
+        prefer=timm_vit.FAMILY.prefer,
+        drop=drop,
+        siblings=timm_vit.FAMILY.siblings,
+    )
+
+
+def _build(name: str, kwargs: dict[str, Any], tree: Tree) -> tuple[Any, dict[str, Any], str]:
+    """The model, its arguments, and a note where the file's position table is for another image size."""
+    model = create_timm(name, pretrained=False, **kwargs)
+    own = model.state_dict().get("pos_embed")
+    table = next((t for key, t in tree.tensors.items() if key.rpartition(".")[2] == "pos_embed"), None)
+    embed = getattr(model, "patch_embed", None)
+    if (
+        own is None
+        or table is None
+        or table.ndim != 3
+        or type(embed) is not PatchEmbed
+        or not embed.grid_size
+    ):
+        return model, kwargs, ""
+    rows = table.shape[1] - own.shape[1] + math.prod(embed.grid_size)
+    side = math.isqrt(max(rows, 0))
+    if table.shape == own.shape or not side or side * side != rows or "img_size" in kwargs:
+        return model, kwargs, ""
+    kwargs["img_size"] = side * embed.patch_size[0]
+    note = f"images of {kwargs['img_size']} pixels, the size of the position table"
+    return create_timm(name, pretrained=False, **kwargs), kwargs, note
+
+
+def _is_all(family: Family, tree: Tree) -> bool:
+    """Whether the file holds the encoders of a family and nothing else."""
+    paths = tuple(root.path for root in family.roots(tree))
+    return bool(paths) and all(name.startswith(paths) for name in tree.tensors)
+
+
+def _file_names(stem: str) -> Iterator[str]:
+    """The names of timm that a file may be called after, the most exact first: ``name.tag``, ``name``."""
+    first, _, rest = stem.partition(".")
+    if timm.is_model(first):
+        yield from (name for tag in _starts(rest, "-") if timm.is_model_pretrained(name := f"{first}.{tag}"))
+    yield from (name for name in _starts(first, "_-") if timm.is_model(name))
+
+
+def _starts(text: str, marks: str) -> Iterator[str]:
+    """A text, and what is left of it without its last parts."""
+    parts = re.split(f"(?=[{marks}])", text)
+    return ("".join(parts[:n]) for n in range(len(parts), 0, -1))
+
+
+def _has_one_normalisation(name: str) -> bool:
+    """Whether all weights that timm has for a bare name agree on mean and deviation."""
+    tagged = timm.list_models(f"{name}.*", pretrained=True)
+    configs = map(timm.get_pretrained_cfg, tagged)
+    return len({(config.mean, config.std) for config in configs if config}) < 2
+
+
+def _is_torchvisions(name: str) -> bool:
+    """Whether torchvision gives the name to a network of its own, which the families know."""
+    import torchvision
+
+    return name in torchvision.models.list_models()
