@@ -274,6 +274,7 @@ def data(reference: str | None, cache_dir: Path | None) -> None:
     from .cache import cache_folder
     from .data import catalogue, detect_layout, load_data
     from .show import print_fields, print_table
+    from .types import ignored_files
 
     if not reference:
         print_table(("--data", "kind", "what"), catalogue())
@@ -287,6 +288,7 @@ def data(reference: str | None, cache_dir: Path | None) -> None:
             "scored": loaded.test_split if loaded.splits else "every sequence",
             "void": ", ".join(map(str, loaded.void)) if loaded.kind == "segmentation" else None,
             "counts": ", ".join(f"{name} {n}" for name, n in loaded.counts().items()),
+            "not read": ignored_files(loaded.ignored) if loaded.ignored else None,
             "classes": f"{len(loaded.classes)}: {', '.join(loaded.classes)}" if loaded.classes else "-",
             "fingerprint": loaded.fingerprint,
         }

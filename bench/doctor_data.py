@@ -8,10 +8,11 @@ from contextlib import suppress
 import numpy as np
 
 from .data import Detected
+from .data.files import IMAGE_SUFFIXES
 from .doctor_system import Check, Subject
 from .errors import DataError
 from .progress import Reporter
-from .types import Array, Dataset, ImageSplit, VideoSequence
+from .types import Array, Dataset, ImageSplit, VideoSequence, ignored_files
 
 SAMPLE = 32
 """Images that are decoded of each split, or frames of all videos together (of each at least two)."""
@@ -24,6 +25,9 @@ Look = Callable[[], object]
 def data_checks(subject: Subject, data: Dataset, found: Detected, reporter: Reporter) -> Iterator[Check]:
     """Counts, a sample of images (and masks, with their sizes and labels), and what the labels hold."""
     yield subject.passes(f"{found.kind}, {found.layout} ({found.reason}): {_counted(data)}")
+    if data.ignored:
+        mend = f"convert them to a type that is read ({', '.join(IMAGE_SUFFIXES)}), or remove them"
+        yield subject.warns(ignored_files(data.ignored), mend)
     looks = list(_looks(data))
     faults = []
     with reporter.progress(len(looks), f"images of {subject.name}") as bar:

@@ -52,6 +52,8 @@ class DataRecord(Frozen):
     path: str | None = None
     skipped: tuple[str, ...] = ()
     """Broken images that were left out (``--skip-broken``), by id."""
+    ignored: dict[str, int] = {}
+    """Images beside those of types that are not read, counted by suffix."""
 
 
 class Environment(Frozen):

@@ -37,7 +37,7 @@ from .results import (
     result_path,
     write_json,
 )
-from .types import Dataset, Encoder, FeatureBank, Measurement, Score
+from .types import Dataset, Encoder, FeatureBank, Measurement, Score, ignored_files
 
 
 @dataclass
@@ -212,6 +212,8 @@ class Run:
             )
             if skipped:
                 context.note(f"{len(skipped)} broken image(s) left out (--skip-broken), first {skipped[0]}")
+            if data.ignored:
+                context.note(ignored_files(data.ignored))
             mark = time.perf_counter()
             measurements = list(task.run(context, cell.evaluation.config))
             seconds["task"] = time.perf_counter() - mark
@@ -276,6 +278,7 @@ class Run:
             classes=data.classes,
             path=data.path,
             skipped=skipped,
+            ignored=dict(data.ignored),
         )
 
 
@@ -307,6 +310,8 @@ def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = Fals
             cache_dir=cache_folder(config.cache_dir),
         )
         data[name] = loaded.limited(config.limit) if config.limit else loaded
+        if loaded.ignored:
+            reporter.line(f"{name}: {ignored_files(loaded.ignored)}")
     for evaluation in plan.evaluations:
         if data[evaluation.data].kind != evaluation.task.data:
             raise ConfigError(

@@ -282,6 +282,8 @@ class Dataset:
     train_split: str = "train"
     test_split: str = "val"
     path: str | None = None
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Files beside the images that are images of types which are not read, counted by suffix."""
 
     def limited(self, n: int, seed: int = 0) -> Dataset:
         """At most ``n`` images a split (spread over the classes, seeded), or ``n`` frames a sequence."""
@@ -297,6 +299,13 @@ class Dataset:
         if self.kind == "video":
             return {s.name: len(s) for s in self.sequences}
         return {name: len(split) for name, split in self.splits.items()}
+
+
+def ignored_files(counts: Mapping[str, int]) -> str:
+    """What ``Dataset.ignored`` counts, in words: ``20 files ignored (.avif 18, .gif 2)``."""
+    total = sum(counts.values())
+    kinds = ", ".join(f"{suffix} {count:,}" for suffix, count in counts.items())
+    return f"{total:,} file{'' if total == 1 else 's'} ignored ({kinds})"
 
 
 def _limit(split: ImageSplit, n: int, seed: int) -> ImageSplit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..bench.results import Result
+from ..bench.types import ignored_files
 from .model import Column, Report
 from .readings import show
 
@@ -32,12 +33,18 @@ def _fields(result: Result) -> str:
 
 
 def left_out(report: Report) -> list[str]:
-    """How many broken images of each data set were not scored."""
+    """What of each data set was not scored: broken images, and images of types that are not read."""
     broken: dict[str, dict[str, None]] = {}
+    ignored: dict[str, None] = {}
     for data in report.data_sets:
         broken.setdefault(data.name, {}).update(dict.fromkeys(data.skipped))
+        if data.ignored:
+            ignored[f"{data.name}: {ignored_files(data.ignored)}"] = None
     return [
-        f"{len(ids)} broken image{'s' if len(ids) > 1 else ''} left out of {name}, first {next(iter(ids))}"
-        for name, ids in broken.items()
-        if ids
+        *(
+            f"{len(ids)} broken image{'s' if len(ids) > 1 else ''} left out of {name}, first {ids[0]}"
+            for name, ids in ((name, list(found)) for name, found in broken.items())
+            if ids
+        ),
+        *ignored,
     ]

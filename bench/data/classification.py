@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Array, Dataset
-from .files import Manifest, list_images, subfolders
+from .files import Manifest, ignored_images, list_images, no_image, subfolders
 from .layouts import choose_splits
 from .splits import FileSplit
 
@@ -39,6 +39,7 @@ def load_image_folder(
         train_split=chosen_train,
         test_split=chosen_test,
         path=str(root),
+        ignored=ignored_images(root / chosen_train, root / chosen_test),
     )
 
 
@@ -54,9 +55,10 @@ def _scan(root: Path, split: str, classes: list[str], every_class: bool) -> tupl
     for label, class_name in enumerate(classes):
         found = list_images(root / split / class_name) if class_name in present else []
         if every_class and not found:
-            raise DataError(f"{root / split / class_name} holds no image; remove the folder or fill it")
+            folder = root / split / class_name
+            raise DataError(f"{folder} {no_image(folder)}; remove the folder or fill it")
         ids += [f"{split}/{class_name}/{image}" for image in found]
         labels += [label] * len(found)
     if not ids:
-        raise DataError(f"{root / split} holds no image below its class folders")
+        raise DataError(f"{root / split} {no_image(root / split)} below its class folders")
     return ids, np.asarray(labels, dtype=np.int64)

@@ -9,7 +9,8 @@ import io
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,14 @@ from ..results import write_json
 from ..types import Array
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+UNREAD_SUFFIXES = (
+    ".apng", ".arw", ".avif", ".bpg", ".cr2", ".cr3", ".dcm", ".dds", ".dib", ".dng", ".exr", ".gif",
+    ".heic", ".heif", ".j2k", ".jfif", ".jif", ".jp2", ".jpe", ".jpx", ".jxl", ".nef", ".orf", ".pbm",
+    ".pcx", ".pfm", ".pjpeg", ".pnm", ".psd", ".qoi", ".raf", ".rw2", ".svg", ".tga", ".xcf",
+)  # fmt: skip
+"""Files that nobody takes for anything but images, yet are not read: torchvision's ImageFolder, whose counts
+are everyone's, leaves them out too. They are counted, so that they are not missed in silence.
+"""
 CONTENT_LIMIT = 256 * 2**20
 """Contents enter the fingerprint where all files together are at most this many bytes."""
 MOST_SAMPLED, END = 256, 4096
@@ -58,6 +67,29 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> lis
             if name.lower().endswith(suffixes) and not name.startswith(".")
         ]
     return found
+
+
+def ignored_images(*folders: Path) -> dict[str, int]:
+    """How many files below folders are images of types that are not read, by suffix, most frequent first.
+
+    Raises:
+        UnreadableError: a folder cannot be listed.
+    """
+    return by_suffix(path for folder in folders for path in list_images(folder, UNREAD_SUFFIXES))
+
+
+def by_suffix(paths: Iterable[str]) -> dict[str, int]:
+    """How many paths end in each suffix, most frequent first."""
+    return dict(Counter(Path(path).suffix.lower() for path in paths).most_common())
+
+
+def no_image(*folders: Path) -> str:
+    """That folders hold no image, in the words of an error; and which of their images are not read."""
+    counts = ignored_images(*folders)
+    if not counts:
+        return "holds no image"
+    found = ", ".join(f"{count:,} x {suffix}" for suffix, count in counts.items())
+    return f"holds no image of a known type ({found}; known: {', '.join(IMAGE_SUFFIXES)})"
 
 
 def _folders(folder: Path) -> Iterator[tuple[str, list[str]]]:

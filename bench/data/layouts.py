@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError
-from ..types import DataKind
-from .files import IMAGE_SUFFIXES, entries, subfolders
+from ..types import DataKind, ignored_files
+from .files import IMAGE_SUFFIXES, entries, ignored_images, subfolders
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")
@@ -157,7 +157,11 @@ def detect(root: Path) -> Detected:
         raise DataError(
             f"{root} could be more than one layout: {seen}; name one with layout: NAME in a suite"
         )
-    raise DataError(f"{root} has no known layout: it holds {listing(root)}. Known layouts are {known}")
+    unread = ignored_images(*(root / name for name in SPLIT_NAMES))
+    beside = f" ({ignored_files(unread)})" if unread else ""
+    raise DataError(
+        f"{root} has no known layout: it holds {listing(root)}{beside}. Known layouts are {known}"
+    )
 
 
 def choose_splits(root: Path, train: str | None, test: str | None, marker: str | None) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 
 from ..errors import DataError
 from ..types import Dataset
-from .files import Manifest, by_stem, labels_present, read_list
+from .files import Manifest, by_stem, ignored_images, labels_present, no_image, read_list
 from .layouts import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES, choose_splits
 from .splits import FileSplit
 
@@ -46,7 +47,9 @@ def load_split_folders(
     names = [s for s in SPLIT_NAMES if (root / s / "masks").is_dir()]
     names += [s for s in (chosen_train, chosen_test) if s not in names]
     pairs = {split: pair_up(root, f"{split}/images", f"{split}/masks") for split in names}
-    return _dataset(root, name, pairs, chosen_train, chosen_test, void, classes, cache_dir)
+    data = _dataset(root, name, pairs, chosen_train, chosen_test, void, classes, cache_dir)
+    read = (root / split / part for split in names for part in ("images", "masks"))
+    return replace(data, ignored=ignored_images(*read))
 
 
 def load_flat(
@@ -54,7 +57,8 @@ def load_flat(
 ) -> Dataset:
     """``root/images`` and ``root/masks``: one split, called ``all``."""
     pairs = {"all": pair_up(root, "images", "masks")}
-    return _dataset(root, name, pairs, "all", "all", void, classes, cache_dir)
+    data = _dataset(root, name, pairs, "all", "all", void, classes, cache_dir)
+    return replace(data, ignored=ignored_images(root / "images", root / "masks"))
 
 
 def load_voc(
@@ -83,8 +87,9 @@ def load_voc(
 def pair_up(root: Path, images: str, masks: str) -> Pairs:
     """Each image with its mask of the same stem. Raises DataError naming the file that is alone."""
     pictures, labels = by_stem(root / images), by_stem(root / masks)
-    if not pictures:
-        raise DataError(f"{root / images} holds no image")
+    for folder, found in ((root / images, pictures), (root / masks, labels)):
+        if not found:
+            raise DataError(f"{folder} {no_image(folder)}")
     for stem, image in pictures.items():
         if stem not in labels:
             raise DataError(f"{root / images / image} has no mask: {root / masks / stem}.png does not exist")

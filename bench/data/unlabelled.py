@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..types import Dataset, ImageSplit
-from .files import Manifest, list_images
+from .files import UNREAD_SUFFIXES, Manifest, by_suffix, list_images, no_image
 from .layouts import (
     COMPRESSED_TARS,
     SHARD_SUFFIXES,
@@ -44,7 +44,7 @@ def load_every_image(root: Path, name: str, cache_dir: Path | None) -> Dataset:
         manifest = Manifest(root, [(image, -1) for image in images], cache_dir)
         identity = manifest.fingerprint(split="unlabelled")
     else:
-        raise DataError(f"{root} holds no image, no *.tar and no *.parquet; it holds {listing(root)}")
+        raise DataError(f"{root} {no_image(root)}, no *.tar and no *.parquet; it holds {listing(root)}")
     return Dataset(
         name=name,
         kind="classification",
@@ -52,6 +52,7 @@ def load_every_image(root: Path, name: str, cache_dir: Path | None) -> Dataset:
         splits={"train": split},
         test_split="train",  # the only one there is; without labels no task scores it
         path=str(root),
+        ignored=by_suffix(_to_train_on(list_images(root, UNREAD_SUFFIXES), loose=True)),
     )
 
 

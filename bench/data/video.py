@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Dataset
-from .files import Manifest, by_stem, labels_present, read_list, subfolders
+from .files import Manifest, by_stem, ignored_images, labels_present, no_image, read_list, subfolders
 from .layouts import RESOLUTIONS
 from .splits import FileSequence
 
@@ -59,6 +59,9 @@ def load_davis(root: Path, name: str, layout: str, test: str | None, cache_dir: 
         fingerprint=manifest.fingerprint(single=single),
         sequences=tuple(sequences),
         path=str(root),
+        ignored=ignored_images(
+            *(root / folder / name for folder in (frames_root, masks_root) for name in names)
+        ),
     )
 
 
@@ -83,7 +86,7 @@ def _sequence(root: Path, name: str, frames_root: str, masks_root: str) -> FileS
             raise DataError(f"{root / folder / name} does not exist, but the sequence {name!r} is listed")
     frames, masks = by_stem(root / frames_root / name), by_stem(root / masks_root / name)
     if not frames:
-        raise DataError(f"{root / frames_root / name} holds no frame")
+        raise DataError(f"{root / frames_root / name} {no_image(root / frames_root / name)}")
     for stem in frames:
         if stem not in masks:
             raise DataError(
