@@ -12,6 +12,7 @@ import torch
 
 from ..errors import CheckpointError
 from ..types import EncoderSpec
+from .exported import as_exported
 from .family import Draft, Root, Tensors
 from .plain_vit import depth_of, infer_spec
 
@@ -305,7 +306,7 @@ def hf_draft(
             heads,
             **{"stated_heads": stated_heads(config, dim), "eps": norm_eps, "activation": act, **fields},
         )
-        spec, note = prepared(spec, root, preprocessing(root, config))
+        spec, note = prepared(as_exported(spec, config), root, preprocessing(root, config))
         return Draft(tensors, spec, (*notes, config_note(config, norm_eps, act), note, *says))
 
     return draft

@@ -17,6 +17,7 @@ from timm.layers.patch_embed import PatchEmbed
 
 from ..errors import CheckpointError
 from ..timm_models import create_timm, pooling_notes, timm_spec
+from .exported import as_exported
 from .families import timm_vit
 from .family import Draft, Family, Root, Tree
 
@@ -81,7 +82,7 @@ def named_family(
     model, kwargs, resized = _build(name, dict(config.get("model_args") or {}), tree)
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
     arch = {"builder": "timm", "name": name, "kwargs": kwargs}
-    spec = timm_spec(model, arch, pretrained_cfg=config.get("pretrained_cfg"))
+    spec = as_exported(timm_spec(model, arch, pretrained_cfg=config.get("pretrained_cfg")), config)
     notes = [f"built as timm's {name}", said, resized, *pooling_notes(model)]
     if said and "." not in name and not _has_one_normalisation(name):
         spec = spec.model_copy(update=_IMAGENET)

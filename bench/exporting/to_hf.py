@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..backbones import ViTEncoder
+from ..checkpoints.exported import global_feature
 from ..types import EncoderSpec, Pooling, View
 from .plain import Draft, plain_arch, plain_state, require
 
@@ -61,6 +62,7 @@ def draft_hf(encoder: ViTEncoder, weights: Path) -> Draft:
         "patch_size": arch.patch_size,
         "num_channels": 3,
         "qkv_bias": arch.qkv_bias,
+        **global_feature(spec),
     }
     return Draft(
         dict(_hf_tensors(plain_state(encoder, class_row=True))),

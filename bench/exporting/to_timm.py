@@ -9,6 +9,7 @@ import timm
 from torch import nn
 
 from ..backbones import ViTEncoder
+from ..checkpoints.exported import global_feature
 from ..errors import CheckpointError
 from ..timm_models import create_timm
 from ..types import Pooling
@@ -60,6 +61,7 @@ def draft_timm(encoder: ViTEncoder, weights: Path) -> Draft:
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
+        **global_feature(spec),
     }
     folder = f"local-dir:{weights.parent}"
     notes = [f"timm's {name}" + (f" with {keywords(args)}" if args else "")]
