@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from ..pretrain.api import open_images
+from ..pretrain.batches import plan_steps
 from ..pretrain.pixels import longest_side
-from ..pretrain.studies import SCALES, Budget, Study, load_study, row_recipe, study_names
+from ..pretrain.studies import SCALES, Budget, Study, load_study, refuse_overruled, row_recipe, study_names
 from .api import run
 from .config import CheckpointConfig, RunConfig
 from .errors import ConfigError
@@ -62,6 +63,8 @@ def run_studies(
     if data.train_split == data.test_split:
         raise ConfigError(f"{reference} has no labelled train and test split to score the rows on")
     side = longest_side(data.splits[data.train_split])
+    for study in studies:
+        refuse_overruled(study, SCALES[budget], side, sets)
     plans = {
         study.name: [
             plan_row(row, row_recipe(row, SCALES[budget], side, sets, device), data, out)
@@ -69,6 +72,8 @@ def run_studies(
         ]
         for study in studies
     }
+    for recipe in {t.folder: t.recipe for plan in plans.values() for t in plan}.values():
+        plan_steps(recipe, len(data.splits[data.train_split]), processes=1)
     scorings = {
         name: RunConfig(
             checkpoints=tuple(

@@ -27,7 +27,11 @@ def command_line() -> str:
 
 @click.command()
 @click.option("--recipe", "-r", help="A built-in recipe (--list) or a YAML file.")
-@click.option("--data", "-d", help="Folder of images or shards, torchvision:NAME, or an embedded set.")
+@click.option(
+    "--data",
+    "-d",
+    help="Folder of images or shards, torchvision:NAME, or an embedded set; with --resume: where they lie now.",
+)
 @click.option("--out", "-o", type=_FOLDER, help="Folder of the training. [default: runs/<recipe>]")
 @click.option("--resume", "resumed", type=_FOLDER, help="Go on with the training of this folder.")
 @_set
@@ -56,8 +60,10 @@ def pretrain(
         return
     if device:
         sets += (f"engine.device={device}",)
-    if resumed and (data or out):
-        raise click.UsageError("--resume knows its data and its folder; leave out --data and --out")
+    if resumed and out:
+        raise click.UsageError("--resume knows its folder; leave out --out")
+    if resumed and dry_run:
+        raise click.UsageError("--dry-run is for a training that starts; --resume goes on with one as it is")
     if not resumed and not recipe:
         raise click.UsageError("give --recipe NAME (--list shows them) or --resume FOLDER")
     from ..pretrain import api
@@ -65,7 +71,9 @@ def pretrain(
 
     reporter = api.make_reporter()
     if resumed:
-        summary = api.resume(resumed, recipe=recipe, sets=sets, reporter=reporter, cache_dir=cache_dir)
+        summary = api.resume(
+            resumed, recipe=recipe, sets=sets, reporter=reporter, cache_dir=cache_dir, data=data
+        )
         _say_training(summary, resumed)
         return
     assert recipe is not None
@@ -73,12 +81,17 @@ def pretrain(
     if dry_run:
         from .show import print_recipe
 
-        print_recipe(chosen, api.describe_cost(chosen))
+        opened = api.open_images(data, reporter, cache_dir) if data else None
+        print_recipe(chosen, api.describe_cost(chosen, opened))
+        for line in api.without_effect(chosen, sets):
+            click.echo(f"WARNING  {line}")
         return
     if not data:
         raise click.UsageError("give --data: a folder of images, or `scenes` for the embedded ones")
     out = out or Path("runs") / chosen.name
-    summary = api.pretrain(chosen, data, out, reporter=reporter, cache_dir=cache_dir, command=command_line())
+    summary = api.pretrain(
+        recipe, data, out, sets=sets, reporter=reporter, cache_dir=cache_dir, command=command_line()
+    )
     _say_training(summary, out)
 
 

@@ -45,7 +45,10 @@ class Trained(NamedTuple):
 def plan_row(row: Row, recipe: Recipe, data: Dataset, out: Path) -> Trained:
     """A row with the folder below ``out`` that only this recipe on these data has."""
     decides = recipe.model_dump(mode="json", exclude={"name", "about", "engine", "watch"})
-    name = f"{row.recipe or 'random'}-{digest({**decides, 'trained on': data.fingerprint})[:8]}"
+    decides |= {"trained on": data.fingerprint, "precision": recipe.engine.precision}
+    if recipe.over_parts:
+        decides["parts"] = recipe.engine.accumulate
+    name = f"{row.recipe or 'random'}-{digest(decides)[:8]}"
     return Trained(row, recipe, out / "trainings" / name)
 
 

@@ -14,7 +14,7 @@ from ..bench.progress import Reporter
 from ..bench.types import Dataset
 from .monitor import Health, Watcher
 from .outcome import Summary, Training, read_training
-from .recipe import Recipe, load_recipe, make_recipe
+from .recipe import Recipe, changed_fields, idle_fields, load_recipe, make_recipe
 from .step import initial_model
 from .trainer import train
 
@@ -34,13 +34,43 @@ def make_reporter() -> Reporter:
     return Reporter(None if leading_process() else Console(stderr=True, quiet=True))
 
 
-def describe_cost(recipe: Recipe) -> str:
-    """What an image costs, in a line."""
+def without_effect(recipe: Recipe, sets: Sequence[str]) -> list[str]:
+    """The changes that change nothing, a sentence each: a sweep over one would train the same model."""
+    idle, given = idle_fields(recipe), changed_fields(sets)
+    parameters = (
+        [name for name, _ in initial_model(recipe).named_parameters()] if "optim.no_decay" in given else []
+    )
+    return [
+        *(f"{name} changes nothing: {idle[name]}" for name in given if name in idle),
+        *(
+            f"optim.no_decay names {part!r}, and no parameter's name holds it"
+            for part in (recipe.optim.no_decay if parameters else ())
+            if not any(part in name for name in parameters)
+        ),
+    ]
+
+
+def describe_cost(recipe: Recipe, data: Dataset | None = None) -> str:
+    """What an image costs, in a line; with data what all of the training does, in another.
+
+    Raises:
+        ConfigError: the batch does not go with the data.
+    """
+    from .batches import plan_steps
     from .flops import training_flops
 
-    return (
+    flops = training_flops(recipe)
+    cost = (
         f"{recipe.visible_patches} of {recipe.grid**2} patches visible, crops of {recipe.crop_size} pixels; "
-        f"{training_flops(recipe) / 1e9:.2f} GFLOP an image, peak learning rate {recipe.learning_rate:.3g}"
+        f"{flops / 1e9:.2f} GFLOP an image, peak learning rate {recipe.learning_rate:.3g}"
+    )
+    if data is None:
+        return cost
+    images, processes = len(data.splits[data.train_split]), int(os.environ.get("WORLD_SIZE", "1"))
+    plan = plan_steps(recipe, images, processes)
+    return (
+        f"{cost}\n{plan.total:,} steps of {plan.batch} images, {plan.per_epoch:,} an epoch of {images:,}; "
+        f"{plan.total * plan.batch * flops / 1e15:.3g} PFLOP in all"
     )
 
 
@@ -73,8 +103,12 @@ def pretrain(
         recipe = load_recipe(recipe, sets)
     elif sets:
         raise ConfigError("sets change a recipe that is given by name; change a Recipe by model_copy")
+    for line in without_effect(recipe, sets):
+        reporter.line(f"WARNING: {line}")
     opened = open_images(data, reporter, cache_dir)
-    training = Training(recipe=recipe, data=data, fingerprint=opened.fingerprint, command=command)
+    # Whoever goes on with it may stand in another folder.
+    reference = str(Path(data).absolute()) if Path(data).exists() else data
+    training = Training(recipe=recipe, data=reference, fingerprint=opened.fingerprint, command=command)
     return train(training, opened, out, reporter, cache_dir, begin=True)
 
 
@@ -85,7 +119,7 @@ def resume(
     sets: Sequence[str] = (),
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
-    data: Dataset | None = None,
+    data: Dataset | str | None = None,
 ) -> Summary:
     """Go on with the training of a folder, exactly where its last state is.
 
@@ -95,7 +129,7 @@ def resume(
         sets: changes of ``engine`` and ``watch``; whatever else decides the training stays as it was.
         reporter: where progress goes; standard error unless given.
         cache_dir: where decoded images and embedded data are kept.
-        data: the same images, opened already; wherever they lie now.
+        data: the same images, opened or by reference, wherever they lie now.
 
     Raises:
         LmimBenchError: no training there, another recipe, or as ``pretrain`` does.
@@ -116,7 +150,12 @@ def resume(
         training = training.model_copy(
             update={"recipe": make_recipe(training.recipe.model_dump(mode="json"), sets)}
         )
-    opened = open_images(training.data, reporter, cache_dir) if data is None else data
+    if data is None:
+        try:
+            data = open_images(training.data, reporter, cache_dir)
+        except DataError as error:
+            raise DataError(f"{error}; --data says where the images of {out} lie now") from error
+    opened = open_images(data, reporter, cache_dir) if isinstance(data, str) else data
     return train(training, opened, out, reporter, cache_dir)
 
 

@@ -98,8 +98,9 @@ def build_projector(config: ProjectorConfig, dim: int) -> nn.Module:
 
 
 def initialise(module: nn.Module, config: ModelConfig) -> None:
-    """Initialise as the methods do: Xavier-uniform linear maps (MAE, Latent MIM), or normal with standard
-    deviation 0.02 and the output of block i divided by sqrt(2 i) (I-JEPA, BEiT); biases 0, tokens 0.02.
+    """Initialise as the methods do: Xavier-uniform linear maps (MAE, Latent MIM), normal with standard
+    deviation 0.02 (I-JEPA, whose ``init_model`` overrules the networks' own), or that with the output of
+    block i divided by sqrt(2 i) (BEiT, data2vec); biases 0, tokens 0.02.
     """
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
@@ -109,7 +110,7 @@ def initialise(module: nn.Module, config: ModelConfig) -> None:
             else:
                 nn.init.trunc_normal_(part.weight, std=_STD)
                 block = name.split("blocks.")[-1].split(".")[0]
-                if block.isdigit() and name.endswith(("attn.proj", "mlp.fc2")):
+                if config.init == "beit" and block.isdigit() and name.endswith(("attn.proj", "mlp.fc2")):
                     part.weight.data.div_((2.0 * (int(block) + 1)) ** 0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

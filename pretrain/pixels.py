@@ -108,15 +108,21 @@ def squash(split: ImageSplit, i: int, size: int) -> tuple[Array, tuple[int, int]
 
 
 def longest_side(split: ImageSplit) -> int:
-    """The longest side among the first hundred images, pixels."""
-    return max(max(split.image(i).size) for i in range(min(_PROBED, len(split))))
+    """The longest side among a hundred images from the whole split, pixels."""
+    spread = np.linspace(0, len(split) - 1, min(_PROBED, len(split)))
+    return max(max(split.image(i).size) for i in spread.round().astype(int).tolist())
 
 
-def stored_size(split: ImageSplit, recipe: Recipe) -> int:
-    """The side at which images are kept: as given, else 8/7 of the crop (256 for 224), but never more than
-    the images' own longest side.
+def stored_sides(split: ImageSplit, recipe: Recipe) -> tuple[int, int]:
+    """The sides at which images may be kept, the better and the least one: as given, else 16/7 and 8/7 of the
+    crop (512 and 256 for 224), but never more than the images' own longest side.
+
+    A random crop shows half of an image and less: from 256 pixels most would be enlarged to 224.
     """
-    return recipe.data.store_size or min(longest_side(split), round(recipe.crop_size * 8 / 7))
+    if recipe.data.store_size:
+        return recipe.data.store_size, recipe.data.store_size
+    own = longest_side(split)
+    return min(own, round(recipe.crop_size * 16 / 7)), min(own, round(recipe.crop_size * 8 / 7))
 
 
 def open_pixels(
@@ -137,10 +143,14 @@ def open_pixels(
     """
     if not len(split):
         raise DataError("the training split holds no image")
-    size, config = stored_size(split, recipe), recipe.data
+    config, sides = recipe.data, stored_sides(split, recipe)
+    fit = [side for side in sides if len(split) * 3 * side**2 <= config.cache_limit_gb * 1e9]
+    if config.cache == "never" or (config.cache == "auto" and not fit):
+        reporter.line(f"images are decoded in every epoch, to {sides[0]} x {sides[0]} pixels")
+        return DecodedPixels(split, sides[0])
+    size = fit[0] if fit else sides[1]
+    reporter.line(f"images are kept at {size} x {size} pixels")
     needed = len(split) * 3 * size * size
-    if config.cache == "never" or (config.cache == "auto" and needed > config.cache_limit_gb * 1e9):
-        return DecodedPixels(split, size)
     identity = json.dumps([fingerprint, size, len(split), split.ids[0], split.ids[-1]])
     folder = root / hashlib.sha256(identity.encode()).hexdigest()[:32]
     complete = folder / "complete.json"

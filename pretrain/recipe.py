@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from ..bench.config import Precision, coerce, read_yaml, validate
+from ..bench.config import coerce, read_yaml, validate
 from ..bench.errors import ConfigError, did_you_mean
 from ..bench.types import EncoderSpec, Frozen, Pooling
 
@@ -53,7 +53,11 @@ class ModelConfig(_Section):
         "sincos",
         description="fixed sine-cosine as MAE, the same spread over the grid as Latent MIM, or learned",
     )
-    init: Literal["xavier", "trunc_normal"] = Field("xavier", description="of the linear layers")
+    init: Literal["xavier", "trunc_normal", "beit"] = Field(
+        "xavier",
+        description="of linear layers: Xavier-uniform (MAE), normal with deviation 0.02 (I-JEPA), the same "
+        "with the output of block i divided by sqrt(2 i) (BEiT, data2vec)",
+    )
     pooling: Pooling = Field("mean", description="global feature in evaluation")
     final_norm: bool = Field(True, description="whether evaluation reads features after the final norm")
 
@@ -178,7 +182,8 @@ class DataConfig(_Section):
     store_size: int | None = Field(
         None,
         gt=0,
-        description="side of the stored images; 8/7 of the crop unless given, at most the images' own",
+        description="side of the stored images; unless given 16/7 of the crop, or 8/7 where only that fits "
+        "the cache, at most the images' own",
     )
     cache: Literal["auto", "always", "never"] = Field(
         "auto", description="keep decoded images on disk: where they fit, always, or decode in every epoch"
@@ -188,10 +193,14 @@ class DataConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """Where and how the training runs; nothing here changes what is learned, but for the precision."""
+    """Where and how the training runs. Nothing here changes what is learned, but for the precision, and for
+    losses over more than an image (``Recipe.over_parts``), which see one part of the batch at a time.
+    """
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    precision: Precision | Literal["auto"] = Field("auto", description="bf16 on a GPU, fp32 on the CPU")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="bf16 on a GPU, fp32 on the CPU"
+    )
     strategy: Literal["auto", "ddp", "fsdp2"] = Field("auto", description="of several processes (torchrun)")
     accumulate: int = Field(1, ge=1, description="parts that a process cuts its share of the batch into")
     compile: Literal["auto", "on", "off"] = Field(
@@ -212,6 +221,7 @@ class WatchConfig(_Section):
     knn_test: int = Field(2000, ge=2, description="held-out images that it scores")
     knn_k: int = Field(20, ge=1, description="neighbours")
     checkpoints: int = Field(10, ge=1, description="times that the training is saved, evenly spaced")
+    save_minutes: float = Field(30.0, gt=0, description="most minutes between two saves")
     keep: int = Field(2, ge=1, description="training states that are kept")
     keep_encoders: bool = Field(False, description="keep an encoder at every save, for curves over epochs")
     tensorboard: bool = Field(True, description="also write TensorBoard's files")
@@ -266,6 +276,12 @@ class Recipe(_Section):
         """The peak learning rate."""
         return self.optim.base_lr * self.optim.batch_size / 256
 
+    @property
+    def over_parts(self) -> bool:
+        """Whether the loss depends on how a batch is cut into parts: it compares images of one part."""
+        discriminates = self.objective.loss == "infonce" and self.objective.negatives == "batch"
+        return discriminates or self.objective.similarity_weight > 0
+
     def spec(self) -> EncoderSpec:
         """The encoder that the recipe trains, and how its images are prepared.
 
@@ -316,6 +332,10 @@ class Recipe(_Section):
             )
         hides_one = self.masking.kind != "multiblock" and self.visible_patches == total - 1
         within = self.objective.negatives == "image" or self.objective.standardise
+        if self.masking.visible > 1 and self.masking.visible % 1:
+            raise ValueError(
+                f"masking.visible {self.masking.visible} is neither a share below 1 nor a number of patches"
+            )
         if hides_one and within and self.objective.loss == "infonce":
             raise ValueError(
                 "objective.loss infonce tells the hidden patches of an image apart, and masking.visible "
@@ -327,9 +347,23 @@ class Recipe(_Section):
             )
         if self.masking.kind == "multiblock" and self.latent and self.target.sees != "all":
             raise ValueError("masking.kind multiblock needs target.sees=all: its blocks may overlap")
-        low, high = self.data.aspect
-        if low > high:
-            raise ValueError(f"data.aspect goes from {low} down to {high}; name the smaller ratio first")
+        if (
+            self.masking.kind == "multiblock"
+            and self.objective.loss == "infonce"
+            and self.objective.negatives == "batch"
+        ):
+            raise ValueError(
+                "objective.negatives batch would take the same patch of an overlapping block for a negative "
+                "of itself; set objective.negatives=image, or another masking.kind"
+            )
+        for name, (low, high) in {
+            "data.aspect": self.data.aspect,
+            "masking.block_scale": self.masking.block_scale,
+            "masking.block_aspect": self.masking.block_aspect,
+            "masking.context_scale": self.masking.context_scale,
+        }.items():
+            if low > high:
+                raise ValueError(f"{name} goes from {low} down to {high}; name the smaller one first")
         if not self.model.class_token and "cls" in self.model.pooling:
             raise ValueError("model.pooling asks for a class token, which model.class_token leaves out")
         if self.latent and self.target.top_blocks > self.model.shape[1]:
@@ -339,6 +373,59 @@ class Recipe(_Section):
         if self.target.kind == "pixels" and self.objective.similarity_weight:
             raise ValueError("objective.similarity_weight is for latent targets, and target.kind is pixels")
         return self
+
+
+def changed_fields(sets: Sequence[str]) -> tuple[str, ...]:
+    """The ``section.field`` names that changes name, in their order."""
+    return tuple(dict.fromkeys(text.partition("=")[0].strip().replace("-", "_") for text in sets))
+
+
+def idle_fields(recipe: Recipe) -> dict[str, str]:
+    """The fields that change nothing in a recipe, each with the reason."""
+    target, masking, objective = recipe.target, recipe.masking, recipe.objective
+    infonce, multiblock = objective.loss == "infonce", masking.kind == "multiblock"
+    rules: tuple[tuple[bool, str, str, tuple[str, ...]], ...] = (
+        (recipe.projector.depth < 2, "projector", "projector.depth is below 2", ("hidden_dim",)),
+        (
+            target.kind != "ema",
+            "target",
+            f"target.kind is {target.kind}",
+            ("momentum", "momentum_end", "momentum_curve"),
+        ),
+        (not recipe.latent, "target", f"target.kind is {target.kind}", ("sees", "top_blocks", "normalise")),
+        (recipe.latent, "target", f"target.kind is {target.kind}", ("norm_pixels",)),
+        (multiblock, "masking", "masking.kind is multiblock", ("visible",)),
+        (not masking.gap, "masking", "masking.gap is 0", ("placement",)),
+        (
+            not multiblock,
+            "masking",
+            f"masking.kind is {masking.kind}",
+            ("blocks", "block_scale", "block_aspect", "context_scale", "min_context"),
+        ),
+        (objective.loss != "smooth_l1", "objective", f"objective.loss is {objective.loss}", ("beta",)),
+        (
+            not infonce,
+            "objective",
+            f"objective.loss is {objective.loss}",
+            ("tau", "standardise", "negatives", "num_negatives"),
+        ),
+        (
+            not objective.similarity_weight,
+            "objective",
+            "objective.similarity_weight is 0",
+            ("similarity_start", "similarity_end"),
+        ),
+        (recipe.optim.steps is not None, "optim", "optim.steps is given", ("epochs",)),
+        (not recipe.optim.warmup, "optim", "optim.warmup is 0", ("warmup_from",)),
+        (recipe.data.cache != "auto", "data", f"data.cache is {recipe.data.cache}", ("cache_limit_gb",)),
+        (
+            not recipe.watch.evaluations,
+            "watch",
+            "watch.evaluations is 0",
+            ("knn_train", "knn_test", "knn_k"),
+        ),
+    )
+    return {f"{section}.{name}": reason for idle, section, reason, names in rules if idle for name in names}
 
 
 SECTIONS = tuple(name for name, field in Recipe.model_fields.items() if field.annotation not in (str, int))

@@ -11,10 +11,12 @@ from pydantic import Field
 from ..bench.config import read_yaml, validate
 from ..bench.errors import ConfigError, did_you_mean
 from ..bench.types import Frozen
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, changed_fields, load_recipe
 
 Budget = Literal["tiny", "small", "full"]
 _FILE = Path(__file__).with_name("studies.yaml")
+_METHOD = ("target", "projector", "masking", "objective", "decoder")
+"""The sections in which methods differ; the others say what is spent on them."""
 
 
 class Row(Frozen):
@@ -95,6 +97,26 @@ def load_study(name: str) -> Study:
     if name not in studies:
         raise ConfigError(f"there is no study {name!r}. {did_you_mean(name, [*studies, 'all'])}")
     return validate(Study, {"name": name, **studies[name]}, str(_FILE.name))
+
+
+def refuse_overruled(study: Study, scale: Scale, side: int, sets: Sequence[str]) -> None:
+    """Refuse changes of what the rows of a study differ in: the labels would no longer say what was trained.
+
+    Raises:
+        ConfigError: a change of a method's field in which rows differ.
+    """
+    recipes = [row_recipe(row, scale, side, (), "cpu") for row in study.rows if row.recipe]
+    for name in changed_fields(sets):
+        section, _, field = name.partition(".")
+        if section not in _METHOD or field not in type(getattr(recipes[0], section)).model_fields:
+            continue
+        values = {str(getattr(getattr(recipe, section), field)) for recipe in recipes}
+        if len(values) > 1:
+            raise ConfigError(
+                f"--set {name}: the rows of the study {study.name} differ in it "
+                f"({', '.join(sorted(values))}), and their labels say how; leave it out, or train one "
+                "encoder by `lmim-bench pretrain`"
+            )
 
 
 def row_recipe(row: Row, scale: Scale, side: int, sets: Sequence[str], device: str) -> Recipe:

@@ -37,8 +37,10 @@ from .step import Fed, Stepper
 
 STATE_VERSION = 1
 _DIVERGED = "Lower optim.base_lr, set optim.clip, or train in fp32 (engine.precision=fp32)"
-_FLAG_EVERY = 10
-"""Steps between agreements of several processes on whether they were told to stop."""
+_MOST_STEPS, _MOST_SECONDS = 10, 2.0
+"""Between agreements of several processes on whether they were told to stop: torchrun waits half a minute
+before it kills, and an agreement waits for the device.
+"""
 
 
 def train(
@@ -75,11 +77,12 @@ def train(
         torch.set_num_threads(training.recipe.engine.threads)
     fabric = make_fabric(training.recipe.engine)
     fabric.launch()
+    schedule = plan_steps(training.recipe, len(data.splits[data.train_split]), fabric.world_size)
     with claim(out) if fabric.is_global_zero else nullcontext():
         if begin and fabric.is_global_zero:
             start_training(training, out)  # inside the claim: another training may be running there
         try:
-            return _Run(training, data, out, reporter, fabric, cache_dir).go()
+            return _Run(training, data, schedule, out, reporter, fabric, cache_dir).go()
         except torch.OutOfMemoryError:
             raise TrainingError(
                 f"{fabric.device} has no room for this training; cut the batch into more parts "
@@ -98,16 +101,16 @@ class _Run:
         self,
         training: Training,
         data: Dataset,
+        schedule: Schedule,
         out: Path,
         reporter: Reporter,
         fabric: Fabric,
         cache_dir: Path | None,
     ) -> None:
         self.training, self.recipe, self.out, self.fabric = training, training.recipe, out, fabric
-        self.reporter = reporter
+        self.reporter, self.schedule, self.data_name = reporter, schedule, data.name
         recipe = self.recipe
         split = data.splits[data.train_split]
-        self.schedule: Schedule = plan_steps(recipe, len(split), fabric.world_size)
         self.workers = decoding_workers(fabric.device.type, recipe.data.workers)
         with fabric.rank_zero_first(local=True):
             root = cache_folder(cache_dir) / "pixels"
@@ -124,6 +127,8 @@ class _Run:
         self.knn: float | None = None
         self.saved: Path | None = None
         self.last_loss: float | None = None
+        self.saved_at = time.monotonic()
+        self.agreed_at, self.last_agreement, self.next_agreement = time.monotonic(), 0, 1
 
     def go(self) -> Summary:
         """All steps that are left."""
@@ -134,6 +139,7 @@ class _Run:
     def _go(self, asked: threading.Event) -> Summary:
         begun = time.monotonic()
         step = self._resume() if states(self.out / "states") else 0
+        self.agreed_at, self.last_agreement, self.next_agreement = time.monotonic(), step, step + 1
         total = self.schedule.total
         before = read_summary(self.out) if step else None
         if before is not None and before.finished and step == total:
@@ -165,14 +171,15 @@ class _Run:
                     self._step(step, feed, tally)
                     step += 1
                     bar.advance()
-                    stop = self._stop(asked, step)
+                    stop, overdue = self._agree(asked, step)
+                    save = step in saves or stop or overdue
                     due = step % self.recipe.watch.log_every == 0
-                    if due or step in looks or step in saves or step == total or stop:
+                    if due or step in looks or save or step == total:
                         self._log(step, tally, log)
                     if step in looks:
                         self._look(step, log)
-                    if step in saves or stop:
-                        self._save(step)
+                    if save:
+                        self._save(step, keep_encoder=step in saves)
                     if stop:
                         break
         finally:
@@ -275,7 +282,7 @@ class _Run:
             if step and warning.split(":")[0] not in {old.split(":")[0] for old in before}:
                 self.reporter.line(f"WARNING: {warning}")
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, keep_encoder: bool) -> None:
         """The encoder, then the state: a state that is there has its encoder beside it."""
         content = snapshot(self.model, self.stepper.optimizer)
         encoder = whole_weights(self.model.encoder.vit)
@@ -289,12 +296,13 @@ class _Run:
                 "seed": self.recipe.seed,
             }
             facts = self._facts(step)
-            if self.recipe.watch.keep_encoders:
+            if self.recipe.watch.keep_encoders and keep_encoder:
                 path = self.out / "encoders" / f"step-{step:08d}.pth"
                 save_checkpoint(path, self.recipe.spec(), encoder, facts)
             save_checkpoint(self.out / "encoder.pth", self.recipe.spec(), encoder, facts)
             self.saved = write_state(self.out / "states", step, state, self.recipe.watch.keep)
         self.fabric.barrier()
+        self.saved_at = time.monotonic()
 
     def _resume(self) -> int:
         path, state, broken = read_state(self.out / "states")
@@ -322,15 +330,22 @@ class _Run:
             if health:
                 self.health = Health(**health)
 
-    def _stop(self, asked: threading.Event, step: int) -> bool:
-        """Whether this or any other process was told to stop."""
+    def _agree(self, asked: threading.Event, step: int) -> tuple[bool, bool]:
+        """Whether this or any other process was told to stop, and whether the last save is too long ago."""
+        now = time.monotonic()
+        overdue = now - self.saved_at > 60 * self.recipe.watch.save_minutes
         if self.fabric.world_size == 1:
-            return asked.is_set()
-        if step % _FLAG_EVERY:
-            return False
-        flag = torch.tensor(float(asked.is_set()), device=self.fabric.device)
-        told: Any = self.fabric.all_reduce(flag, reduce_op="sum")
-        return bool(told > 0)
+            return asked.is_set(), overdue
+        if step < self.next_agreement:
+            return False, False
+        flags = torch.tensor([asked.is_set(), overdue, now - self.agreed_at], device=self.fabric.device)
+        found: Any = self.fabric.all_reduce(flags, reduce_op="mean")
+        told, late, seconds = found.tolist()
+        steps = step - self.last_agreement
+        # From what all have agreed on, so that all come to the same step.
+        ahead = min(_MOST_STEPS, int(_MOST_SECONDS * steps / max(seconds, 1e-9)))
+        self.agreed_at, self.last_agreement, self.next_agreement = now, step, step + max(1, ahead)
+        return told > 0, late > 0
 
     def _facts(self, step: int) -> dict[str, Any]:
         """What the checkpoint says of its training."""
@@ -338,11 +353,11 @@ class _Run:
         warnings = self.health.warnings() if self.health is not None else []
         return {
             "recipe": self.recipe.model_dump(mode="json"),
-            "data": self.training.data,
+            "data": self.data_name,
             "step": step,
             "epochs": epochs,
             "notes": [
-                f"trained by the recipe {self.recipe.name} on {self.training.data}: {step} of "
+                f"trained by the recipe {self.recipe.name} on {self.data_name}: {step} of "
                 f"{self.schedule.total} steps of {self.schedule.batch} images, {epochs:.3g} epochs, seed "
                 f"{self.recipe.seed}",
                 *(f"WARNING: {warning}" for warning in warnings),

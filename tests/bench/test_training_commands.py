@@ -11,7 +11,7 @@ from lmim_bench.bench.cli import cli
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.trainings import plan_row
 from lmim_bench.bench.types import Dataset
-from lmim_bench.pretrain.studies import SCALES, load_study, row_recipe, study_names
+from lmim_bench.pretrain.studies import SCALES, load_study, refuse_overruled, row_recipe, study_names
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_pretrain_trains_resumes_and_what_it_writes_is_scored(invoke, images, tm
         (("--recipe", "mae", "--data", "nowhere"), "nowhere"),
         (("--recipe", "mae", "--set", "model.dept=3"), "Did you mean 'depth'?"),
         (("--resume", "nowhere"), "holds no training"),
-        (("--resume", "nowhere", "--out", "x"), "leave out --data and --out"),
+        (("--resume", "nowhere", "--out", "x"), "leave out --out"),
     ],
 )
 def test_pretrain_refuses_in_one_line(invoke, args, message):
@@ -149,13 +149,80 @@ def test_a_training_is_found_again_by_its_recipe_and_its_data(tmp_path):
     ("args", "message"),
     [
         ((), "give --study"),
+        (
+            ("--study", "collapse", "--data", "scenes", "--set", "target.kind=ema"),
+            "the rows of the study collapse differ in it (ema, frozen",
+        ),
+        (
+            ("--study", "masking", "--data", "scenes", "--set", "masking.visible=0.5"),
+            "differ in it (0.103, 0.25, 0.5)",
+        ),
+        (
+            ("--study", "decoder", "--data", "scenes", "--set", "optim.batch_size=5000"),
+            "optim.batch_size 5000 is more than the 1200 images",
+        ),
         (("--study", "colapse", "--data", "scenes"), "Did you mean 'collapse'?"),
     ],
 )
-def test_ablate_refuses_in_one_line(invoke, args, message):
-    result = invoke("ablate", *args)
+def test_ablate_refuses_in_one_line_before_it_trains(invoke, tmp_path, args, message):
+    result = invoke("ablate", *args, "--budget", "tiny", "--out", tmp_path)
     assert result.exit_code == 2
     assert message in result.output
+    assert not (tmp_path / "trainings").exists()
+
+
+def test_what_changes_no_row_s_meaning_is_taken():
+    for name in study_names():
+        refuse_overruled(
+            load_study(name), SCALES["tiny"], 32, ("optim.steps=3", "decoder.width=64", "seed=1")
+        )
+
+
+def test_a_row_is_trained_anew_where_parts_or_precision_decide_it(tmp_path):
+    def folder(label, *sets):
+        row = next(row for row in load_study("objective").rows if row.label == label)
+        recipe = row_recipe(row, SCALES["tiny"], 32, sets, "cpu")
+        return plan_row(row, recipe, Dataset("set", "classification", "a", splits={}), tmp_path).folder
+
+    batch, image = "negatives of the batch", "patch discrimination"
+    assert folder(batch) != folder(batch, "engine.accumulate=4")
+    assert folder(image) != folder(image, "engine.precision=fp16")
+    alone = "objective.similarity_weight=0"
+    assert folder(image, alone) == folder(image, alone, "engine.accumulate=4")
+
+
+def test_a_dry_run_looks_at_the_data_and_at_what_changes_nothing(invoke, images, tiny, tmp_path):
+    args = ("pretrain", "--recipe", "mae", "--dry-run", *tiny("objective.tau=0.3"), "--data")
+    done = invoke(*args, images)
+    assert done.exit_code == 0, done.output
+    assert "4 steps of 16 images, 4 an epoch of 72" in done.output
+    assert "WARNING  objective.tau changes nothing: objective.loss is mse" in done.output
+    assert invoke(*args, tmp_path / "nowhere").exit_code == 2
+    refused = invoke(*args, images, "--set", "optim.batch_size=4096")
+    assert refused.exit_code == 2
+    assert "is more than the 72 images" in refused.output
+
+
+def test_a_training_goes_on_from_anywhere_and_with_its_images_elsewhere(
+    invoke, images, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(images.parent)
+    common = ("--cache-dir", tmp_path / "cache")
+    args = ("pretrain", "--recipe", "mae", "--data", images.name, "--out", tmp_path / "run", *common, *tiny())
+    assert invoke(*args).exit_code == 0
+    newest = max((tmp_path / "run" / "states").iterdir())
+    monkeypatch.chdir(tmp_path / "cache")
+    newest.unlink()
+    (tmp_path / "run" / "summary.json").unlink()
+    again = invoke("pretrain", "--resume", tmp_path / "run", *common)
+    assert again.exit_code == 0, again.output
+    images.rename(tmp_path / "moved")
+    lost = invoke("pretrain", "--resume", tmp_path / "run", *common)
+    assert lost.exit_code == 2
+    assert f"--data says where the images of {tmp_path / 'run'} lie now" in lost.output
+    found = invoke("pretrain", "--resume", tmp_path / "run", "--data", tmp_path / "moved", *common)
+    assert found.exit_code == 0, found.output
+    assert invoke("pretrain", "--resume", tmp_path / "run", "--dry-run").exit_code == 2
 
 
 def test_export_writes_what_loads_again(invoke, images, tmp_path, tiny):

@@ -30,8 +30,7 @@ def short(tiny_sets):
     """The changes for a training of four steps."""
     return (
         *tiny_sets,
-        *("optim.steps=4", "watch.evaluations=1", "watch.tensorboard=false"),
-        *("masking.gap=0", "engine.device=cpu"),
+        *("optim.steps=4", "watch.evaluations=1", "watch.tensorboard=false", "engine.device=cpu"),
     )
 
 
@@ -43,7 +42,7 @@ def planned(colours, tmp_path, short):
 
     def call(*recipes, out="out", sets=()):
         rows = [Row(label=f"row {i}", recipe=name) for i, name in enumerate(recipes)]
-        made = [load_recipe(row.recipe or "mae", [*short, *sets]) for row in rows]
+        made = [load_recipe(row.recipe or "mae", [*short, "masking.gap=0", *sets]) for row in rows]
         return trainer, [plan_row(*pair, data, tmp_path / out) for pair in zip(rows, made, strict=True)]
 
     return call

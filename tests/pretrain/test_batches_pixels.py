@@ -15,7 +15,7 @@ from lmim_bench.pretrain import pixels as pixels_module
 from lmim_bench.pretrain.batches import draw_part, epoch_order, generator, parts, plan_steps, to_images
 from lmim_bench.pretrain.crops import CROP_NOISE, crop_and_resize, draw_crops
 from lmim_bench.pretrain.masking import draw_masks
-from lmim_bench.pretrain.pixels import CachedPixels, DecodedPixels, Stored, open_pixels, stored_size
+from lmim_bench.pretrain.pixels import CachedPixels, DecodedPixels, Stored, open_pixels, stored_sides
 from lmim_bench.pretrain.recipe import Recipe
 
 CASES = settings(deadline=None, derandomize=True, max_examples=15)
@@ -307,16 +307,26 @@ def test_the_cache_is_for_what_fits(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "fields", "side"),
+    ("sizes", "fields", "sides"),
     [
-        ([(300, 200)], {"store_size": 77}, 77),
-        ([(300, 200)], {"image_size": 224}, 256),
-        ([(300, 200)], {"image_size": 32}, 37),
-        ([(400, 300)], {"image_size": 224, "gap": 4}, 320),
-        ([(32, 32)] * 3, {"image_size": 224}, 32),
-        ([(30, 20), (20, 240)], {"image_size": 224}, 240),
-        ([(10, 10)] * 100 + [(500, 500)], {"image_size": 224}, 10),
+        ([(300, 200)], {"store_size": 77}, (77, 77)),
+        ([(300, 200)], {"image_size": 224}, (300, 256)),
+        ([(900, 600)], {"image_size": 224}, (512, 256)),
+        ([(300, 200)], {"image_size": 32}, (73, 37)),
+        ([(400, 300)], {"image_size": 224, "gap": 4}, (400, 320)),
+        ([(32, 32)] * 3, {"image_size": 224}, (32, 32)),
+        ([(30, 20), (20, 240)], {"image_size": 224}, (240, 240)),
+        ([(10, 10)] * 150 + [(500, 500)] * 10, {"image_size": 224}, (500, 256)),
     ],
 )
-def test_the_stored_size_follows_the_training_size_and_the_images(sizes, fields, side):
-    assert stored_size(Photos(sizes), stored(**fields)) == side
+def test_the_stored_sides_follow_the_training_size_and_the_images(sizes, fields, sides):
+    assert stored_sides(Photos(sizes), stored(**fields)) == sides
+
+
+def test_the_better_side_is_kept_where_it_fits_and_decoded_where_nothing_does(tmp_path):
+    split = Photos([(90, 80)] * 3)  # at 73 pixels 48 kB, at 37 pixels 12 kB
+    for limit, kind, side in ((1e-4, CachedPixels, 73), (2e-5, CachedPixels, 37), (1e-6, DecodedPixels, 73)):
+        config = stored(image_size=32, cache_limit_gb=limit)
+        opened = open_pixels(split, "abc", config, tmp_path, 0, Reporter())
+        assert isinstance(opened, kind)
+        assert opened.size == side

@@ -151,12 +151,14 @@ def test_xavier_counts_the_patch_embedding_as_the_linear_map_that_it_is(tiny):
     assert vit.cls_token.abs().max() > 0
 
 
-def test_trunc_normal_divides_the_output_of_block_i_by_the_root_of_2i(tiny):
-    recipe = tiny("i-jepa", "model.embed_dim=64")
+@pytest.mark.parametrize(("name", "by_depth"), [("i-jepa", False), ("data2vec", True)])
+def test_normal_weights_of_block_i_are_divided_by_the_root_of_2i_in_beit_alone(tiny, name, by_depth):
+    recipe = tiny(name, "model.embed_dim=64", "decoder.width=64")
     for blocks in (PatchEncoder(recipe).vit.blocks, Decoder(recipe, 64, 64, 0).blocks):
         for i, block in enumerate(blocks, start=1):
+            expected = 0.02 / math.sqrt(2 * i) if by_depth else 0.02
             for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
-                assert weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * i), rel=0.15)
+                assert weight.std().item() == pytest.approx(expected, rel=0.15)
             assert block.attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.15)
 
 

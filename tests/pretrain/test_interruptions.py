@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 
 import pytest
@@ -15,6 +16,7 @@ from lmim_bench.bench.progress import Reporter
 from lmim_bench.pretrain import trainer
 from lmim_bench.pretrain.api import pretrain, resume
 from lmim_bench.pretrain.logbook import read_metrics
+from lmim_bench.pretrain.recipe import load_recipe
 
 
 @pytest.mark.slow
@@ -160,7 +162,7 @@ def test_a_finished_training_is_left_as_it_is(start, cache, tmp_path, capsys):
 
 
 def test_the_seconds_of_all_sittings_add_up(start, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer._Run, "_stop", lambda self, asked, step: step == 5)
+    monkeypatch.setattr(trainer._Run, "_agree", lambda self, asked, step: (step == 5, False))
     first = start("mae")
     assert (first.finished, first.step) == (False, 5)
     path = tmp_path / "out" / "summary.json"
@@ -222,3 +224,46 @@ def test_other_content_under_the_same_path_is_refused(colours, cache, tmp_path, 
     (copy / "train" / "red" / "0.png").unlink()
     with pytest.raises(ConfigError, match="another content"):
         resume(tmp_path / "out", cache_dir=cache)
+
+
+def test_several_processes_agree_within_seconds_whatever_a_step_takes(monkeypatch):
+    """The slowest process's pace decides, on every one of them at the same step."""
+    clock = [0.0]
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: clock[0])
+
+    def agreements(seconds):
+        run = trainer._Run.__new__(trainer._Run)
+        run.recipe, run.saved_at = load_recipe("mae"), clock[0]
+        run.agreed_at, run.last_agreement, run.next_agreement = clock[0], 0, 1
+        calls = []
+
+        class Two:
+            world_size, device = 2, "cpu"
+
+            def all_reduce(self, flags, reduce_op):
+                calls.append(step)
+                return flags
+
+        run.fabric = Two()
+        for step in range(1, 61):
+            clock[0] += seconds
+            run._agree(threading.Event(), step)
+        return calls
+
+    assert agreements(0.01) == [1, 11, 21, 31, 41, 51]
+    assert agreements(0.5) == list(range(1, 61, 4))
+    assert agreements(7.0) == list(range(1, 61))
+
+
+def test_a_save_that_is_long_ago_is_made_up_for(start, tmp_path, monkeypatch):
+    saved = []
+    save = trainer._Run._save
+
+    def noted(self, step, keep_encoder):
+        saved.append((step, keep_encoder))
+        save(self, step, keep_encoder)
+
+    monkeypatch.setattr(trainer._Run, "_save", noted)
+    start("mae", "watch.save_minutes=1e-9", "watch.checkpoints=1", "watch.keep_encoders=true")
+    assert saved == [(step, step == 8) for step in range(1, 9)]
+    assert [path.name for path in (tmp_path / "out" / "encoders").iterdir()] == ["step-00000008.pth"]

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from lmim_bench.pretrain.recipe import (
     SECTIONS,
     ModelConfig,
     Recipe,
+    idle_fields,
     load_recipe,
     make_recipe,
     recipe_names,
@@ -86,7 +88,7 @@ def test_a_share_of_patches_loses_none_to_binary_fractions():
         ("optim.epochs=inf", "epochs"),
         ("optim.base_lr=nan", "base_lr"),
         ("data.mean=nan,0,0", "mean"),
-        ("data.aspect=2,0.5", "name the smaller ratio first"),
+        ("data.aspect=2,0.5", "name the smaller one first"),
         ("masking.visible=195", "hides one; hide more"),
         ("watch.knn_test=1", "knn_test"),
     ],
@@ -237,3 +239,69 @@ def test_numbers_that_make_no_encoder_are_a_checkpoint_error():
     )
     with pytest.raises(CheckpointError, match="num_heads"):
         broken.spec()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_fields_said_to_be_idle_change_no_loss_and_others_are_not_said_to_be(name, tiny, built, fed):
+    """Every field of a method is changed in turn: the loss or the masks move, or the field is idle."""
+    others = {
+        "projector": {"hidden_dim": 20},
+        "target": {"sees": "all", "normalise": True, "norm_pixels": False},
+        "masking": {"visible": 0.5, "blocks": 2, "block_scale": (0.4, 0.5)},
+        "objective": {
+            "beta": 0.3,
+            "tau": 0.5,
+            "standardise": False,
+            "negatives": "batch",
+            "num_negatives": 2,
+        },
+    }
+    sets = ("masking.gap=2",) if name.startswith("latent-mim") else ()
+    recipe = tiny(name, *sets)
+    idle = idle_fields(recipe)
+
+    def outcome(changed):
+        given = fed(changed)
+        model = built(changed)
+        loss = model(*given, 0.5).loss.item()
+        offsets = None if given.offsets is None else given.offsets.tolist()
+        return loss, given.masks.visible.tolist(), given.masks.hidden.tolist(), offsets
+
+    before = outcome(recipe)
+    for section, fields in others.items():
+        for field, value in fields.items():
+            path = f"{section}.{field}"
+            part = getattr(recipe, section)
+            if getattr(part, field) == value:
+                value = {"all": "masked", True: False, False: True}[value]
+            try:
+                changed = Recipe.model_validate(
+                    {**recipe.model_dump(), section: {**part.model_dump(), field: value}}
+                )
+            except ValueError:
+                continue  # does not go together
+            assert (outcome(changed) == before) == (path in idle), path
+
+
+def test_idle_fields_follow_what_makes_them_so():
+    assert "target.momentum" in idle_fields(load_recipe("latent-mim", ["target.kind=frozen"]))
+    assert "target.momentum" not in idle_fields(load_recipe("latent-mim"))
+    assert idle_fields(load_recipe("mae"))["target.sees"] == "target.kind is pixels"
+    assert idle_fields(load_recipe("mae", ["optim.steps=3"]))["optim.epochs"] == "optim.steps is given"
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["masking.visible=1.5"], "neither a share below 1 nor a number of patches"),
+        (["masking.block_scale=0.2,0.1"], "name the smaller one first"),
+        (["engine.precision=bfloat16"], "'auto', 'fp32', 'bf16' or 'fp16'"),
+        (
+            ["masking.kind=multiblock", "target.sees=all", "objective.negatives=batch"],
+            "same patch of an overlapping block",
+        ),
+    ],
+)
+def test_what_a_recipe_refuses_by_name(sets, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_recipe("latent-mim", sets)
