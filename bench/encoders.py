@@ -47,7 +47,7 @@ SPEC_OPTIONS = (
     "final_norm",
     "pos_interpolation",
 )
-FILE_OPTIONS = ("pick", "heads", "arch", "family")
+FILE_OPTIONS = ("pick", "heads", "arch", "family", "ignore")
 
 
 def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, seed: int = 0) -> Encoder:
@@ -56,7 +56,7 @@ def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, 
     Args:
         reference: see the module's docstring.
         overrides: the same choices as after ``#``, which they overrule: fields of the spec that belong to
-            the evaluation (``SPEC_OPTIONS``), and for a file ``pick``, ``heads``, ``arch``, ``family``.
+            the evaluation (``SPEC_OPTIONS``), and for a file ``FILE_OPTIONS``.
         seed: of the random weights of ``timm:NAME`` and ``random:REFERENCE``; the global random state is
             not touched.
 

@@ -104,7 +104,7 @@ class Family:
         prefer: path components in order of preference where a file holds several encoders.
         rename: (pattern, replacement) pairs; the first that matches a whole key is applied.
         drop: patterns of keys below the root that are not the encoder's, with the reason.
-        siblings: components beside the root that are not the encoder's, with the reason.
+        siblings: patterns of components beside the root that are not the encoder's, with the reason.
         draft: from the root, its renamed tensors and the number of heads asked for, to the draft.
         known_by: the signature in words, for the catalogue.
         evaluated: pooling, norm and preprocessing of the family's own evaluation in words.
@@ -175,9 +175,17 @@ def grow_tree(
     """Flatten a file's content. Raises CheckpointError where two tensors get one name."""
     tensors: dict[str, torch.Tensor] = {}
     skipped: dict[str, str] = {}
+    wrapped = any(
+        isinstance(value, Mapping) and key not in TRAINING_STATE and _holds_tensor(value)
+        for key, value in payload.items()
+    )
 
     def visit(node: Any, path: tuple[str, ...]) -> None:
         if isinstance(node, torch.Tensor):
+            if wrapped and len(path) == 1 and "." not in path[0] and node.numel() == 1:
+                # Beside state dicts, as the best accuracy so far or the step: no weight.
+                skipped[path[0]] = "number of the training"
+                return
             parts = [part for part in ".".join(path).split(".") if part not in _WRAPPERS]
             name = ".".join(parts)
             if name in tensors:
@@ -187,7 +195,7 @@ def grow_tree(
             for key, value in node.items():
                 if not path and str(key) in TRAINING_STATE:
                     if _holds_tensor(value):
-                        skipped[str(key)] = TRAINING_STATE[str(key)]
+                        skipped[f"{key}.*"] = TRAINING_STATE[str(key)]
                 else:
                     visit(value, (*path, str(key)))
         elif isinstance(node, list | tuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -12,6 +13,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import NamedTuple
 
 from ..building import build_model, make_encoder
 from ..errors import CheckpointError, did_you_mean
@@ -65,6 +67,7 @@ def load_file(
     heads: int | str | None = None,
     arch: str | None = None,
     family: str | None = None,
+    ignore: str | None = None,
 ) -> Encoder:
     """Load the encoder of a checkpoint file.
 
@@ -74,13 +77,16 @@ def load_file(
         heads: the number of attention heads, where the file does not say it.
         arch: the timm model to build, where the layout is timm's but the shapes do not tell the model.
         family: read the file as this family, whatever others match.
+        ignore: what beside the encoder is no part of it, by its path or the last component; several with
+            colons between them.
 
     Raises:
         CheckpointError: the file cannot be read safely, is of no known layout, or breaks the contract.
     """
     try:
         container = open_checkpoint(path)
-        root, draft, dropped, notes = _understand(container, pick, _as_heads(heads), arch, family)
+        choice = _Choice(pick, _as_heads(heads), arch, family, tuple((ignore or "").split(":")))
+        root, draft, dropped, notes = _understand(container, choice)
         return _assemble(container, root, draft, dropped, notes)
     except CheckpointError as error:
         text = str(error)
@@ -98,12 +104,20 @@ def _as_heads(heads: int | str | None) -> int | None:
 Understood = tuple[str, Draft, dict[str, str], tuple[str, ...]]
 
 
-def _understand(
-    container: Container, pick: str | None, heads: int | None, arch: str | None, family: str | None
-) -> Understood:
+class _Choice(NamedTuple):
+    """What the user says of a file; see ``load_file``."""
+
+    pick: str | None
+    heads: int | None
+    arch: str | None
+    family: str | None
+    ignored: tuple[str, ...]
+
+
+def _understand(container: Container, choice: _Choice) -> Understood:
     """Which encoder of the file, in which names, built how; what is dropped, and what to note."""
     if native.is_native(container.payload):
-        if pick or heads or arch or family:
+        if any(filter(None, (*choice[:-1], *choice.ignored))):
             raise CheckpointError("a checkpoint of lmim-bench says all by itself; it takes no such option")
         return "encoder", native.read(container.payload), {}, ()
     path = container.path
@@ -111,52 +125,57 @@ def _understand(
     tree = grow_tree(container.payload, container.config, path.stem, folder)
     if not tree.tensors:
         raise CheckpointError("the file holds no weights")
-    if arch is not None:
-        return _by_family(named_family(arch, tree), tree, pick, heads)
-    if family is not None:
+    if choice.arch is not None:
+        return _by_family(named_family(choice.arch, tree), tree, choice)
+    if choice.family is not None:
         known = {f.name: f for f in families()}
-        if family not in known:
-            raise CheckpointError(f"there is no checkpoint family {family!r}. {did_you_mean(family, known)}")
-        return _by_family(known[family], tree, pick, heads)
+        if choice.family not in known:
+            hint = did_you_mean(choice.family, known)
+            raise CheckpointError(f"there is no checkpoint family {choice.family!r}. {hint}")
+        return _by_family(known[choice.family], tree, choice)
     matching = [f for f in families() if f.roots(tree)]
-    named = named_in(tree, matching[0].rank if matching else None, heads)
+    named = named_in(tree, matching[0].rank if matching else None, choice.heads)
     if named is not None:
-        return _by_family(named, tree, pick, heads)
+        return _by_family(named, tree, choice)
     if not matching:
         raise CheckpointError(_unknown(tree))
     best = [f for f in matching if f.rank == matching[0].rank]
     if len(best) > 1:
         names = ", ".join(f.name for f in best)
         raise CheckpointError(f"the layout could be any of {names}; choose with #family={best[0].name}")
-    return _by_family(best[0], tree, pick, heads)
+    return _by_family(best[0], tree, choice)
 
 
-def _by_family(family: Family, tree: Tree, pick: str | None, heads: int | None) -> Understood:
+def _by_family(family: Family, tree: Tree, choice: _Choice) -> Understood:
     roots = family.roots(tree)
     if not roots:
         raise CheckpointError(
             f"the file holds no encoder in the layout of {family.title}; it holds {_outline(tree)}"
         )
-    root, choice = choose_root(family, roots, pick)
+    root, of_several = choose_root(family, roots, choice.pick)
     tensors, dropped = rename_keys(family, root)
     unknown = []
     others = tuple(other.path for other in roots if other.path != root.path)
     for branch in root.siblings():
-        reason = family.siblings.get(branch.rpartition(".")[2])
+        last = branch.rpartition(".")[2]
+        reason = next((r for pattern, r in family.siblings.items() if re.fullmatch(pattern, last)), None)
+        if branch in choice.ignored or last in choice.ignored:
+            reason = "ignored, as asked"
         if reason is None and any(other.startswith(branch + ".") for other in others):
             reason = "another encoder of the file"
         if reason is None:
             unknown.append(branch)
         else:
-            dropped[f"{branch}.*"] = reason
+            dropped[branch if branch in tree.tensors else f"{branch}.*"] = reason
     if unknown:
         raise CheckpointError(
             f"beside the encoder {root.title!r} the file holds tensors that the layout {family.name} does "
-            f"not know: {few(unknown)}; load the encoder's own state dict, or choose another #family"
+            f"not know: {few(unknown)}; if they are no part of the encoder, add "
+            f"#ignore={':'.join(branch.rpartition('.')[2] for branch in unknown[:4])}"
         )
-    dropped |= {f"{name}.*": reason for name, reason in tree.skipped.items()}
-    draft = family.draft(root, tensors, heads)
-    return root.title, draft, dropped, (choice,) if choice else ()
+    dropped |= tree.skipped
+    draft = family.draft(root, tensors, choice.heads)
+    return root.title, draft, dropped, (of_several,) if of_several else ()
 
 
 def _unknown(tree: Tree) -> str:

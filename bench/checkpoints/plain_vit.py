@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from ..errors import CheckpointError
 from ..types import EncoderSpec
 from ..vit import vit_spec
@@ -26,6 +28,7 @@ _HEADS: dict[tuple[int, int | None], int] = {
     (384, None): 6,
     (512, None): 8,
     (640, None): 10,
+    (768, 8): 8,
     (768, None): 12,
     (1024, None): 16,
     (1152, 27): 16,
@@ -35,6 +38,8 @@ _HEADS: dict[tuple[int, int | None], int] = {
     (1664, 48): 16,
     (4096, 40): 32,
 }
+# Widths with 12 heads too: in MoCo v3, in solo-learn's MAE, and in many a small MAE.
+_OR_TWELVE = (192, 384)
 
 
 def infer_heads(
@@ -43,6 +48,7 @@ def infer_heads(
     asked: int | None,
     stated: tuple[int, str] | None = None,
     usual: Mapping[int, int] | None = None,
+    mixed: bool = False,
 ) -> tuple[int, str]:
     """The number of heads and a note on where it comes from.
 
@@ -52,6 +58,7 @@ def infer_heads(
         asked: by the user; overrules everything.
         stated: what the file or its configuration says exactly, and where.
         usual: width -> heads where the family differs from the published plain transformers.
+        mixed: files of this layout come from trainers that disagree on the number for a width.
 
     Raises:
         CheckpointError: the width says nothing, or is not a multiple of the heads asked for.
@@ -66,6 +73,11 @@ def infer_heads(
         heads = usual[embed_dim]
         return heads, f"{heads} heads, the family's number for width {embed_dim} (not stored in the file)"
     known = _HEADS.get((embed_dim, depth)) or _HEADS.get((embed_dim, None))
+    if known and mixed and embed_dim in _OR_TWELVE:
+        return known, (
+            f"WARNING: {known} heads are assumed for width {embed_dim}, which other trainers give 12; add "
+            f"#heads=12, or #heads={known} if it is right"
+        )
     if known:
         return known, f"{known} heads, usual for width {embed_dim} and depth {depth} (not stored in the file)"
     if embed_dim % 64:
@@ -74,6 +86,22 @@ def infer_heads(
         )
     heads = embed_dim // 64
     return heads, f"WARNING: {heads} heads is a guess (width {embed_dim} / 64); add #heads=N if it is wrong"
+
+
+def first_axis(table: torch.Tensor | None) -> str | None:
+    """``columns`` or ``rows``: what the first half of a fixed sine-cosine table (1, 1 + h*w, D) counts.
+
+    None where it is no such table. Fixed tables are never trained: the row of the class token stays zero,
+    and that of the first patch is sin 0 and cos 0. MAE's counts columns first, that of MoCo v3 rows.
+    """
+    if table is None or table.ndim != 3 or table.shape[1] < 5 or table.shape[2] % 4:
+        return None
+    token, first, second = table[0, :3].float()
+    expected = torch.tensor([0.0, 1.0, 0.0, 1.0])[:, None].expand(4, len(first) // 4)
+    if token.any() or not torch.equal(first.reshape(4, -1), expected):
+        return None
+    half = len(first) // 2
+    return "rows" if torch.equal(first[:half], second[:half]) else "columns"
 
 
 def depth_of(tensors: Tensors) -> int:
@@ -92,11 +120,12 @@ def infer_spec(
     *,
     stated_heads: tuple[int, str] | None = None,
     usual_heads: Mapping[int, int] | None = None,
+    mixed_heads: bool = False,
     **fields: Any,
 ) -> tuple[EncoderSpec, tuple[str, ...]]:
     """The spec of a plain vision transformer from tensors in timm's names; ``fields`` go to ``vit_spec``.
 
-    ``heads`` is what the user asks for; see ``infer_heads`` for the other two.
+    ``heads`` is what the user asks for; see ``infer_heads`` for the other three.
 
     Raises:
         CheckpointError: the shapes do not describe a square-image plain vision transformer.
@@ -108,7 +137,7 @@ def infer_spec(
         )
     dim, patch = weight.shape[0], weight.shape[2]
     depth = depth_of(tensors)
-    n_heads, note = infer_heads(dim, depth, heads, stated_heads, usual_heads)
+    n_heads, note = infer_heads(dim, depth, heads, stated_heads, usual_heads, mixed_heads)
     has_cls = "cls_token" in tensors
     reg_tokens = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
     if "pos_embed" not in tensors or tensors["pos_embed"].ndim != 3:

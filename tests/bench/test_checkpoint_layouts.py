@@ -458,8 +458,9 @@ def test_heads_are_those_of_the_published_models_and_their_source_is_said(
     torch.save(model.state_dict(), tmp_path / "x.pth")
     encoder = load_encoder(str(tmp_path / "x.pth"))
     assert encoder.spec.arch["num_heads"] == heads
-    guess = dim == 128
-    assert ("WARNING" in encoder.info.notes[0]) == guess
+    # 192 and 384 wide networks with 12 heads are about too.
+    guess = dim != 768
+    assert encoder.info.notes[0].startswith("WARNING: ") == guess
     other = load_encoder(f"{tmp_path}/x.pth#heads={2 * heads}")
     # The same weights in another number of heads are another encoder, and must not share its features.
     assert other.fingerprint != encoder.fingerprint

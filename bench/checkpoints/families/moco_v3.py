@@ -1,14 +1,16 @@
 """MoCo v3 with a vision transformer as the official code saves it (facebookresearch/moco-v3, main_moco.py).
 
 The official evaluation (main_lincls.py) keeps the base encoder and takes the class token after the norm. It
-resizes bilinearly, torchvision's default. The small model has 12 heads, not 6.
+resizes bilinearly, torchvision's default. The small model has 12 heads, not 6. Its linear probes and what
+its convert_to_deit.py writes have DeiT's keys; the order of the position table tells them.
 """
 
 from __future__ import annotations
 
 from ...errors import CheckpointError
 from ..family import Draft, Family, Root, Tensors
-from ..plain_vit import infer_spec
+from ..plain_vit import first_axis, infer_spec
+from ..siblings import BESIDE, PREFER
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
@@ -37,16 +39,19 @@ FAMILY = Family(
         "blocks.0.attn.qkv.weight",
         "blocks.0.mlp.fc1.weight",
     ),
-    matches=lambda root: root.path.endswith(("base_encoder.", "momentum_encoder.")),
+    matches=lambda root: (
+        root.path.endswith(("base_encoder.", "momentum_encoder."))
+        or first_axis(root.tensors.get("pos_embed")) == "rows"
+    ),
     draft=_draft,
-    known_by="base_encoder and momentum_encoder",
+    known_by="base_encoder and momentum_encoder; or a sine-cosine table that counts rows first",
     evaluated="cls after the norm of the base encoder",
     source="facebookresearch/moco-v3",
-    prefer=("base_encoder", "momentum_encoder"),
-    drop={r"head\..*": "projection head"},
+    prefer=("base_encoder", "momentum_encoder", *PREFER),
+    drop={r"head\..*": "head"},
     siblings={
         "base_encoder": "the other network of the pair",
         "momentum_encoder": "the other network of the pair",
-        "predictor": "predictor",
+        **BESIDE,
     },
 )

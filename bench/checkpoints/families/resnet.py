@@ -16,8 +16,15 @@ from ...errors import CheckpointError
 from ...networks.resnet import ResNetArch
 from ...types import EncoderSpec
 from ..family import Draft, Family, Root, Tensors
+from ..siblings import BESIDE, PREFER
 
 _BLOCK = re.compile(r"layer([1-4])\.(\d+)\.")
+# torchvision's network as a list of its modules without the last ones, as lightly builds it.
+_SEQUENTIAL = (
+    (r"0\.(\w+)", r"conv1.\1"),
+    (r"1\.(\w+)", r"bn1.\1"),
+    *((rf"{3 + i}\.(\d+\..+)", rf"layer{i}.\1") for i in range(1, 5)),
+)
 _PROJECTORS = r"(projection_head|projector|proj|predictor|prototypes|head|heads|classifier|fc)\b.*"
 
 
@@ -101,8 +108,14 @@ def _family(name: str, title: str, known_by: str, source: str, **rest: Any) -> F
     return Family(
         name=name,
         title=title,
-        anchors=("conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer4.0.conv1.weight"),
+        anchors=(
+            ("conv1.weight", "0.weight"),
+            ("bn1.running_mean", "1.running_mean"),
+            ("layer1.0.conv1.weight", "4.0.conv1.weight"),
+            ("layer4.0.conv1.weight", "7.0.conv1.weight"),
+        ),
         draft=partial(_draft, name),
+        rename=_SEQUENTIAL,
         drop={_PROJECTORS: "head"},
         known_by=known_by,
         evaluated="mean of the last map",
@@ -171,27 +184,10 @@ FAMILIES = (
     _family(
         "resnet",
         "residual networks in torchvision's names: supervised, toolkits, hub files",
-        "conv1, bn1 and layer1 to layer4",
+        "conv1, bn1 and layer1 to layer4, also numbered 0, 1 and 4 to 7",
         "pytorch/vision, vturrisi/solo-learn",
         rank=40,
-        prefer=("state_dict_ema", "model_ema", "ema", "teacher", "backbone", "state_dict", "model"),
-        siblings={
-            "projector": "projection head",
-            "projection_head": "projection head",
-            "predictor": "predictor",
-            "prediction_head": "predictor",
-            "prototypes": "prototypes",
-            "classifier": "classifier",
-            "momentum_classifier": "classifier",
-            "momentum_backbone": _PAIR,
-            "momentum_projector": "projection head",
-            "momentum_prototypes": "prototypes",
-            "queue": "queue of keys",
-            "queue_ptr": "queue of keys",
-            "queue_y": "queue of keys",
-            "head": "head",
-            "fc": "head",
-            "dino_loss_func": "training state",
-        },
+        prefer=PREFER,
+        siblings=BESIDE,
     ),
 )

@@ -8,6 +8,7 @@ from ...errors import CheckpointError
 from ..family import Draft, Family, Root, Tensors
 from ..hf import CLIP, HALF
 from ..plain_vit import ANCHORS, infer_spec
+from ..siblings import BESIDE, PREFER
 
 _ASSUMED = (
     "ImageNet's mean and std, norm eps 1e-6 and exact GELU are assumed, as the file does not say them; "
@@ -37,7 +38,7 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     elif "norm_pre.weight" in tensors:
         said = _CLIP
         fields = {"eps": 1e-5, "mean": CLIP.mean, "std": CLIP.std, "crop_pct": 0.9}
-    spec, notes = infer_spec("timm", tensors, heads, **fields)
+    spec, notes = infer_spec("timm", tensors, heads, mixed_heads=True, **fields)
     return Draft(tensors, spec, (*notes, said))
 
 
@@ -50,19 +51,14 @@ FAMILY = Family(
     known_by="the keys of a plain ViT",
     evaluated="cls, or the mean without a class token or with fc_norm",
     source="huggingface/pytorch-image-models",
-    prefer=("state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model"),
+    prefer=PREFER,
     rename=((r"dist_token", "reg_token"),),
     drop={
         r"head(_dist)?\..*": "classifier head",
         r"pre_logits\..*": "classifier head",
     },
     siblings={
-        "head": "head",
-        "classifier": "head",
-        "fc": "head",
-        "projector": "projection head",
-        "predictor": "predictor",
-        "decoder": "decoder",
+        **BESIDE,
         "text": "text tower",
         "logit_scale": "scale of the similarities",
         "logit_bias": "scale of the similarities",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..family import Draft, Family, Root, Tensors
 from ..plain_vit import infer_spec
+from ..siblings import BESIDE, PREFER
 
 _BLOCK = r"encoder\.layers\.encoder_layer_(\d+)\."
 
@@ -25,7 +26,7 @@ FAMILY = Family(
     known_by="conv_proj and encoder.layers.encoder_layer_0",
     evaluated="cls after the norm",
     source="pytorch/vision",
-    prefer=("state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model"),
+    prefer=PREFER,
     rename=(
         (r"conv_proj\.(weight|bias)", r"patch_embed.proj.\1"),
         (r"class_token", "cls_token"),
@@ -39,4 +40,5 @@ FAMILY = Family(
         (r"encoder\.ln\.(\w+)", r"norm.\1"),
     ),
     drop={r"heads\..*": "classifier head"},
+    siblings=BESIDE,
 )
