@@ -176,7 +176,7 @@ def test_every_failure_is_shown_with_its_reason(page):
 
 
 def test_scores_are_shown_with_interval_chance_and_standing(page):
-    assert "70.5 ★ [69.0, 72.0] mean of 2 seeds" in page.text
+    assert "70.5 ★ [68.5, 72.5] mean of 2 seeds" in page.text
     assert "60.5 [58.5, 62.5]" in page.text
     assert "chance 10.0" in page.text
     assert "seed 1: 51.0 [50.0, 52.0]" in page.text
