@@ -175,3 +175,39 @@ def test_a_crop_of_the_squashed_image_is_the_crop_of_the_original(seed):
     found, expected = crop_and_resize(stored, crops, 32), crop_and_resize(original, crops, 32)
     assert (found - expected).abs().max() < 0.02
     assert expected.std() > 0.1
+
+
+def photograph(height, width, seed):
+    """Noise whose spectrum falls as that of photographs does, uint8 (3, H, W)."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    frequency[0, 0] = 1
+    waves = [np.exp(2j * np.pi * rng.random((height, width))) / frequency for _ in range(3)]
+    pixels = np.stack([np.fft.ifft2(wave).real for wave in waves])
+    return (128 + 50 * (pixels - pixels.mean()) / pixels.std()).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kept", "sharpness", "apart"), [(256, (0.2, 0.5), (5, 9)), (512, (0.85, 1.0), (0, 1.5))]
+)
+def test_what_the_stored_square_does_to_a_crop(kept, sharpness, apart):
+    """Beside torchvision's crop of the original, 640 x 480 pixels: energy of the Laplacian, and grey levels."""
+    size, energy, distance = 224, [], []
+    for seed in range(12):
+        original = photograph(480, 640, seed)
+        square = np.asarray(
+            Image.fromarray(original.transpose(1, 2, 0)).resize((kept, kept), Image.Resampling.BICUBIC)
+        ).transpose(2, 0, 1)
+        crops = draw_crops(torch.tensor([[480, 640]]), 0.2, RATIO, False, noise(1, seed))
+        box = (crops.boxes[0] * torch.tensor([480, 640, 480, 640])).round().int().tolist()
+        ours = crop_and_resize(torch.from_numpy(square.copy())[None], crops, size)[0]
+        pixels = torch.from_numpy(original).float() / 255
+        theirs = TF.resized_crop(pixels, *box, [size, size], TF.InterpolationMode.BICUBIC, antialias=True)
+        laplacian = [
+            (4 * x[:, 1:-1, 1:-1] - x[:, 2:, 1:-1] - x[:, :-2, 1:-1] - x[:, 1:-1, 2:] - x[:, 1:-1, :-2])
+            for x in (ours, theirs)
+        ]
+        energy.append(float(laplacian[0].square().mean() / laplacian[1].square().mean()))
+        distance.append(255 * float((ours - theirs).abs().mean()))
+    assert sharpness[0] <= np.mean(energy) <= sharpness[1]
+    assert apart[0] <= np.mean(distance) <= apart[1]
