@@ -11,7 +11,7 @@ from ..bench.checkpoints import save_checkpoint
 from ..bench.data import detect_layout, load_data, load_unlabelled
 from ..bench.errors import ConfigError, DataError
 from ..bench.progress import Reporter
-from ..bench.types import Dataset
+from ..bench.types import Dataset, ignored_files
 from .monitor import Health, Watcher
 from .outcome import Summary, Training, read_training
 from .recipe import Recipe, changed_fields, idle_fields, load_recipe, make_recipe
@@ -179,8 +179,8 @@ def open_images(reference: str, reporter: Reporter, cache_dir: Path | None = Non
     """
     try:
         kind = detect_layout(reference).kind
-        if kind == "classification":
-            return load_data(reference, cache_dir=cache_folder(cache_dir))
+        labelled = kind == "classification"
+        opened = load_data(reference, cache_dir=cache_folder(cache_dir)) if labelled else None
     except DataError as error:
         reason = str(error)
         opened = load_unlabelled(reference, cache_dir=cache_folder(cache_dir))
@@ -188,5 +188,8 @@ def open_images(reference: str, reporter: Reporter, cache_dir: Path | None = Non
             f"{len(opened.splits[opened.train_split])} images without labels, so no k-NN on the way "
             f"({reason})"
         )
-        return opened
-    raise DataError(f"{reference} is a {kind} data set; name the folder that holds its images alone")
+    if opened is None:
+        raise DataError(f"{reference} is a {kind} data set; name the folder that holds its images alone")
+    if opened.ignored:
+        reporter.line(f"{reference}: {ignored_files(opened.ignored)}")
+    return opened

@@ -51,7 +51,7 @@ from ._features import (
 from ._gallery import save_gallery
 
 _SHOWN = 5
-_CHANCE_QUERIES = 2000
+_CHANCE_VOTES = 2000
 _LOO_NOTE = (
     "nn1_loo is leave-one-out inside the test split, as in Latent MIM's code; whether the published 50.1 is "
     "this number or train to validation (top1@k=1) is not known"
@@ -178,12 +178,14 @@ def _chance(
     position: Array,
     used: dict[int, int],
 ) -> dict[str, dict[int, float]]:
-    """What each vote reaches by k where its neighbours' labels say nothing, from some of the queries."""
+    """What each vote reaches by k where its neighbours' labels say nothing, from some of the queries, or from
+    all of them several times over.
+    """
     from ._math import knn
 
     rng = ctx.rng("chance")
-    rows = np.unique(np.linspace(0, len(truth) - 1, _CHANCE_QUERIES).astype(np.int64))
-    # One shuffle that every query reads from a place of its own: its neighbours stay different images.
+    rows = np.linspace(0, len(truth) - 1, _CHANCE_VOTES).astype(np.int64)
+    # One shuffle that every vote reads from a place of its own: its neighbours stay different images.
     shifts = rng.integers(len(train_labels), size=(len(rows), 1))
     voters = rng.permutation(train_labels)[(position[rows] + shifts) % len(train_labels)]
     weights = knn.exponential_weights(similarity[rows], cfg.temperature)

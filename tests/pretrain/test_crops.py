@@ -191,7 +191,7 @@ def photograph(height, width, seed):
     ("kept", "sharpness", "apart"), [(256, (0.2, 0.5), (5, 9)), (512, (0.85, 1.0), (0, 1.5))]
 )
 def test_what_the_stored_square_does_to_a_crop(kept, sharpness, apart):
-    """Beside torchvision's crop of the original, 640 x 480 pixels: energy of the Laplacian, and grey levels."""
+    """Beside torchvision's crop of a 640 x 480 original: energy of the Laplacian, and grey levels."""
     size, energy, distance = 224, [], []
     for seed in range(12):
         original = photograph(480, 640, seed)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 
 import numpy as np
 import pytest
@@ -145,6 +146,13 @@ def test_images_without_labels_train_without_k_nn(colours, cache, tmp_path, caps
     assert summary.knn is None
     assert summary.health is not None
     assert "24 images without labels" in capsys.readouterr().err
+
+
+def test_images_of_types_that_are_not_read_are_told(colours, cache, tmp_path, capsys):
+    shutil.copytree(colours, tmp_path / "copy")
+    (tmp_path / "copy" / "train" / "red" / "x.avif").write_bytes(b"")
+    open_images(str(tmp_path / "copy"), Reporter(), cache)
+    assert "1 file ignored (.avif 1)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_cannot_be_trained_on(start, cache, tmp_path):

@@ -221,6 +221,16 @@ def test_chance_is_what_features_without_information_reach(toy: ModuleType, coll
     assert found["top1@k=20"].chance < shares[1].max()
 
 
+def test_chance_hardly_depends_on_the_seed_or_on_how_few_are_tested(toy: ModuleType) -> None:
+    train, test = toy.blobs(30, 2), toy.blobs(4, 2, seed=1)
+    chances = [toy.toy_context(train, test, seed=s).run(TASK, k=(5,))["top1@k=5"].chance for s in range(5)]
+    assert chances == pytest.approx([0.5] * 5)
+    uneven = (test[0][:6], test[1][:6])  # classes 4 to 2, or 3 to 3, as the blobs come
+    share = np.bincount(uneven[1]) / 6
+    chances = [toy.toy_context(train, uneven, seed=s).run(TASK, k=(5,))["top1@k=5"].chance for s in range(5)]
+    assert chances == pytest.approx([share.mean()] * 5, abs=0.02)
+
+
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(st.integers(0, 999), st.integers(1, 6), st.integers(1, 3))
 def test_rates_of_blind_votes_are_those_of_every_class_in_turn(seed: int, width: int, top: int) -> None:
