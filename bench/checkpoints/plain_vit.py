@@ -140,6 +140,11 @@ def infer_spec(
     n_heads, note = infer_heads(dim, depth, heads, stated_heads, usual_heads, mixed_heads)
     has_cls = "cls_token" in tensors
     reg_tokens = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    if "attn_pool.latent" in tensors and (has_cls or "norm_pre.weight" in tensors):
+        raise CheckpointError(
+            "this pools by attention and has a class token or a norm before the blocks, as Perception "
+            "Encoders do, whose rotary positions leave no trace; name timm's model by #arch=NAME"
+        )
     if "pos_embed" not in tensors or tensors["pos_embed"].ndim != 3:
         raise CheckpointError("the file has no position table pos_embed of shape (1, L, D)")
     length = tensors["pos_embed"].shape[1]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -17,8 +18,9 @@ from timm.layers.patch_embed import PatchEmbed
 
 from ..errors import CheckpointError
 from ..timm_models import create_timm, pooling_notes, timm_spec
+from ..types import EncoderSpec
 from .exported import as_exported
-from .families import timm_vit
+from .families import clip, timm_vit
 from .family import Draft, Family, Root, Tree
 
 # Families up to this rank know a network by its shapes alone, those above by the marks of a method.
@@ -40,6 +42,11 @@ def named_in(tree: Tree, rank: int | None, heads: int | None) -> Family | None:
         family = named_family(beside, tree, config=tree.config)
         if family.roots(tree):
             return family
+    tower = clip.timm_tower(tree)
+    if tower is not None:
+        family = named_family(tower[0], tree, adapt=tower[1])
+        if family.roots(tree):
+            return replace(family, siblings=clip.SIBLINGS)
     stated = tree.payload.get("arch")
     if isinstance(stated, str) and timm.is_model(stated):
         if not rank:
@@ -64,7 +71,13 @@ def named_in(tree: Tree, rank: int | None, heads: int | None) -> Family | None:
 
 
 def named_family(
-    name: str, tree: Tree, *, config: Mapping[str, Any] | None = None, said: str = "", whole: bool = False
+    name: str,
+    tree: Tree,
+    *,
+    config: Mapping[str, Any] | None = None,
+    adapt: Callable[[EncoderSpec], tuple[EncoderSpec, str]] | None = None,
+    said: str = "",
+    whole: bool = False,
 ) -> Family:
     """A family for one named timm model: its own keys are the layout, and timm knows its preprocessing.
 
@@ -72,6 +85,7 @@ def named_family(
         name: of the model, with or without a tag.
         tree: the file, whose position table tells the size of the images.
         config: timm's config.json beside the file.
+        adapt: what another configuration makes of the model's spec, and a note on that.
         said: a note on who says so: the file's name. A bare one does not say which weights they are.
         whole: a root must have all keys of the model in their shapes, and not just most of them.
 
@@ -84,6 +98,9 @@ def named_family(
     arch = {"builder": "timm", "name": name, "kwargs": kwargs}
     spec = as_exported(timm_spec(model, arch, pretrained_cfg=config.get("pretrained_cfg")), config)
     notes = [f"built as timm's {name}", said, resized, *pooling_notes(model)]
+    if adapt is not None:
+        spec, note = adapt(spec)
+        notes.append(note)
     if said and "." not in name and not _has_one_normalisation(name):
         spec = spec.model_copy(update=_IMAGENET)
         notes.append(

@@ -8,6 +8,7 @@ its configuration, and where a file comes alone the user says it by the family.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from ...types import EncoderSpec
 from ..beit_layout import ANCHORS as BEIT_ANCHORS
 from ..beit_layout import DROP as BEIT_DROP
 from ..beit_layout import infer_beit
-from ..family import Draft, Family, Root, Tensors
+from ..family import Draft, Family, Root, Tensors, Tree
 from ..hf import CLIP, HALF, Preprocessing, three_numbers
 from ..plain_vit import ANCHORS as VIT_ANCHORS
 from ..plain_vit import depth_of, infer_spec
@@ -32,7 +33,7 @@ _CONFIG = "open_clip_config.json"
 _OPENAI = ("input_resolution", "context_length", "vocab_size")
 _BLOCK = r"transformer\.resblocks\.(\d+)\."
 _PROJECTION = "projection to the space of the texts"
-_SIBLINGS = {
+SIBLINGS = {
     **dict.fromkeys(
         (
             "text",
@@ -50,30 +51,63 @@ _SIBLINGS = {
     "text_decoder": "text decoder",
     "head": _PROJECTION,
 }
+# What vision_cfg says that is seen in the tensors too, is followed below, or matters to the training alone.
+_FOLLOWED = {
+    *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "ls_init_value", "no_ln_pre"),
+    *("pos_embed_type", "pool_type", "final_ln_after_pool", "act_kwargs", "norm_kwargs"),
+    *("block_type", "patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"),
+    *("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias"),
+    *("timm_drop", "timm_drop_path"),
+}
 Options = Mapping[str, Any]
 
 
-def _config(root: Root) -> tuple[Options, Options]:
+def _config(tree: Tree) -> tuple[Options, Options]:
     """The tower and the preprocessing in open_clip_config.json beside the file, or nothing.
 
     The tower's options are ``vision_cfg``, with ``quick_gelu`` of the whole model and the norms' ``eps``.
+
+    Raises:
+        CheckpointError: it is no configuration, or says what is not followed here.
     """
-    folder = root.tree.folder
+    folder = tree.folder
     if folder is None or not (folder / _CONFIG).is_file():
         return {}, {}
     try:
         stated = json.loads((folder / _CONFIG).read_bytes())
         model, images = stated.get("model_cfg", stated), stated.get("preprocess_cfg", {})
         tower = model["vision_cfg"]
+        asked = {key: value for key, value in tower.items() if key not in _FOLLOWED and value}
         numbers = {
             "head_width": int(tower.get("head_width", 64)),
             "eps": float((tower.get("norm_kwargs") or {}).get("eps", 1e-5)),
         }
-        return {**tower, **numbers, "quick_gelu": bool(model.get("quick_gelu"))}, dict(images)
+        options = {**tower, **numbers, "quick_gelu": bool(model.get("quick_gelu"))}
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(
             f"{_CONFIG} beside the file is no configuration of open_clip: {error}"
         ) from error
+    asked |= _not_followed(tower)
+    if asked:
+        said = ", ".join(f"{key} {value!r}" for key, value in asked.items())
+        raise CheckpointError(f"{_CONFIG} beside the file asks for {said}, which is not supported")
+    return options, dict(images)
+
+
+def _not_followed(tower: Options) -> dict[str, Any]:
+    """The options of a tower whose values are others than those that are followed."""
+    known: dict[str, tuple[Any, ...]] = {
+        "pool_type": (None, "tok", "avg"),
+        "act_kwargs": (None, {}, _TANH),
+        "block_type": (None, "default"),
+        "timm_pool": (None, "", "avg", "token", "map"),
+    }
+    other = {key: tower[key] for key, values in known.items() if tower.get(key) not in values}
+    more = {key: value for key, value in (tower.get("norm_kwargs") or {}).items() if key != "eps"}
+    return other | ({"norm_kwargs": more} if more else {})
+
+
+_TANH = {"approximate": "tanh"}
 
 
 def _images(spec: EncoderSpec, stated: Options, default: Preprocessing) -> tuple[EncoderSpec, str]:
@@ -110,13 +144,18 @@ def _clip_draft(
         named["cls_token"] = named["cls_token"].reshape(1, 1, -1)
         named["pos_embed"] = named["pos_embed"][None]
         width, depth = named["cls_token"].shape[-1], depth_of(named)
-        config, images = _config(root)
+        if "norm_pre.weight" not in named:
+            # A tower without this norm (CLIPA) has no bias in its patch embedding all the same.
+            named["patch_embed.proj.bias"] = torch.zeros(width)
+        config, images = _config(root.tree)
         if config and (config.get("width", 768), config.get("layers", 12)) != (width, depth):
             raise CheckpointError(
                 f"{_CONFIG} beside the file is of another tower than this, of width {width} and depth {depth}"
             )
-        quick = bool(config.get("quick_gelu"))
-        act = activation or ("quick_gelu" if quick else "gelu")
+        quick, tanh = bool(config.get("quick_gelu")), config.get("act_kwargs") == _TANH
+        if quick and tanh:
+            raise CheckpointError(f"{_CONFIG} beside the file asks for QuickGELU and tanh GELU at once")
+        act = activation or ("quick_gelu" if quick else "gelu_tanh" if tanh else "gelu")
         said = why if activation else f"{_WORDS[act]}, from {_CONFIG}" if config else _ASSUMED
         stated = None
         if config:
@@ -125,6 +164,8 @@ def _clip_draft(
                     f"{_CONFIG} says heads of width {config['head_width']}, which do not divide {width}"
                 )
             stated = (width // config["head_width"], _CONFIG)
+            if config.get("pool_type") == "avg" and config.get("final_ln_after_pool"):
+                named = {re.sub(r"^norm\.", "fc_norm.", name): tensor for name, tensor in named.items()}
         elif family == "openai_clip":
             stated = (width // 64, "OpenAI's rule, width / 64")
         spec, notes = infer_spec(
@@ -144,7 +185,7 @@ def _clip_draft(
     return draft
 
 
-_WORDS = {"gelu": "exact GELU", "quick_gelu": "QuickGELU"}
+_WORDS = {"gelu": "exact GELU", "gelu_tanh": "tanh GELU", "quick_gelu": "QuickGELU"}
 _ASSUMED = (
     f"WARNING: exact GELU is assumed, as no {_CONFIG} is beside the file; add #family=open_clip_quickgelu "
     "for weights trained with QuickGELU (OpenAI's, MetaCLIP's, DFN's)"
@@ -165,7 +206,7 @@ def _family(name: str, title: str, rank: int, draft: Any, **rest: Any) -> Family
         rank=rank,
         anchors=(
             "conv1.weight",
-            ("ln_pre.weight", "attnpool.q_proj.weight"),
+            ("ln_post.weight", "attnpool.q_proj.weight"),
             ("class_embedding", "attnpool.k_proj.weight"),
             ("transformer.resblocks.0.attn.in_proj_weight", "attnpool.v_proj.weight"),
         ),
@@ -185,7 +226,7 @@ def _family(name: str, title: str, rank: int, draft: Any, **rest: Any) -> Family
             (_BLOCK + r"mlp\.c_proj\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
         ),
         drop={"proj": _PROJECTION},
-        siblings=_SIBLINGS,
+        siblings=SIBLINGS,
         **rest,
     )
 
@@ -193,17 +234,54 @@ def _family(name: str, title: str, rank: int, draft: Any, **rest: Any) -> Family
 # ------------------------------------------------------------------------------------------- other towers
 
 
+def timm_tower(tree: Tree) -> tuple[str, Callable[[EncoderSpec], tuple[EncoderSpec, str]]] | None:
+    """The name of timm's model in open_clip, where it is no plain transformer and a configuration tells it.
+
+    With it comes what the configuration makes of the model's spec, and a note on that.
+    """
+    if not any("visual.trunk." in name for name in tree.tensors):
+        return None
+    config, images = _config(tree)
+    name = config.get("timm_model_name")
+    if not isinstance(name, str) or not timm.is_model(name) or _plain(name) is not None:
+        return None
+
+    def adapt(spec: EncoderSpec) -> tuple[EncoderSpec, str]:
+        size = config.get("image_size")
+        if isinstance(size, int) and size >= spec.patch_size and not size % spec.patch_size:
+            spec = spec.model_copy(update={"image_size": size})
+        return _images(_pooled(spec, config), images, CLIP)
+
+    return name, adapt
+
+
+def _plain(name: str) -> Any:
+    """timm's model of a name, without values, where it is a plain transformer of known activation."""
+    model = create_timm(name, pretrained=False, device="meta")
+    known = ViTEncoder.supports(model) and type(model.blocks[0].mlp.act) in _ACTIVATIONS
+    return model if known else None
+
+
+def _pooled(spec: EncoderSpec, config: Options) -> EncoderSpec:
+    mean = config.get("timm_pool") == "avg" or not spec.has_cls
+    return spec.model_copy(update={"pooling": "mean"}) if mean else spec
+
+
 def _trunk_draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     """A plain transformer of timm in open_clip: the name of timm's model says what shapes do not."""
-    config, images = _config(root)
+    config, images = _config(root.tree)
     pooled = "attn_pool.latent" in tensors
     fields: dict[str, Any] = {"usual_heads": {1536: 16}} if pooled else {}
-    said = _TRUNK_ASSUMED
+    if "norm_pre.weight" in tensors:
+        fields["eps"] = 1e-5
+    said = _TRUNK_ASSUMED.format(fields.get("eps", 1e-6))
     name = config.get("timm_model_name")
     if isinstance(name, str) and timm.is_model(name):
-        model = create_timm(name, pretrained=False, device="meta")
-        if not ViTEncoder.supports(model) or type(model.blocks[0].mlp.act) not in _ACTIVATIONS:
-            raise CheckpointError(f"the tower is timm's {name}, which is no plain ViT; add #arch={name}")
+        model = _plain(name)
+        if model is None:
+            raise CheckpointError(
+                f"{_CONFIG} says that the tower is timm's {name}, which has other tensors than the file"
+            )
         block = model.blocks[0]
         fields = {
             "stated_heads": (block.attn.num_heads, f"timm's {name}"),
@@ -212,13 +290,13 @@ def _trunk_draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
         }
         said = f"activation and norm of timm's {name}, from {_CONFIG}"
     spec, notes = infer_spec("open_clip_timm", tensors, heads, **fields)
-    spec, note = _images(spec, images, replace(HALF, crop_pct=1.0) if pooled else CLIP)
+    spec, note = _images(_pooled(spec, config), images, replace(HALF, crop_pct=1.0) if pooled else CLIP)
     return Draft(tensors, spec, (*notes, said, note))
 
 
 _ACTIVATIONS = {torch.nn.GELU: "gelu", GELUTanh: "gelu_tanh", QuickGELU: "quick_gelu"}
 _TRUNK_ASSUMED = (
-    f"WARNING: exact GELU and norm eps 1e-6 are assumed, as no {_CONFIG} is beside the file; name timm's "
+    f"WARNING: exact GELU and norm eps {{:g}} are assumed, as no {_CONFIG} is beside the file; name timm's "
     "model by #arch=NAME where it has others (SigLIP 2 at some sizes: tanh GELU)"
 )
 
@@ -241,7 +319,7 @@ FAMILIES = (
         63,
         _clip_draft("openai_clip", "quick_gelu", _QUICK),
         matches=_is_openai,
-        known_by="visual.class_embedding and visual.ln_pre, with input_resolution and two more numbers",
+        known_by="visual.class_embedding and visual.ln_post, with input_resolution and two more numbers",
         source="openai/CLIP",
     ),
     _family(
@@ -249,7 +327,7 @@ FAMILIES = (
         "CLIP of open_clip, vision tower",
         62,
         _clip_draft("open_clip", None, ""),
-        known_by="visual.class_embedding and visual.ln_pre",
+        known_by="visual.class_embedding and visual.ln_post",
         source="mlfoundations/open_clip",
     ),
     _family(
@@ -271,7 +349,7 @@ FAMILIES = (
         evaluated="attention pooling (SigLIP), or cls after the norm",
         source="mlfoundations/open_clip",
         drop={r"head\..*": _PROJECTION},
-        siblings=_SIBLINGS,
+        siblings=SIBLINGS,
     ),
     Family(
         name="eva_clip",
@@ -285,6 +363,6 @@ FAMILIES = (
         source="baaivision/EVA",
         prefer=("module", "model"),
         drop={**BEIT_DROP, r"head\..*": _PROJECTION},
-        siblings=_SIBLINGS,
+        siblings=SIBLINGS,
     ),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...errors import CheckpointError
 from ..family import Draft, Family, Root, Tensors
 from ..hf import CLIP, HALF
 from ..plain_vit import ANCHORS, infer_spec
@@ -28,11 +27,6 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     fields: dict[str, Any] = {}
     said = _ASSUMED
     if "attn_pool.latent" in tensors:
-        if "cls_token" in tensors or "norm_pre.weight" in tensors:
-            raise CheckpointError(
-                "this pools by attention and has a class token or a norm before the blocks, as Perception "
-                "Encoders do, whose rotary positions leave no trace; name timm's model by #arch=NAME"
-            )
         said = _SIGLIP
         fields = {"usual_heads": {1536: 16}, "mean": HALF.mean, "std": HALF.std, "crop_pct": 0.9}
     elif "norm_pre.weight" in tensors:
