@@ -22,6 +22,11 @@ _USUAL = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
+_SEVERAL = re.compile(r"(pytorch_)?model_\d+\.(safetensors|bin)")
+# DeepSpeed keeps the weights of a process in one file, the optimizer's parts in others; at its stage 3 the
+# weights are in parts too.
+_STATES = re.compile(r"mp_rank_\d+_model_states\.pt")
+_PARTS = re.compile(r"zero_pp_rank_\d+_.*model_states\.pt")
 _PARTITIONED = re.compile(r"(zero_pp_rank_\d+_.*|mp_rank_\d+_.*|.*[._]rank[_]?\d+)\.(pt|pth)")
 
 
@@ -35,7 +40,7 @@ class Found:
 
 
 def find_weights(folder: Path) -> Found:
-    """The weights of a folder.
+    """The weights of a folder, or of the folder in it that DeepSpeed's ``latest`` names.
 
     Raises:
         CheckpointError: there are none, several, or only the partitioned state of a training.
@@ -43,9 +48,19 @@ def find_weights(folder: Path) -> Found:
     names = sorted(path.name for path in folder.iterdir())
     if METADATA in names:
         return Found("dcp", folder)
+    several = [name for name in names if _SEVERAL.fullmatch(name)]
+    if several:
+        first = [name for name in _USUAL if name in names and not name.endswith(INDEX)]
+        raise CheckpointError(
+            f"{folder} holds the weights of several models ({', '.join((*first, *several))}), as accelerate "
+            "saves them; give one of the files"
+        )
     for name in _USUAL:
         if name in names:
             return Found("index" if name.endswith(INDEX) else "file", folder / name)
+    states = [name for name in names if _STATES.fullmatch(name)]
+    if len(states) == 1 and not any(_PARTS.fullmatch(name) for name in names):
+        return Found("file", folder / states[0])
     parts = [name for name in names if _PARTITIONED.fullmatch(name)]
     if parts:
         raise CheckpointError(
@@ -61,9 +76,22 @@ def find_weights(folder: Path) -> Found:
     if weights:
         shown = ", ".join(weights[:5]) + (", ..." if len(weights) > 5 else "")
         raise CheckpointError(f"{folder} holds several files of weights ({shown}); give one of them")
+    newest = _named_latest(folder)
+    if newest is not None:
+        return find_weights(newest)
     inner = [path.name for path in folder.iterdir() if path.is_dir() and (path / METADATA).is_file()]
     hint = f"; did you mean {folder / inner[0]}?" if inner else ""
     raise CheckpointError(f"{folder} holds no file of weights ({', '.join(_WEIGHTS)}){hint}")
+
+
+def _named_latest(folder: Path) -> Path | None:
+    """The folder of the newest checkpoint of DeepSpeed: what its file ``latest`` names, or ``checkpoint``."""
+    name = "checkpoint"
+    if (folder / "latest").is_file():
+        with (folder / "latest").open(errors="replace") as stream:
+            name = stream.read(255).strip()
+    inside = folder / name
+    return inside if name and Path(name).name == name and inside.is_dir() else None
 
 
 def read_index(path: Path) -> dict[str, list[str]]:

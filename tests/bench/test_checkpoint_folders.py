@@ -67,11 +67,53 @@ def test_folders_that_leave_a_choice_or_hold_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["zero_pp_rank_0_mp_rank_00_model_states.pt", "mp_rank_00_model_states.pt", "model.rank_3.pth"]
+    "names",
+    [
+        ["zero_pp_rank_0_mp_rank_00_model_states.pt"],
+        ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"],
+        ["mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"],
+        ["model.rank_3.pth"],
+    ],
 )
-def test_partitioned_states_are_refused_with_the_way_out(name: str, tmp_path: Path) -> None:
-    torch.save(ONE, tmp_path / name)
+def test_partitioned_states_are_refused_with_the_way_out(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        torch.save(ONE, tmp_path / name)
     refuse(tmp_path, "partitioned state of a training.*merge it where it was trained")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        ("model.safetensors", "model_1.safetensors"),
+        ("pytorch_model.bin", "pytorch_model_1.bin", "pytorch_model_2.bin"),
+    ],
+)
+def test_several_models_of_accelerate_are_never_one(kept: tuple[str, ...], tmp_path: Path) -> None:
+    for name in kept:
+        (save_file if name.endswith(".safetensors") else torch.save)(ONE, tmp_path / name)
+    refuse(tmp_path, rf"weights of several models \({', '.join(kept)}\), .*; give one of the files")
+    assert open_checkpoint(tmp_path / kept[-1]).path == tmp_path / kept[-1]
+
+
+def test_the_whole_weights_that_deepspeed_keeps_beside_its_parts(tmp_path: Path) -> None:
+    step = tmp_path / "global_step100"
+    step.mkdir()
+    torch.save({"module": ONE}, step / "mp_rank_00_model_states.pt")
+    torch.save({"optimizer_state_dict": {}}, step / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    equal(open_checkpoint(step).payload["module"], ONE)
+    refuse(tmp_path, "holds no file of weights")
+    (tmp_path / "latest").write_text("global_step100\n")
+    equal(open_checkpoint(tmp_path).payload["module"], ONE)
+    assert open_checkpoint(tmp_path).path == step / "mp_rank_00_model_states.pt"
+    for other in ("global_step7", "../" + tmp_path.name + "/global_step100", "", "."):
+        (tmp_path / "latest").write_text(other)
+        refuse(tmp_path, "holds no file of weights")
+
+
+def test_the_folder_that_lightning_makes_of_deepspeeds(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    torch.save({"module": ONE}, tmp_path / "checkpoint" / "mp_rank_00_model_states.pt")
+    equal(open_checkpoint(tmp_path).payload["module"], ONE)
 
 
 def test_hf_wants_a_config(tmp_path: Path) -> None:
