@@ -147,7 +147,11 @@ def _side(table: torch.Tensor | None, positions: torch.Tensor | None) -> int:
         sides["pos_embed"] = side
     if len(set(sides.values())) != 1:
         text = " and ".join(f"{name} is for {side}x{side} patches" for name, side in sides.items())
-        raise CheckpointError(text or "the file has no table of positions, relative or absolute")
+        raise CheckpointError(
+            text
+            or "the file has no table of positions, relative or absolute; if they are rotary, name timm's "
+            "model by #arch=NAME"
+        )
     return next(iter(sides.values()))
 
 

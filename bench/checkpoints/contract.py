@@ -17,6 +17,7 @@ from .files import storage_is_honest
 from .pages import MappedFiles
 
 _SHOWN = 4
+_TIMMS_KEYS = ("timm", "beit", "convnext", "eva02", "resnet", "swin")
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def fill(model: Any, tensors: Mapping[str, torch.Tensor], family: str) -> tuple[
             for names, what in ((missing, "missing"), (unexpected, "unexpected"), (wrong, "of another shape"))
             if names
         ]
-        hint = "; if timm has this very model, name it by #arch=NAME" if family == "timm" else ""
+        hint = "; if timm has this very model, name it by #arch=NAME" if family in _TIMMS_KEYS else ""
         raise CheckpointError(f"the file does not fill the {family} encoder: {'; '.join(parts)}{hint}")
     notes = set()
     empty = {}

@@ -179,19 +179,28 @@ def _by_family(family: Family, tree: Tree, choice: _Choice) -> Understood:
 
 
 def _unknown(tree: Tree) -> str:
-    """What the file holds, and the family that it comes closest to with what it lacks for that."""
-    near = [(family.nearest(tree), family) for family in families()]
-    (hits, path, absent), family = max(near, key=lambda entry: (entry[0][0], -len(entry[0][2])))
-    text = f"the layout is not known; it holds {_outline(tree)}"
-    if hits and absent:
-        where = f" below {path.rstrip('.')!r}" if path else ""
-        text += f"; closest is {family.name}, which also has {few(absent)}{where}"
-    elif hits:
-        text += f"; closest is {family.name}, of which it has the keys but not what else tells it apart"
+    """What the file holds, and what could be meant."""
+    kind = tree.config.get("model_type")
+    if isinstance(kind, str):
+        text = f"{kind!r} of transformers (model_type in config.json) is not read; it holds {_outline(tree)}"
+    else:
+        text = f"the layout is not known; it holds {_outline(tree)}{_closest(tree)}"
     return (
         f"{text}; `lmim-bench formats` lists what is read. If timm has this network, name it by #arch=NAME; "
         "any other loads through python:package.module:factory"
     )
+
+
+def _closest(tree: Tree) -> str:
+    """The family that has most keys of the file, and what it has beyond them, or nothing."""
+    near = [(family.nearest(tree), family) for family in families()]
+    (hits, path, absent), family = max(near, key=lambda entry: (entry[0][0], -len(entry[0][2])))
+    if not hits:
+        return ""
+    if not absent:
+        return f"; closest is {family.name}, of which it has the keys but not what else tells it apart"
+    where = f" below {path.rstrip('.')!r}" if path else ""
+    return f"; closest is {family.name}, which also has {few(absent)}{where}"
 
 
 def _outline(tree: Tree) -> str:

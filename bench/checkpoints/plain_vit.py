@@ -146,7 +146,10 @@ def infer_spec(
             "Encoders do, whose rotary positions leave no trace; name timm's model by #arch=NAME"
         )
     if "pos_embed" not in tensors or tensors["pos_embed"].ndim != 3:
-        raise CheckpointError("the file has no position table pos_embed of shape (1, L, D)")
+        raise CheckpointError(
+            "the file has no position table pos_embed of shape (1, L, D); if its positions are rotary or "
+            "relative, name timm's model by #arch=NAME"
+        )
     length = tensors["pos_embed"].shape[1]
     grid, covers_prefix = _grid(length, int(has_cls) + reg_tokens)
     hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]

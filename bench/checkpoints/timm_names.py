@@ -133,6 +133,7 @@ def named_family(
         matches=is_it,
         draft=draft,
         prefer=timm_vit.FAMILY.prefer,
+        rename=timm_vit.LAYER_SCALE if "blocks.0.ls1.gamma" in expected else (),
         drop=drop,
         siblings=timm_vit.FAMILY.siblings,
     )

@@ -2,6 +2,7 @@
 
 The official model norms the mean of the last map; patch features carry no norm. A file of ConvNeXt V2's
 masked pre-training holds sparse convolutions in other shapes, which are turned as its own conversion does.
+DINOv3's ConvNeXt (facebookresearch/dinov3) lists its norm a second time.
 """
 
 from __future__ import annotations
@@ -26,11 +27,21 @@ _OFFICIAL = (
     (r"stages\.(\d)\.(\d+)\.(norm\.\w+|gamma)", r"stages.\1.blocks.\2.\3"),
     (r"norm\.(\w+)", r"head.norm.\1"),
 )
+_DINOV3 = (
+    "DINOv3's ConvNeXt: the global feature is its own; it norms the patch features too, which carry none here"
+)
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     if heads is not None:
         raise CheckpointError(f"a convolutional network has no heads; leave out heads={heads}")
+    for name, tensor in root.tensors.items():
+        if name.startswith("norms.3.") and not torch.equal(
+            tensor, tensors["head." + name.replace("s.3", "")]
+        ):
+            raise CheckpointError(
+                f"{name} is not the norm that the file has a second time; it is not complete"
+            )
     dims = [tensors["stem.0.weight"].shape[0]]
     dims += [tensors[f"stages.{i}.downsample.1.weight"].shape[0] for i in (1, 2, 3)]
     depths = [
@@ -49,7 +60,10 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
         "convnextv2_tiny" if second else "convnext_tiny",
         kwargs | ({"use_grn": True} if second else {}),
         tensors,
-        notes=(f"ConvNeXt{' V2' if second else ''} of depths {depths} and widths {dims}",),
+        notes=(
+            f"ConvNeXt{' V2' if second else ''} of depths {depths} and widths {dims}",
+            *((_DINOV3,) if "norms.3.weight" in root.tensors else ()),
+        ),
         image_size=224,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
@@ -80,5 +94,5 @@ FAMILY = Family(
     source="facebookresearch/ConvNeXt",
     prefer=("state_dict_ema", "model_ema", "state_dict", "model"),
     rename=_OFFICIAL,
-    drop={r"head\.(?!norm\.).*": "classifier head"},
+    drop={r"head\.(?!norm\.).*": "classifier head", r"norms\.3\.\w+": "the last norm a second time"},
 )

@@ -14,6 +14,9 @@ from ..plain_vit import ANCHORS, plain_draft
 def _matches(root: Root) -> bool:
     if "cls_token" in root.tensors or root.tensors["patch_embed.proj.weight"].ndim != 4:
         return False
+    pair = {"encoder", "target_encoder"}
+    if root.parts[:1] in {(name,) for name in pair} and pair <= root.tree.payload.keys():
+        return True
     return any("predictor_embed" in name.split(".") for name in root.tree.tensors)
 
 
@@ -31,7 +34,7 @@ FAMILY = Family(
         pos_interpolation="bicubic",
         says=("fixed sine-cosine position table, taken from the file",),
     ),
-    known_by="no class token, and a sibling predictor with predictor_embed",
+    known_by="no class token, and encoder and target_encoder, or a sibling predictor with predictor_embed",
     evaluated="mean of the tokens after the norm of the target encoder",
     source="facebookresearch/ijepa",
     prefer=("target_encoder", "encoder"),

@@ -1,7 +1,8 @@
 """The vision transformer of OpenMMLab (open-mmlab/mmpretrain, models/backbones/vision_transformer.py).
 
-``attn.qkv`` is fused, the norms are ``ln1`` and ``ln2``, and the final norm is ``ln1`` too. The
-configuration, which the file keeps as text, names the network; of one width there are several.
+``attn.qkv`` is fused, the norms are ``ln1`` and ``ln2``, and the final norm is ``ln1`` too, or
+``ln2`` after the mean of the patches (MAE, fine-tuned). The configuration, which the file keeps as text,
+names the network; of one width there are several.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ FAMILY = Family(
     anchors=("patch_embed.projection.weight", "layers.0.ln1.weight", "layers.0.attn.qkv.weight"),
     draft=_draft,
     known_by="patch_embed.projection and layers.0.ln1",
-    evaluated="cls after the norm",
+    evaluated="cls after the norm; with ln2: mean of the patches, then that norm",
     source="open-mmlab/mmpretrain",
     prefer=("teacher", "state_dict", "backbone"),
     rename=(
@@ -67,6 +68,7 @@ FAMILY = Family(
         (r"layers\.(\d+)\.ffn\.layers\.0\.0\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
         (r"layers\.(\d+)\.ffn\.layers\.1\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
         (r"ln1\.(\w+)", r"norm.\1"),
+        (r"ln2\.(\w+)", r"fc_norm.\1"),
     ),
     drop={r"mask_token": "mask token"},
     siblings={"head": "head", "neck": "neck", "data_preprocessor": "preprocessing"},

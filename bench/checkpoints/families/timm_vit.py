@@ -1,4 +1,4 @@
-"""Plain vision transformers in timm's names: timm, DeiT (also distilled), and whatever is saved like them."""
+"""Plain vision transformers in timm's names: timm, DeiT (also distilled, and III), and what is like them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,14 @@ _CLIP = (
 )
 
 
+_GAMMA = (
+    "WARNING: layer scale in the names of DeiT III, so a plain transformer with learned positions; name the "
+    "model by #arch=NAME if it has rotary ones too, as RoPE-ViT (they leave no trace in the file)"
+)
+LAYER_SCALE = ((r"blocks\.(\d+)\.gamma_([12])", r"blocks.\1.ls\2.gamma"),)
+"""Renames of DeiT III's layer scale to timm's."""
+
+
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     fields: dict[str, Any] = {}
     said = _ASSUMED
@@ -33,7 +41,8 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
         said = _CLIP
         fields = {"eps": 1e-5, "mean": CLIP.mean, "std": CLIP.std, "crop_pct": 0.9}
     spec, notes = infer_spec("timm", tensors, heads, mixed_heads=True, **fields)
-    return Draft(tensors, spec, (*notes, said))
+    deit = root.tree.stem.startswith("deit_3") or "blocks.0.gamma_1" not in root.tensors
+    return Draft(tensors, spec, (*notes, said, *(() if deit else (_GAMMA,))))
 
 
 FAMILY = Family(
@@ -46,7 +55,7 @@ FAMILY = Family(
     evaluated="cls, or the mean without a class token or with fc_norm",
     source="huggingface/pytorch-image-models",
     prefer=PREFER,
-    rename=((r"dist_token", "reg_token"),),
+    rename=((r"dist_token", "reg_token"), *LAYER_SCALE),
     drop={
         r"head(_dist)?\..*": "classifier head",
         r"pre_logits\..*": "classifier head",
