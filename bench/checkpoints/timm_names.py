@@ -101,12 +101,19 @@ def named_family(
     if adapt is not None:
         spec, note = adapt(spec)
         notes.append(note)
-    if said and "." not in name and not _has_one_normalisation(name):
-        spec = spec.model_copy(update=_IMAGENET)
-        notes.append(
-            f"WARNING: ImageNet's mean and std are assumed, as timm's weights of {name} differ in theirs; "
-            f"add #arch={name}.TAG, or #mean=a:b:c,std=a:b:c"
-        )
+    if said and "." not in name:
+        # A bare name tells the network, not whose weights they are.
+        if not _has_one_normalisation(name):
+            spec = spec.model_copy(update=_IMAGENET)
+            notes.append(
+                "WARNING: ImageNet's mean and std are assumed, as timm's weights of this name differ in theirs; "
+                f"add #arch={name}.TAG, or #mean=a:b:c,std=a:b:c"
+            )
+        elif spec.mean != _IMAGENET["mean"]:
+            notes.append(
+                "WARNING: mean and std are those of timm's own weights of this name; add #mean=a:b:c,std=a:b:c "
+                "if these were trained with others"
+            )
     drop = {
         pattern: "classifier head"
         for pattern in _CLASSIFIERS

@@ -85,14 +85,17 @@ def test_the_name_of_a_file_tells_the_model(file: str, model: str, mean: Any, tm
 def test_a_bare_name_does_not_tell_the_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not timm_names._has_one_normalisation("vit_small_patch16_224")
     assert timm_names._has_one_normalisation("test_vit")
-    monkeypatch.setattr(timm_names, "_has_one_normalisation", lambda name: False)
     state = drawn("test_vit").state_dict()
+    spec, notes = loaded(save(state, tmp_path, "test_vit.pth"))
+    assert spec.mean == HALF
+    assert any(note.startswith("WARNING: mean and std are those of timm's own weights") for note in notes)
+    monkeypatch.setattr(timm_names, "_has_one_normalisation", lambda name: False)
     spec, notes = loaded(save(state, tmp_path, "test_vit.pth"))
     assert (spec.arch["name"], spec.mean) == ("test_vit", IMAGENET)
     assert any(note.startswith("WARNING: ImageNet's mean and std are assumed") for note in notes)
     spec, notes = loaded(save(state, tmp_path, "test_vit.r160_in1k.pth"))
     assert spec.mean == HALF
-    assert not any("assumed" in note for note in notes)
+    assert not any("WARNING" in note for note in notes)
 
 
 def test_a_name_counts_for_the_whole_model_only(tmp_path: Path) -> None:
