@@ -26,6 +26,14 @@ from .family import Draft, Family, Root, Tree
 # Families up to this rank know a network by its shapes alone, those above by the marks of a method.
 _GENERAL = 45
 _CLASSIFIERS = (r"head(_dist)?\..*", r"head\.fc\..*", r"fc\..*", r"classifier\..*", r"last_linear\..*")
+_IMAGENETS = (
+    "WARNING: ImageNet's mean and std are assumed, as timm's weights of this name differ in theirs; add "
+    "#arch={}.TAG, or #mean=a:b:c,std=a:b:c"
+)
+_TIMMS = (
+    "WARNING: mean and std are those of timm's own weights of this name; add #mean=a:b:c,std=a:b:c if these "
+    "were trained with others"
+)
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -105,15 +113,9 @@ def named_family(
         # A bare name tells the network, not whose weights they are.
         if not _has_one_normalisation(name):
             spec = spec.model_copy(update=_IMAGENET)
-            notes.append(
-                "WARNING: ImageNet's mean and std are assumed, as timm's weights of this name differ in theirs; "
-                f"add #arch={name}.TAG, or #mean=a:b:c,std=a:b:c"
-            )
+            notes.append(_IMAGENETS.format(name))
         elif spec.mean != _IMAGENET["mean"]:
-            notes.append(
-                "WARNING: mean and std are those of timm's own weights of this name; add #mean=a:b:c,std=a:b:c "
-                "if these were trained with others"
-            )
+            notes.append(_TIMMS)
     drop = {
         pattern: "classifier head"
         for pattern in _CLASSIFIERS
