@@ -118,13 +118,13 @@ def test_inspect_says_where_the_heads_come_from_and_what_was_dropped_for_which_r
     )
     torch.save({"state_dict": model.state_dict(), "optimizer": {"m": torch.ones(2)}}, tmp_path / "vit.pth")
     output = invoke("inspect", tmp_path / "vit.pth").output
-    assert "heads         3 heads, usual for width 192" in output
+    assert "heads         WARNING: 3 heads are assumed for width 192" in output
     assert "class token + 4 registers + 16 patches" in output
     assert "classifier head: state_dict.head.*" in output
     assert "training state: optimizer.*" in output
     found = json.loads(invoke("inspect", tmp_path / "vit.pth", "--json").output)
     assert found["heads"]["number"] == 3
-    assert found["heads"]["source"].startswith("3 heads, usual for width 192")
+    assert found["heads"]["source"].startswith("WARNING: 3 heads are assumed for width 192")
     assert found["registers"] == 4
     assert found["dropped"] == {"state_dict.head.*": "classifier head", "optimizer.*": "training state"}
 
