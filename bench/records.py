@@ -16,7 +16,7 @@ from .errors import DataError
 from .references import ENTRY_POINT_GROUP, RANDOM, split_reference
 from .results import CheckpointRecord, read_json, write_json
 
-_BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json")
+_BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
 """Files in the same folder that have a say in what is loaded."""
 
 

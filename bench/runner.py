@@ -291,9 +291,11 @@ def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = Fals
     config = plan.config
     records = {}
     for checkpoint in config.checkpoints:
-        records[checkpoint.label] = checkpoint_record(
-            checkpoint.label, checkpoint.reference, cache_folder(config.cache_dir)
-        )
+        record = checkpoint_record(checkpoint.label, checkpoint.reference, cache_folder(config.cache_dir))
+        for note in record.info.notes:
+            if note.startswith("WARNING: "):
+                reporter.line(f"{record.label}: {note}")
+        records[checkpoint.label] = record
     left_out = _left_out(plan, reporter)
     data: dict[str, Dataset] = {}
     for name, entry in plan.data.items():

@@ -30,7 +30,7 @@ def command_line() -> str:
 @click.option(
     "--data",
     "-d",
-    help="Folder of images or shards, torchvision:NAME, or an embedded set; with --resume: where they lie now.",
+    help="Folder of images or shards, torchvision:NAME, or an embedded set; with --resume: its place now.",
 )
 @click.option("--out", "-o", type=_FOLDER, help="Folder of the training. [default: runs/<recipe>]")
 @click.option("--resume", "resumed", type=_FOLDER, help="Go on with the training of this folder.")

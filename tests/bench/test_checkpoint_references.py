@@ -11,7 +11,6 @@ import pytest
 from lmim_bench.bench.encoders import load_encoder
 
 REFERENCES = Path(__file__).parents[1] / "checkpoints" / "references"
-TOLERANCE = 1e-4
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in REFERENCES.glob("*.json")))
@@ -26,4 +25,4 @@ def test_features_are_those_of_the_original_code(name: str, layouts: ModuleType,
     assert not encoder.info.random_weights
     compared = dict(layouts.differences(layout, encoder))
     assert compared
-    assert max(compared.values()) <= TOLERANCE, compared
+    assert max(compared.values()) <= layouts.tolerance(encoder), compared

@@ -502,3 +502,12 @@ def test_a_half_written_bank_of_a_dead_process_is_swept(checkpoint, options):
     run(checkpoint, **options)
     assert not stale.exists()
     assert alive.exists()
+
+
+def test_a_run_says_at_its_start_what_is_doubtful_in_a_checkpoint(tmp_path, options, capsys):
+    spec = vit_spec("lmim-bench", embed_dim=24, depth=2, num_heads=2, patch_size=8, image_size=32)
+    note = "WARNING: the representations have collapsed"
+    save_checkpoint(tmp_path / "x.pth", spec, build_vit(spec.arch).state_dict(), {"notes": [note]})
+    run(tmp_path / "x.pth", **{**options, "tasks": "knn"})
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.index(f"x: {note}") < said.index("scoring 1 cells")
