@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..bench.vit import build_vit
 from .patches import sincos_positions
-from .recipe import ModelConfig, ProjectorConfig, Recipe
+from .recipe import Recipe
+from .sections import ModelConfig, ProjectorConfig
 
 _STD = 0.02
 

@@ -20,7 +20,7 @@ from ..bench.engine import resolve_device
 from ..bench.errors import ConfigError
 from .encoder import PatchEncoder
 from .model import MaskedImageModel
-from .recipe import EngineConfig, OptimConfig
+from .sections import EngineConfig, OptimConfig
 
 # Dense bf16 matrix throughput, FLOP/s, from NVIDIA's data sheets; the first name inside the device's counts.
 _PEAKS = {

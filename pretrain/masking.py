@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from .recipe import MaskingConfig, Recipe
+from .recipe import Recipe
+from .sections import MaskingConfig
 
 _TRIES = 20
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from .patches import standardise
-from .recipe import ObjectiveConfig
+from .sections import ObjectiveConfig
 
 
 def reconstruction_loss(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .recipe import Positions
+from .sections import Positions
 
 
 def sincos_positions(dim: int, grid: int, style: Positions = "sincos") -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from .objectives import standardise_channels
 from .patches import standardise
-from .recipe import ObjectiveConfig
+from .sections import ObjectiveConfig
 
 TIE = 1e-6
 """Cosines that differ by no more are equal: fp32 cannot tell them apart."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .recipe import Curve, OptimConfig, TargetConfig
+from .sections import Curve, OptimConfig, TargetConfig
 
 
 def between(start: float, end: float, done: float, curve: Curve) -> float:

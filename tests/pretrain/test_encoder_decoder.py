@@ -7,7 +7,7 @@ from torch import nn
 from lmim_bench.pretrain.decoders import Decoder, visual_cues
 from lmim_bench.pretrain.encoder import PatchEncoder, build_projector
 from lmim_bench.pretrain.patches import cut_patches, sincos_positions, take
-from lmim_bench.pretrain.recipe import ProjectorConfig
+from lmim_bench.pretrain.sections import ProjectorConfig
 
 SIDE = 16  # of the tiny recipes' images, on a 4 x 4 grid
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lmim_bench.pretrain import objectives
 from lmim_bench.pretrain.objectives import mean_cosine, reconstruction_loss, similarity_constraint
-from lmim_bench.pretrain.recipe import ObjectiveConfig
+from lmim_bench.pretrain.sections import ObjectiveConfig
 
 CASES = settings(deadline=None, derandomize=True, max_examples=25)
 

@@ -28,8 +28,8 @@ from lmim_bench.pretrain.api import pretrain
 from lmim_bench.pretrain.objectives import reconstruction_loss
 from lmim_bench.pretrain.patches import standardise
 from lmim_bench.pretrain.prediction import TASK, _distances
-from lmim_bench.pretrain.recipe import ObjectiveConfig
 from lmim_bench.pretrain.retrieval import directions, mean_pair_cosine, pixel_errors, retrieve
+from lmim_bench.pretrain.sections import ObjectiveConfig
 from lmim_bench.pretrain.trained import Trained, load_trained
 
 CASES = settings(deadline=None, derandomize=True, max_examples=40)

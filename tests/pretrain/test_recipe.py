@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 from lmim_bench.bench.errors import CheckpointError, ConfigError
 from lmim_bench.bench.vit import build_vit
 from lmim_bench.pretrain.recipe import (
-    ARCHITECTURES,
     SECTIONS,
-    ModelConfig,
     Recipe,
     idle_fields,
     load_recipe,
     make_recipe,
     recipe_names,
 )
+from lmim_bench.pretrain.sections import ARCHITECTURES, ModelConfig
 
 NAMES = ["data2vec", "i-jepa", "latent-mim", "latent-mim-lite", "latent-mim-naive", "mae"]
 
