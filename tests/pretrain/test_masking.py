@@ -19,6 +19,7 @@ def recipe_of(kind, grid=7, **masking):
             "data": {"image_size": 4 * grid},
             "target": target,
             "masking": {"kind": kind, **masking},
+            "objective": {"loss": "mse"},  # others want more than one hidden patch
         }
     )
 
