@@ -20,17 +20,6 @@ from lmim_bench.bench.types import CheckpointInfo, Tap
 State = dict[str, torch.Tensor]
 
 
-@pytest.fixture
-def folder(layouts: ModuleType, tmp_path: Path) -> Callable[[str], Path]:
-    """Write a recorded layout; returns its folder."""
-
-    def written(name: str) -> Path:
-        layouts.write(name, tmp_path)
-        return tmp_path / name
-
-    return written
-
-
 def change(folder: Path, edit: Callable[[State], object], name: str = "model.safetensors") -> str:
     """Change the tensors of a safetensors file; returns its path."""
     state = load_file(folder / name)
