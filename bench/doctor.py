@@ -24,7 +24,7 @@ from .engine import Engine, resolve_device
 from .errors import ConfigError, LmimBenchError
 from .plan import RunPlan, cell_id, make_plan, run_folder
 from .progress import Reporter
-from .results import CheckpointRecord
+from .results import CheckpointRecord, warnings_in
 from .types import CheckpointInfo, Column, DataKind, Dataset, EncoderSpec, Tap, View
 
 if TYPE_CHECKING:
@@ -119,10 +119,9 @@ class _Examination:
         pooled = f"{spec.pooling} {'with' if spec.final_norm else 'without'} the final norm"
         yield subject.passes(f"{info.format}, {info.parameters:,} parameters, evaluated by {pooled}")
         yield _coverage(subject, info)
-        for note in info.notes:
-            if note.startswith("WARNING"):
-                found, _, mend = note.removeprefix("WARNING").lstrip(": ").partition("; ")
-                yield subject.warns(found, mend or "`lmim-bench inspect` shows all that was found out")
+        for warning in warnings_in(info.notes):
+            found, _, mend = warning.partition("; ")
+            yield subject.warns(found, mend or "`lmim-bench inspect` shows all that was found out")
         for other in self.records.values():
             if other.fingerprint == encoder.fingerprint:
                 yield subject.warns(f"holds the same weights as {other.label}", "leave one of the two out")

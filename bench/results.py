@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -27,6 +27,7 @@ from .types import Artefact, CheckpointInfo, DataKind, EncoderSpec, Frozen, Scor
 Model = TypeVar("Model", bound=BaseModel)
 SchemaVersion = Literal["lmim-bench/results/1"]
 SCHEMA: SchemaVersion = "lmim-bench/results/1"
+_WARNING = "WARNING: "
 
 
 class CheckpointRecord(Frozen):
@@ -154,6 +155,11 @@ def write_json(path: Path, payload: Any) -> None:
 def read_result(path: Path) -> Result:
     """Read and validate one cell's file. Raises DataError naming the file where it is not valid."""
     return read_json(path, Result)
+
+
+def warnings_in(notes: Iterable[str]) -> list[str]:
+    """Those of the notes that are warnings, without the word."""
+    return [note.removeprefix(_WARNING) for note in notes if note.startswith(_WARNING)]
 
 
 def read_results(out: Path) -> list[Result]:

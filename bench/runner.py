@@ -35,6 +35,7 @@ from .results import (
     collect,
     read_result,
     result_path,
+    warnings_in,
     write_json,
 )
 from .types import Dataset, Encoder, FeatureBank, Measurement, Score, ignored_files
@@ -292,9 +293,8 @@ def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = Fals
     records = {}
     for checkpoint in config.checkpoints:
         record = checkpoint_record(checkpoint.label, checkpoint.reference, cache_folder(config.cache_dir))
-        for note in record.info.notes:
-            if note.startswith("WARNING: "):
-                reporter.line(f"{record.label}: {note}")
+        for warning in warnings_in(record.info.notes):
+            reporter.line(f"{record.label}: WARNING: {warning}")
         records[checkpoint.label] = record
     left_out = _left_out(plan, reporter)
     data: dict[str, Dataset] = {}

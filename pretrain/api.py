@@ -37,17 +37,15 @@ def make_reporter() -> Reporter:
 def without_effect(recipe: Recipe, sets: Sequence[str]) -> list[str]:
     """The changes that change nothing, a sentence each: a sweep over one would train the same model."""
     idle, given = idle_fields(recipe), changed_fields(sets)
-    parameters = (
-        [name for name, _ in initial_model(recipe).named_parameters()] if "optim.no_decay" in given else []
-    )
-    return [
-        *(f"{name} changes nothing: {idle[name]}" for name in given if name in idle),
-        *(
+    lines = [f"{name} changes nothing: {idle[name]}" for name in given if name in idle]
+    if "optim.no_decay" in given:
+        names = [name for name, _ in initial_model(recipe).named_parameters()]
+        lines += [
             f"optim.no_decay names {part!r}, and no parameter's name holds it"
-            for part in (recipe.optim.no_decay if parameters else ())
-            if not any(part in name for name in parameters)
-        ),
-    ]
+            for part in recipe.optim.no_decay
+            if not any(part in name for name in names)
+        ]
+    return lines
 
 
 def describe_cost(recipe: Recipe, data: Dataset | None = None) -> str:

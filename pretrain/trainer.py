@@ -128,7 +128,6 @@ class _Run:
         self.saved: Path | None = None
         self.last_loss: float | None = None
         self.saved_at = time.monotonic()
-        self.agreed_at, self.last_agreement, self.next_agreement = time.monotonic(), 0, 1
 
     def go(self) -> Summary:
         """All steps that are left."""

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from ..bench.results import CheckpointRecord, DataRecord, Environment, Result, RunFile, load_run
+from ..bench.results import CheckpointRecord, DataRecord, Environment, Result, RunFile, load_run, warnings_in
 from .readings import Reading, Row, metric_rows, show
 
 State = Literal["ok", "partial", "failed", "missing"]
@@ -161,14 +161,14 @@ class Report:
     @property
     def warnings(self) -> tuple[tuple[Checkpoint, tuple[str, ...]], ...]:
         """What a reader should know of a checkpoint first: that it collapsed, that its heads are a guess."""
-        said = [(c, note) for c in self.checkpoints for note in c.record.info.notes]
-        for column in self.columns:
-            said += [(self.checkpoints[i], note) for note, found in column.notes.items() for i in found]
-        found: dict[int, dict[str, None]] = {}
-        for checkpoint, note in said:
-            if note.startswith("WARNING: "):
-                found.setdefault(checkpoint.index, {})[note.removeprefix("WARNING: ")] = None
-        return tuple((self.checkpoints[i], tuple(found[i])) for i in sorted(found))
+        found = []
+        for checkpoint in self.checkpoints:
+            notes = list(checkpoint.record.info.notes)
+            for column in self.columns:
+                notes += [note for note, said_of in column.notes.items() if checkpoint.index in said_of]
+            if warnings := tuple(dict.fromkeys(warnings_in(notes))):
+                found.append((checkpoint, warnings))
+        return tuple(found)
 
     @property
     def limits(self) -> tuple[int, ...]:

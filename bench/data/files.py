@@ -96,7 +96,7 @@ def _folders(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Every folder from ``folder`` down with the names of its files, each once; hidden ones are left out."""
 
     def fail(error: OSError) -> None:  # os.walk alone would leave the folder out without a word
-        raise UnreadableError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise _not_listed(error) from error
 
     if not folder.is_dir():
         return
@@ -119,7 +119,7 @@ def _leads_back(path: Path, top: Path) -> bool:
     try:
         target = next((above for above in path.absolute().parents if above.samefile(path)), None)
     except OSError as error:
-        raise UnreadableError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise _not_listed(error) from error
     if target and not target.is_relative_to(top.absolute()):
         raise DataError(f"{path} is a link to {target}, which it lies in; remove the link")
     return target is not None
@@ -142,7 +142,11 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as found:
             return list(found)
     except OSError as error:
-        raise UnreadableError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise _not_listed(error) from error
+
+
+def _not_listed(error: OSError) -> UnreadableError:
+    return UnreadableError(f"{error.filename} cannot be read: {error.strerror}")
 
 
 def by_stem(folder: Path) -> dict[str, str]:

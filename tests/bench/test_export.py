@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +17,16 @@ from timm.data.config import resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 
-from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.errors import CheckpointError, ConfigError
 from lmim_bench.bench.export import export_encoder
 from lmim_bench.bench.exporting.to_mae import mae_line
 from lmim_bench.bench.exporting.to_timm import timm_name
 from lmim_bench.bench.types import Features, Pooling, Tap
-from lmim_bench.bench.vit import VitArch, build_vit, vit_spec
+from lmim_bench.bench.vit import VitArch
 
 SIDE, PATCH, DIM, DEPTH = 32, 8, 48, 3
 MODULE = "lmim_bench_test_export_factories"
-
-
-def save_vit(path: Path, **variant: Any) -> str:
-    """A small ViT with every parameter random, as a native checkpoint."""
-    shape = {"embed_dim": DIM, "depth": DEPTH, "num_heads": 4, "patch_size": PATCH, "image_size": SIDE}
-    spec = vit_spec("lmim-bench", **{**shape, **variant})
-    model = build_vit(spec.arch)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    save_checkpoint(path, spec, model.state_dict())
-    return str(path)
 
 
 def images(height: int = SIDE, width: int = SIDE) -> torch.Tensor:
@@ -86,7 +73,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_timm_gives_the_same_features(variant: dict[str, Any], tmp_path: Path) -> None:
+def test_timm_gives_the_same_features(
+    variant: dict[str, Any], tmp_path: Path, save_vit: Callable[..., str]
+) -> None:
     source = save_vit(tmp_path / "x.pth", mean=(0.1, 0.2, 0.3), crop_pct=0.9, **variant)
     summary = export_encoder(source, "timm", tmp_path / "out")
     assert summary.paths == (tmp_path / "out/model.safetensors", tmp_path / "out/config.json")
@@ -104,7 +93,7 @@ def test_timm_gives_the_same_features(variant: dict[str, Any], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("out", ["out/vit.pth", "out/vit.safetensors", "out"])
-def test_timm_by_name_and_file_at_any_size(out: str, tmp_path: Path) -> None:
+def test_timm_by_name_and_file_at_any_size(out: str, tmp_path: Path, save_vit: Callable[..., str]) -> None:
     source = save_vit(tmp_path / "x.pth")
     summary = export_encoder(source, "timm", tmp_path / out)
     config = json.loads(summary.paths[1].read_text())
@@ -121,7 +110,9 @@ def test_timm_by_name_and_file_at_any_size(out: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_a_timm_export_loads_here_again(variant: dict[str, Any], tmp_path: Path) -> None:
+def test_a_timm_export_loads_here_again(
+    variant: dict[str, Any], tmp_path: Path, save_vit: Callable[..., str]
+) -> None:
     source = save_vit(
         tmp_path / "x.pth", mean=(0.1, 0.2, 0.3), crop_pct=0.9, interpolation="bilinear", **variant
     )
@@ -182,7 +173,7 @@ def test_the_nearest_registered_model_is_named(case: tuple[Any, ...]) -> None:
     assert timm_name(VitArch(**fields, **more), pooling) == (name, args)
 
 
-def test_no_registered_model_has_every_eps(tmp_path: Path) -> None:
+def test_no_registered_model_has_every_eps(tmp_path: Path, save_vit: Callable[..., str]) -> None:
     source = save_vit(tmp_path / "x.pth", eps=1e-4)
     with pytest.raises(CheckpointError, match=r"x\.pth cannot be exported as timm: no registered .* 0.0001"):
         export_encoder(source, "timm", tmp_path / "out")
@@ -236,7 +227,7 @@ MAE_VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("variant", MAE_VARIANTS.values(), ids=MAE_VARIANTS)
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_mae_has_the_official_layout_and_features(
-    variant: dict[str, Any], suffix: str, tmp_path: Path
+    variant: dict[str, Any], suffix: str, tmp_path: Path, save_vit: Callable[..., str]
 ) -> None:
     source = save_vit(tmp_path / "x.pth", **variant)
     heads = variant.get("num_heads", 4)
@@ -293,7 +284,9 @@ HF_VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variant", HF_VARIANTS.values(), ids=HF_VARIANTS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_transformers_gives_the_same_features(variant: dict[str, Any], tmp_path: Path) -> None:
+def test_transformers_gives_the_same_features(
+    variant: dict[str, Any], tmp_path: Path, save_vit: Callable[..., str]
+) -> None:
     transformers = pytest.importorskip("transformers")
     source = save_vit(tmp_path / "x.pth", **variant)
     summary = export_encoder(source, "hf", tmp_path / "vit.v2")
@@ -314,7 +307,7 @@ def test_transformers_gives_the_same_features(variant: dict[str, Any], tmp_path:
 @pytest.mark.parametrize("variant", HF_VARIANTS.values(), ids=HF_VARIANTS)
 @pytest.mark.parametrize("whole", [True, False], ids=["folder", "file"])
 def test_a_folder_for_transformers_loads_here_again(
-    whole: bool, variant: dict[str, Any], tmp_path: Path
+    whole: bool, variant: dict[str, Any], tmp_path: Path, save_vit: Callable[..., str]
 ) -> None:
     source = save_vit(
         tmp_path / "x.pth", mean=(0.1, 0.2, 0.3), crop_pct=0.8, interpolation="bilinear", **variant
@@ -335,7 +328,7 @@ def test_a_folder_for_transformers_loads_here_again(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_transformers_prepares_the_same_images(tmp_path: Path) -> None:
+def test_transformers_prepares_the_same_images(tmp_path: Path, save_vit: Callable[..., str]) -> None:
     transformers = pytest.importorskip("transformers")
     source = save_vit(tmp_path / "x.pth", mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), crop_pct=0.8)
     export_encoder(source, "hf", tmp_path / "out")
@@ -347,7 +340,9 @@ def test_transformers_prepares_the_same_images(tmp_path: Path) -> None:
     torch.testing.assert_close(pixels[0, :, 5, 5], expected)
 
 
-def test_transformers_files_are_written_without_transformers(tmp_path: Path) -> None:
+def test_transformers_files_are_written_without_transformers(
+    tmp_path: Path, save_vit: Callable[..., str]
+) -> None:
     source = save_vit(tmp_path / "x.pth", crop_pct=0.8, interpolation="bilinear")
     summary = export_encoder(source, "hf", tmp_path / "out/model.safetensors")
     assert [path.name for path in summary.paths] == [
@@ -390,7 +385,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize(("variant", "form", "words"), REFUSED.values(), ids=REFUSED)
 def test_what_a_layout_cannot_say_is_refused(
-    variant: dict[str, Any], form: Any, words: str, tmp_path: Path
+    variant: dict[str, Any], form: Any, words: str, tmp_path: Path, save_vit: Callable[..., str]
 ) -> None:
     source = save_vit(tmp_path / "x.pth", **variant)
     with pytest.raises(CheckpointError, match=rf"x\.pth cannot be exported as {form}: .*{words}"):
@@ -399,7 +394,9 @@ def test_what_a_layout_cannot_say_is_refused(
 
 
 @pytest.mark.parametrize("form", ["hf", "mae"])
-def test_an_attention_pooling_is_not_left_out(form: Any, tmp_path: Path) -> None:
+def test_an_attention_pooling_is_not_left_out(
+    form: Any, tmp_path: Path, save_vit: Callable[..., str]
+) -> None:
     source = save_vit(tmp_path / "x.pth", class_token=False, map_pool=True)
     with pytest.raises(CheckpointError, match=r"x\.pth cannot be exported as .*attn_pool"):
         export_encoder(source, form, tmp_path / "out.pth" if form == "mae" else tmp_path / "out")
@@ -474,7 +471,9 @@ def test_a_factory_is_exported_without_its_head(factories: str, tmp_path: Path) 
         assert_tokens(run_line(summary.how_to_load).forward_features(x), features(reference, x))
 
 
-def test_positions_follow_the_image_size_that_is_asked_for(tmp_path: Path) -> None:
+def test_positions_follow_the_image_size_that_is_asked_for(
+    tmp_path: Path, save_vit: Callable[..., str]
+) -> None:
     source = save_vit(tmp_path / "x.pth")
     reference = f"{source}#image_size=48"
     x = images(48, 48)
@@ -491,7 +490,9 @@ def test_positions_follow_the_image_size_that_is_asked_for(tmp_path: Path) -> No
         assert_tokens(model.eval().forward_features(x), features(reference, x))
 
 
-def test_what_a_layout_cannot_say_of_the_global_feature_is_noted(tmp_path: Path) -> None:
+def test_what_a_layout_cannot_say_of_the_global_feature_is_noted(
+    tmp_path: Path, save_vit: Callable[..., str]
+) -> None:
     source = save_vit(tmp_path / "x.pth", pooling="cls+mean", final_norm=False)
     notes = " ".join(export_encoder(source, "timm", tmp_path / "out").notes)
     assert "is taken before the final norm" in notes
@@ -507,7 +508,7 @@ def test_what_a_layout_cannot_say_of_the_global_feature_is_noted(tmp_path: Path)
 # ------------------------------------------------------------------------------------------- files
 
 
-def test_nothing_is_overwritten_and_no_folder_is_shared(tmp_path: Path) -> None:
+def test_nothing_is_overwritten_and_no_folder_is_shared(tmp_path: Path, save_vit: Callable[..., str]) -> None:
     source = save_vit(tmp_path / "x.pth")
     with pytest.raises(ConfigError, match=r"x\.pth exists; delete it or choose another --out"):
         export_encoder(source, "mae", source)
@@ -530,14 +531,18 @@ def test_nothing_is_overwritten_and_no_folder_is_shared(tmp_path: Path) -> None:
         ("onnx", "x.onnx", "there is no format 'onnx'"),
     ],
 )
-def test_an_out_that_does_not_suit_the_format(form: Any, out: str, words: str, tmp_path: Path) -> None:
+def test_an_out_that_does_not_suit_the_format(
+    form: Any, out: str, words: str, tmp_path: Path, save_vit: Callable[..., str]
+) -> None:
     source = save_vit(tmp_path / "source.pth")
     with pytest.raises(ConfigError, match=words):
         export_encoder(source, form, tmp_path / "folder" / out)
     assert names(tmp_path) == ["source.pth"]
 
 
-def test_a_failed_export_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_vit: Callable[..., str]
+) -> None:
     source = save_vit(tmp_path / "x.pth")
 
     def full(*args: Any, **kwargs: Any) -> None:

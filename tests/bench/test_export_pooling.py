@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,14 @@ import pytest
 import timm
 import torch
 
-from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.checkpoints.exported import as_exported
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.errors import CheckpointError
 from lmim_bench.bench.export import export_encoder
 from lmim_bench.bench.types import Encoder, Pooling, Tap
-from lmim_bench.bench.vit import build_vit, vit_spec
+from lmim_bench.bench.vit import vit_spec
 
 SIDE = 32
-
-
-def save_vit(path: Path, **fields: Any) -> str:
-    shape = {"embed_dim": 48, "depth": 2, "num_heads": 4, "patch_size": 8, "image_size": SIDE}
-    spec = vit_spec("lmim-bench", **{**shape, **fields})
-    model = build_vit(spec.arch)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    save_checkpoint(path, spec, model.state_dict())
-    return str(path)
 
 
 def pooled(encoder: Encoder) -> torch.Tensor:
@@ -44,7 +32,9 @@ def pooled(encoder: Encoder) -> torch.Tensor:
 @pytest.mark.parametrize("form", ["timm", "hf"])
 @pytest.mark.parametrize("pooling", ["cls", "mean", "cls+mean"])
 @pytest.mark.parametrize("final_norm", [True, False])
-def test_the_global_feature_comes_back(form: Any, pooling: Pooling, final_norm: bool, tmp_path: Path) -> None:
+def test_the_global_feature_comes_back(
+    form: Any, pooling: Pooling, final_norm: bool, tmp_path: Path, save_vit: Callable[..., str]
+) -> None:
     source = save_vit(
         tmp_path / "x.pth", pooling=pooling, final_norm=final_norm, mean=(0.1, 0.2, 0.3), crop_pct=0.8
     )
@@ -58,13 +48,13 @@ def test_the_global_feature_comes_back(form: Any, pooling: Pooling, final_norm: 
     assert (asked.pooling, asked.final_norm) == ("mean", True)
 
 
-def test_timm_passes_over_the_entry(tmp_path: Path) -> None:
+def test_timm_passes_over_the_entry(tmp_path: Path, save_vit: Callable[..., str]) -> None:
     export_encoder(save_vit(tmp_path / "x.pth", pooling="mean", final_norm=False), "timm", tmp_path / "out")
     timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_transformers_passes_over_the_entry(tmp_path: Path) -> None:
+def test_transformers_passes_over_the_entry(tmp_path: Path, save_vit: Callable[..., str]) -> None:
     transformers = pytest.importorskip("transformers")
     export_encoder(save_vit(tmp_path / "x.pth", pooling="mean", final_norm=False), "hf", tmp_path / "out")
     model, report = transformers.ViTModel.from_pretrained(
@@ -74,7 +64,9 @@ def test_transformers_passes_over_the_entry(tmp_path: Path) -> None:
     assert not any(report.values())
 
 
-def test_a_file_of_another_program_keeps_the_pooling_of_its_family(tmp_path: Path) -> None:
+def test_a_file_of_another_program_keeps_the_pooling_of_its_family(
+    tmp_path: Path, save_vit: Callable[..., str]
+) -> None:
     source = save_vit(tmp_path / "x.pth", pooling="mean", final_norm=False)
     export_encoder(source, "hf", tmp_path / "out")
     path = tmp_path / "out" / "config.json"

@@ -174,6 +174,29 @@ def ijepa(peers: Path) -> None:
     )
 
 
+def of_a_still(target: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The features of images repeated as videos, as both evaluations (image_classification_frozen) do it."""
+    tokens = target(images.unsqueeze(2).repeat(1, 1, 16, 1, 1))
+    patches = tokens.unflatten(1, (8, *grid(images))).mean(dim=1)
+    return {"mean@-1": tokens.mean(dim=1), "patches@-1": patches}
+
+
+def video_training(encoder: Any, target: Any, predictor: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What both trainers save."""
+    return {
+        "encoder": prefixed("module.backbone.", encoder.state_dict()),
+        "predictor": predictor,
+        "opt": OPTIMIZER,
+        "scaler": None,
+        "target_encoder": prefixed("module.backbone.", target.state_dict()),
+        "epoch": 10,
+        "loss": 0.5,
+        "batch_size": 2,
+        "world_size": 1,
+        "lr": 1e-3,
+    }
+
+
 def vjepa(peers: Path) -> None:
     fresh(peers / "jepa")
     from src.models.vision_transformer import VisionTransformer
@@ -190,13 +213,6 @@ def vjepa(peers: Path) -> None:
         ).eval()
 
     encoder, target = network(), network()
-
-    def features(images: torch.Tensor) -> dict[str, torch.Tensor]:
-        # evals/image_classification_frozen: the image repeated as a video.
-        tokens = target(images.unsqueeze(2).repeat(1, 1, 16, 1, 1))
-        patches = tokens.unflatten(1, (8, *grid(images))).mean(dim=1)
-        return {"mean@-1": tokens.mean(dim=1), "patches@-1": patches}
-
     predictor = {
         "module.backbone.predictor_pos_embed": torch.zeros(1, 128, 8),
         "module.backbone.mask_tokens.0": torch.zeros(1, 1, 8),
@@ -206,21 +222,8 @@ def vjepa(peers: Path) -> None:
     record(
         "vjepa",
         made_by="facebookresearch/jepa 51c59d5, VisionTransformer (target_encoder)",
-        files={
-            "jepa-latest.pth.tar": {
-                "encoder": prefixed("module.backbone.", encoder.state_dict()),
-                "predictor": predictor,
-                "opt": OPTIMIZER,
-                "scaler": None,
-                "target_encoder": prefixed("module.backbone.", target.state_dict()),
-                "epoch": 10,
-                "loss": 0.5,
-                "batch_size": 2,
-                "world_size": 1,
-                "lr": 1e-3,
-            }
-        },
-        features=features,
+        files={"jepa-latest.pth.tar": video_training(encoder, target, predictor)},
+        features=partial(of_a_still, target),
         sizes={"native": (32, 32), "larger": (24, 48)},
         load="jepa-latest.pth.tar",
         keep=r"module\.backbone\.pos_embed$",
@@ -253,32 +256,12 @@ def vjepa2(peers: Path) -> None:
         ).eval()
 
     encoder, target = network(), network()
-
-    def features(images: torch.Tensor) -> dict[str, torch.Tensor]:
-        # evals/image_classification_frozen/modelcustom: the image repeated as a video.
-        video = images.unsqueeze(2).repeat(1, 1, 16, 1, 1)
-        tokens = target(video)
-        patches = tokens.unflatten(1, (8, *grid(images))).mean(dim=1)
-        return {"mean@-1": tokens.mean(dim=1), "patches@-1": patches}
-
+    predictor = {"module.backbone.predictor_embed.weight": torch.zeros(8, 192)}
     record(
         "vjepa2",
         made_by="facebookresearch/vjepa2 c2963a4, VisionTransformer (target_encoder)",
-        files={
-            "latest.pt": {
-                "encoder": prefixed("module.backbone.", encoder.state_dict()),
-                "predictor": {"module.backbone.predictor_embed.weight": torch.zeros(8, 192)},
-                "opt": OPTIMIZER,
-                "scaler": None,
-                "target_encoder": prefixed("module.backbone.", target.state_dict()),
-                "epoch": 10,
-                "loss": 0.5,
-                "batch_size": 2,
-                "world_size": 1,
-                "lr": 1e-3,
-            }
-        },
-        features=features,
+        files={"latest.pt": video_training(encoder, target, predictor)},
+        features=partial(of_a_still, target),
         sizes={"native": (32, 32), "larger": (24, 48)},
         load="latest.pt",
         expect={"family": "vjepa2", "pooling": "mean", "has_cls": False, "interpolation": "bilinear"},
