@@ -21,7 +21,8 @@ def sincos_positions(dim: int, grid: int, style: Positions = "sincos") -> torch.
         raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, got {dim}")
     frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     last = grid if style == "latent_mim" else grid - 1
-    steps = torch.linspace(0, last, grid, dtype=torch.float64)
+    # transformers may leave torch.linspace deaf to ``with torch.device``.
+    steps = torch.linspace(0, last, grid, dtype=torch.float64, device=torch.get_default_device())
     rows, columns = torch.meshgrid(steps, steps, indexing="ij")
     halves = []
     for axis in (columns, rows):

@@ -150,7 +150,8 @@ class _Block(nn.Module):
 
 def _frequencies(head_dim: int) -> torch.Tensor:
     """The angular frequencies (2, d) that training starts from: rows turn one half, columns the other."""
-    steps = torch.linspace(0, -1, head_dim // 4)
+    # transformers may leave torch.linspace deaf to ``with torch.device``.
+    steps = torch.linspace(0, -1, head_dim // 4, device=torch.get_default_device())
     one_axis = 2 * torch.pi * _FASTEST * (_FASTEST / _SLOWEST) ** steps
     pair, none = one_axis.repeat(2), torch.zeros(2 * len(one_axis))
     return torch.stack([torch.cat([pair, none]), torch.cat([none, pair])])

@@ -52,3 +52,10 @@ def test_i_jepa_counts_its_predictor_once_a_block(tiny, monkeypatch):
     online = 3 * (encoder(seen, 64, 2) + blocks * predictor) + 2 * 2 * seen * 48 * 64
     target = encoder(16, 64, 2) + 2 * 16 * 48 * 64
     assert flops.training_flops(recipe) == pytest.approx(online + target, rel=0.03)
+
+
+def test_operations_are_counted_where_linspace_does_not_follow_the_device(monkeypatch, tiny):
+    """So it is in a process in which transformers was the first to load a model."""
+    constructors = torch.utils._device._device_constructors() - {torch.linspace}
+    monkeypatch.setattr(torch.utils._device, "_device_constructors", lambda: constructors)
+    assert flops.training_flops(tiny("mae")) > 0
