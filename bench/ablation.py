@@ -11,10 +11,14 @@ import click
 
 from ..pretrain.api import open_images
 from ..pretrain.batches import plan_steps
+from ..pretrain.intact import without_broken
 from ..pretrain.pixels import longest_side
 from ..pretrain.studies import SCALES, Budget, Study, load_study, refuse_overruled, row_recipe, study_names
 from .api import run
+from .cache import cache_folder
 from .config import CheckpointConfig, RunConfig
+from .data.workers import decoding_workers
+from .engine import resolve_device
 from .errors import ConfigError
 from .plan import make_plan
 from .progress import Reporter
@@ -33,6 +37,7 @@ def run_studies(
     sets: Sequence[str] = (),
     device: str = "auto",
     jobs: int = 1,
+    skip_broken: bool = False,
     cache_dir: Path | None = None,
     reporter: Reporter | None = None,
     command: str = "lmim_bench.ablate(...)",
@@ -49,6 +54,7 @@ def run_studies(
         sets: changes of every recipe.
         device: where to train and score.
         jobs: trainings at a time, see ``Trainer.train_all``.
+        skip_broken: train with another image in the place of each broken one, score without them.
         cache_dir: decoded images and features.
         reporter: where progress goes.
         command: recorded in the results.
@@ -62,6 +68,9 @@ def run_studies(
     data = open_images(reference, reporter, cache_dir)
     if data.train_split == data.test_split:
         raise ConfigError(f"{reference} has no labelled train and test split to score the rows on")
+    if skip_broken:
+        root, sets = cache_folder(cache_dir) / "pixels", (*sets, "engine.skip_broken=true")
+        data, _ = without_broken(data, root, decoding_workers(resolve_device(device)), reporter)
     side = longest_side(data.splits[data.train_split])
     for study in studies:
         refuse_overruled(study, SCALES[budget], side, sets)
@@ -85,6 +94,7 @@ def run_studies(
             limit=SCALES[budget].limit,
             device=device,
             cache_dir=cache_dir,
+            skip_broken=skip_broken,
         )
         for name, plan in plans.items()
     }

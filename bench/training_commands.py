@@ -11,6 +11,9 @@ import click
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _cache_dir = click.option("--cache-dir", type=_FOLDER, help="Decoded images, features and embedded data.")
+_skip_broken = click.option(
+    "--skip-broken", is_flag=True, help="Train with another image in the place of each broken one."
+)
 _set = click.option(
     "--set",
     "sets",
@@ -36,6 +39,7 @@ def command_line() -> str:
 @click.option("--resume", "resumed", type=_FOLDER, help="Go on with the training of this folder.")
 @_set
 @click.option("--device", help="auto, cpu, cuda or cuda:N; the same as --set engine.device=...")
+@_skip_broken
 @_cache_dir
 @click.option("--list", "listing", is_flag=True, help="List the built-in recipes and stop.")
 @click.option("--dry-run", is_flag=True, help="Print every field of the recipe and what it costs, and stop.")
@@ -46,6 +50,7 @@ def pretrain(
     resumed: Path | None,
     sets: tuple[str, ...],
     device: str | None,
+    skip_broken: bool,
     cache_dir: Path | None,
     listing: bool,
     dry_run: bool,
@@ -60,6 +65,8 @@ def pretrain(
         return
     if device:
         sets += (f"engine.device={device}",)
+    if skip_broken:
+        sets += ("engine.skip_broken=true",)
     if resumed and out:
         raise click.UsageError("--resume knows its folder; leave out --out")
     if resumed and dry_run:
@@ -149,6 +156,7 @@ def _say_training(summary: Any, out: Path) -> None:
     show_default=True,
     help="Trainings at a time, each a process with its share of the cores; several GPUs in turn.",
 )
+@_skip_broken
 @_cache_dir
 @click.option("--list", "listing", is_flag=True, help="List the studies with their rows and stop.")
 def ablate(
@@ -159,6 +167,7 @@ def ablate(
     sets: tuple[str, ...],
     device: str,
     jobs: int,
+    skip_broken: bool,
     cache_dir: Path | None,
     listing: bool,
 ) -> None:
@@ -184,6 +193,7 @@ def ablate(
         sets=sets,
         device=device,
         jobs=jobs,
+        skip_broken=skip_broken,
         cache_dir=cache_dir,
         reporter=make_reporter(),
         command=command_line(),

@@ -16,11 +16,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL.Image import Resampling
+from PIL.Image import Image, Resampling
 from torch.utils.data import Dataset as TorchDataset
 
 from ..bench.cache import clear_stale, staging
 from ..bench.claims import in_turn
+from ..bench.data.files import UnreadableError
 from ..bench.data.workers import in_order, workers_that_fit
 from ..bench.errors import DataError
 from ..bench.progress import Reporter
@@ -100,17 +101,26 @@ class CachedPixels:
 
 def squash(split: ImageSplit, i: int, size: int) -> tuple[Array, tuple[int, int]]:
     """One image, uint8 (3, size, size), and its original height and width."""
-    image = split.image(i)
+    image = _decoded(split, i)
     original = image.height, image.width
     if image.size != (size, size):
         image = image.resize((size, size), Resampling.BICUBIC)
     return np.asarray(image).transpose(2, 0, 1), original
 
 
+def _decoded(split: ImageSplit, i: int) -> Image:
+    try:
+        return split.image(i)
+    except UnreadableError:
+        raise
+    except DataError as error:
+        raise DataError(f"{error}; --skip-broken puts another image in its place") from error
+
+
 def longest_side(split: ImageSplit) -> int:
     """The longest side among a hundred images from the whole split, pixels."""
     spread = np.linspace(0, len(split) - 1, min(_PROBED, len(split)))
-    return max(max(split.image(i).size) for i in spread.round().astype(int).tolist())
+    return max(max(_decoded(split, i).size) for i in spread.round().astype(int).tolist())
 
 
 def stored_sides(split: ImageSplit, recipe: Recipe) -> tuple[int, int]:
@@ -151,7 +161,7 @@ def open_pixels(
     size = fit[0] if fit else sides[1]
     reporter.line(f"images are kept at {size} x {size} pixels")
     needed = len(split) * 3 * size * size
-    identity = json.dumps([fingerprint, size, len(split), split.ids[0], split.ids[-1]])
+    identity = json.dumps([fingerprint, size, *split.ids])
     folder = root / hashlib.sha256(identity.encode()).hexdigest()[:32]
     complete = folder / "complete.json"
     if not complete.is_file():

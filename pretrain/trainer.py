@@ -26,6 +26,7 @@ from ..bench.types import Dataset
 from .batches import Part, Schedule, part_bytes, parts, plan_steps, to_images
 from .engine import make_fabric, peak_flops
 from .flops import training_flops
+from .intact import without_broken
 from .logbook import Logbook, Tally, read_metrics
 from .monitor import Health, Watcher
 from .outcome import Summary, Training, read_summary, start_training
@@ -67,7 +68,7 @@ def train(
     Raises:
         ConfigError: settings that do not go with the data or the machine, another data set than before,
             another process that writes into the folder, or a folder that already holds a training.
-        DataError: a broken image.
+        DataError: a broken image (unless ``engine.skip_broken``).
         CheckpointError: no readable state, or one of another recipe.
         TrainingError: the loss is not finite, or the GPU has no room; the message names the last good state.
     """
@@ -110,10 +111,13 @@ class _Run:
         self.training, self.recipe, self.out, self.fabric = training, training.recipe, out, fabric
         self.reporter, self.schedule, self.data_name = reporter, schedule, data.name
         recipe = self.recipe
-        split = data.splits[data.train_split]
         self.workers = decoding_workers(fabric.device.type, recipe.data.workers)
+        self.broken: tuple[str, ...] = ()
         with fabric.rank_zero_first(local=True):
             root = cache_folder(cache_dir) / "pixels"
+            if recipe.engine.skip_broken:
+                data, self.broken = without_broken(data, root, self.workers, reporter)
+            split = data.splits[data.train_split]
             self.pixels = open_pixels(split, data.fingerprint, recipe, root, self.workers, reporter)
         self.flops = training_flops(recipe)
         self.stepper = Stepper(recipe, fabric)
@@ -359,6 +363,11 @@ class _Run:
                 f"trained by the recipe {self.recipe.name} on {self.data_name}: {step} of "
                 f"{self.schedule.total} steps of {self.schedule.batch} images, {epochs:.3g} epochs, seed "
                 f"{self.recipe.seed}",
+                *(
+                    [f"{len(self.broken)} broken image(s) left out, first {self.broken[0]}"]
+                    if self.broken
+                    else []
+                ),
                 *(f"WARNING: {warning}" for warning in warnings),
             ],
         }
@@ -369,6 +378,7 @@ class _Run:
             "environment": found.model_dump(mode="json"),
             "processes": self.fabric.world_size,
             "compiled": self.stepper.compiled,
+            "broken_images": list(self.broken),
             "flops_per_image": self.flops,
             "parameters": sum(p.numel() for p in self.model.encoder.vit.parameters()),
         }

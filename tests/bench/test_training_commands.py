@@ -79,6 +79,19 @@ def test_pretrain_trains_resumes_and_what_it_writes_is_scored(invoke, images, tm
     assert "trained by the recipe mae" in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
 
 
+def test_pretrain_leaves_broken_images_out_where_it_is_told_to(invoke, images, tmp_path, tiny):
+    cut = images / "train" / "a" / "3.png"
+    cut.write_bytes(cut.read_bytes()[:99])
+    args = ("pretrain", "--recipe", "mae", "--data", images, "--device", "cpu", "--cache-dir", tmp_path / "c")
+    refused = invoke(*args, "--out", tmp_path / "refused", *tiny())
+    assert refused.exit_code == 2
+    assert f"{cut} is broken" in refused.stderr
+    assert refused.stderr.strip().endswith("--skip-broken puts another image in its place")
+    done = invoke(*args, "--out", tmp_path / "run", "--skip-broken", *tiny())
+    assert done.exit_code == 0, done.output
+    assert "1 broken image(s) left out, another in the place of each, first train/a/3.png" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -116,13 +129,19 @@ def test_ablate_trains_scores_and_compares_and_keeps_what_is_done(invoke, images
     out = tmp_path / "studies"
     args = ("ablate", "--study", "decoder", "--data", images, "--budget", "tiny", "--out", out)
     args += ("--device", "cpu", "--cache-dir", tmp_path / "cache", *tiny("watch.evaluations=1"))
+    cut = images / "train" / "a" / "3.png"
+    cut.write_bytes(cut.read_bytes()[:99])
+    stopped = invoke(*args)
+    assert stopped.exit_code == 2
+    assert f"{cut} is broken" in stopped.stderr
+    args += ("--skip-broken",)
     done = invoke(*args)
     assert done.exit_code == 0, done.output
     table = (out / "decoder" / "table.md").read_text(encoding="utf-8")
     for row in load_study("decoder").rows:
         assert f"| {row.label} |" in table
     assert "peak learning rate" in table
-    assert (out / "decoder" / "report.html").is_file()
+    assert "train/a/3.png" in (out / "decoder" / "report.html").read_text(encoding="utf-8")
     before = {p: p.stat().st_mtime_ns for p in out.glob("trainings/*/encoder.pth")}
     assert len(before) == len(load_study("decoder").rows) - 1  # MAE's depth is one block already at this size
     assert invoke(*args).exit_code == 0
