@@ -108,7 +108,7 @@ def timm_spec(
         embed_dim=layout.embed_dim,
         depth=layout.depth,
         patch_size=layout.patch_size,
-        pooling="cls" if layout.has_cls and getattr(model, "global_pool", "") == "token" else "mean",
+        pooling="cls" if layout.has_cls and getattr(model, "global_pool", "") in ("token", "map") else "mean",
         has_cls=layout.has_cls,
         **{**common, "image_size": layout.image_size},
     )
@@ -116,7 +116,8 @@ def timm_spec(
 
 def pooling_notes(model: Any) -> tuple[str, ...]:
     """What a reader should know of the global feature of a timm model."""
-    if getattr(model, "attn_pool", None) is None or ViTEncoder.supports(model):
+    pools = getattr(model, "attn_pool", None) is not None
+    if not pools or ViTEncoder.supports(model) or _Layout(model, 224).pools_by_attention:
         return ()
     return ("the attention pooling of the model is not used: the global feature is the mean of patches",)
 
@@ -169,6 +170,9 @@ class _Layout:
             raise CheckpointError(f"{name} gives no map of patches ({grid}x{grid} for {image_size} pixels)")
         self.patch_size = image_size // grid
         self.columnar = out.ndim == 3 and _is_columnar(model, infos, self.embed_dim)
+        # The output stands where others have a class token, as in ``ViTEncoder``.
+        self.pools_by_attention = self.columnar and getattr(model, "attn_pool", None) is not None
+        self.has_cls |= self.pools_by_attention
         self.depth = len(infos) if self.columnar and infos is not None else 1
 
 
@@ -289,6 +293,7 @@ class TimmEncoder(BaseEncoder):
                     tokens = body if head is None else torch.cat([head, body], dim=1)
                     tokens = model.norm(tokens) if tap.norm else tokens
                     cls = tokens[:, 0] if self.spec.has_cls else None
+                    cls = model.attn_pool(tokens) if self._layout.pools_by_attention else cls
                     found[tap] = self._pool((cls, tokens[:, prefix:].unflatten(1, grid)), tap)
         return found
 

@@ -52,8 +52,7 @@ def assert_features(encoder: Encoder, model: Any) -> None:
     found = encoder(x)[Tap()]
     body = out.permute(0, 2, 3, 1).flatten(1, 2) if out.ndim == 4 else out[:, model.num_prefix_tokens :]
     torch.testing.assert_close(found.patches.flatten(1, 2), body, atol=1e-4, rtol=1e-4)
-    if getattr(model, "attn_pool", None) is None:
-        torch.testing.assert_close(getattr(found, encoder.spec.pooling), pooled, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(getattr(found, encoder.spec.pooling), pooled, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
