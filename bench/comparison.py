@@ -1,10 +1,10 @@
 """Two encoders on the same items: difference, interval, test, effect size. Several encoders: ranks.
 
 Pure functions of arrays and a generator. Sources: McNemar (1947) in its exact form; Fisher's paired
-randomisation test, by whole clusters where items come in groups; Student's test with the error and degrees
-of freedom of ``stats.crossed_error`` where draws of a training set are tested on the same items; Cohen
-(1988) for d_z; Holm (1979); Demsar (2006), "Statistical Comparisons of Classifiers over Multiple Data Sets",
-for ranks and critical difference.
+randomisation test, by whole clusters where items come in groups; Tango (1998) for differences of shares;
+Student's test with the error and degrees of freedom of ``stats.crossed_error`` where draws of a training set
+are tested on the same items; Cohen (1988) for d_z; Holm (1979); Demsar (2006), "Statistical Comparisons of
+Classifiers over Multiple Data Sets", for ranks and critical difference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import permutations
 
 import numpy as np
 
-from .stats import bootstrap, crossed_error, crossed_interval
+from .stats import bootstrap, crossed_error, crossed_interval, tango
 from .types import Array, mean_statistic
 
 PERMUTATIONS = 9999
@@ -79,17 +79,19 @@ def compare(
     if crossed:
         return _crossed(difference, value, clusters)
     groups = _group_sums(difference, clusters)
-    interval = bootstrap(difference[:, None], mean_statistic, rng, clusters=clusters)
-    low, high = interval if interval is not None else (None, None)
     p: float | None
     least = 0.0
-    if len(groups) < 2:
-        p, test = None, "none: a single independent item"
-    elif clusters is None and _binary(a) and _binary(b):
+    if clusters is None and len(groups) > 1 and _binary(a) and _binary(b):
         p, test = mcnemar(a, b), "McNemar's exact test"
+        interval: tuple[float, float] | None = tango(int(np.sum(a > b)), int(np.sum(b > a)), len(groups))
     else:
-        p, test = sign_flips(groups, rng)
-        least = 2.0 ** (1 - len(groups))
+        interval = bootstrap(difference[:, None], mean_statistic, rng, clusters=clusters)
+        if len(groups) < 2:
+            p, test = None, "none: a single independent item"
+        else:
+            p, test = sign_flips(groups, rng)
+            least = 2.0 ** (1 - len(groups))
+    low, high = interval if interval is not None else (None, None)
     return Difference(value, low, high, p, least, test, _effect(groups), len(difference), len(groups))
 
 
@@ -248,6 +250,8 @@ def sentence(
     scale, points, digits = (100, " points", 1) if unit == "%" else (1, "", 3)
     signed = found.value if better_is_higher else -found.value
     winner, loser = (second, first) if signed >= 0 else (first, second)
+    if 0 < scale * abs(found.value) < 0.5 * 10**-digits:
+        digits += 1  # or a difference would read as none
     size = f"{scale * abs(found.value):.{digits}f}{points}"
     interval = ""
     if found.low is not None and found.high is not None:
@@ -259,10 +263,18 @@ def sentence(
     if p is None:
         few = groups if found.independent != found.items else f"independent {items}"
         return f"{winner} leads {loser} by {size}{interval} on {by}; too few {few} for a test at 5%"
-    shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    shown = f"p {p_text(p)}" if p < 0.001 else f"p = {p_text(p)}"
     if p < 0.05:
         return f"{winner} is better than {loser} by {size}{interval}, {shown}, on {by}"
     return f"{winner} and {loser} are not told apart: {size}{interval}, {shown}, on {by}"
+
+
+def p_text(p: float) -> str:
+    """A p value as it is shown: three decimals, four next to the level of 0.05, and nothing below 0.001."""
+    if p < 0.001:
+        return "< 0.001"
+    text = f"{p:.3f}"
+    return f"{p:.4f}" if text == "0.050" and p != 0.05 else text
 
 
 def _binary(items: Array) -> bool:

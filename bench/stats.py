@@ -1,12 +1,13 @@
 """Intervals over the items that a metric was measured on.
 
 The bias-corrected and accelerated bootstrap (Efron 1987, "Better Bootstrap Confidence Intervals"; Efron and
-Tibshirani 1993, chapter 14), and Wilson's score interval for shares of independent 0/1 outcomes, which holds
-its level where all outcomes are alike (Brown, Cai and DasGupta 2001). Few independent items make a bootstrap
-too narrow, as a normal quantile in place of Student's would: its levels are widened to match (Hesterberg
-2015, "What Teachers Should Know About the Bootstrap"). A resample never leaves the range of the items, so
-that with very few of them, and over draws of a training set, it is Student's interval itself; so it is where
-nearly all resamples lie on one side of the value (classes of a mean IoU that only one image has).
+Tibshirani 1993, chapter 14), and score intervals for shares of independent 0/1 outcomes and for differences
+of two of them (Wilson's and Tango's), which hold their level where all outcomes are alike (Brown, Cai and
+DasGupta 2001). Few independent items make a bootstrap too narrow, as a normal quantile in place of Student's
+would: its levels are widened to match (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"). A
+resample never leaves the range of the items, so that with very few of them, and over draws of a training
+set, it is Student's interval itself; so it is where nearly all resamples lie on one side of the value
+(classes of a mean IoU that only one image has).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ RESAMPLES = 2000
 _CHUNK_ELEMENTS = 4_000_000
 _FEW = 8
 """Fewer independent items than this get Student's interval."""
+_BESIDE = 1e-12
 _LOPSIDED = 0.1
 """So do values with fewer than this share of the resamples below or above them."""
 
@@ -124,6 +126,36 @@ def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     reach = z * ((share * (1 - share) + weight / 4) / n) ** 0.5 / (1 + weight)
     # At either end the sum is the end itself, but for rounding.
     return (0.0 if hits == 0 else max(0.0, centre - reach)), (1.0 if hits == n else min(1.0, centre + reach))
+
+
+def tango(only_a: int, only_b: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Score interval of the difference b - a of two shares of the same ``n`` items (Tango, Statistics in
+    Medicine 1998): the differences that McNemar's score test does not reject.
+
+    It holds its level where few items differ, and has a width where none does.
+
+    Args:
+        only_a, only_b: items that a alone has right, and that b alone has right.
+        n: all items.
+        level: nominal coverage.
+    """
+    from scipy.optimize import brentq
+
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    value = (only_b - only_a) / n
+
+    def excess(difference: float) -> float:
+        # The likeliest share of a alone where b is ahead by so much: the root of a square equation.
+        linear = (2 * n - only_b + only_a) * difference - only_b - only_a
+        product = -only_a * difference * (1 - difference)
+        share = (max(0.0, linear**2 - 8 * n * product) ** 0.5 - linear) / (4 * n)
+        variance = n * (2 * share + difference * (1 - difference))
+        return float((n * (value - difference)) ** 2 - z * z * variance)
+
+    # The value itself, where the variance may be 0, is a root that is not meant.
+    low = -1.0 if value == -1 else float(brentq(excess, -1.0, value - _BESIDE))
+    high = 1.0 if value == 1 else float(brentq(excess, value + _BESIDE, 1.0))
+    return low, high
 
 
 def _binary(items: Array) -> bool:

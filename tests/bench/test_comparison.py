@@ -7,13 +7,23 @@ import math
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmim_bench.bench import comparison
-from lmim_bench.bench.comparison import Difference, compare, holm, mcnemar, rank, sentence, sign_flips
-from lmim_bench.bench.stats import bootstrap, terms, wilson
+from lmim_bench.bench.comparison import (
+    Difference,
+    compare,
+    holm,
+    mcnemar,
+    p_text,
+    rank,
+    sentence,
+    sign_flips,
+)
+from lmim_bench.bench.stats import bootstrap, tango, terms, wilson
 from lmim_bench.bench.types import Measurement
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
@@ -98,6 +108,60 @@ def test_the_interval_of_a_difference_covers_it(few_exchanges):
         found = compare(a, b, random)
         hits += found.low <= 0.5 <= found.high
     assert 0.92 <= hits / 300 <= 0.98
+
+
+def _log_likelihood(only_a: float, difference: float, counts: tuple[int, int, int]) -> float:
+    shares = only_a, only_a + difference, 1 - 2 * only_a - difference
+    if min(shares) < 0:
+        return -math.inf
+    return sum(
+        n * math.log(share) if share else -math.inf for n, share in zip(counts, shares, strict=True) if n
+    )
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 300))
+def test_the_ends_of_tangos_interval_are_where_the_score_test_rejects(only_a, only_b, rest):
+    n = only_a + only_b + rest
+    if not n:
+        return
+    low, high = tango(only_a, only_b, n)
+    value = (only_b - only_a) / n
+    assert -1 <= low <= value <= high <= 1
+    for end in (low, high):
+        if abs(end) == 1:
+            continue
+        # The likeliest share of items that a alone has right, where the difference is the end: by search.
+        ends = max(0.0, -end), (1 - end) / 2
+        counts = only_a, only_b, rest
+        found = scipy.optimize.minimize_scalar(
+            lambda share, end=end, counts=counts: -_log_likelihood(share, end, counts),
+            bounds=ends,
+            method="bounded",
+            options={"xatol": 1e-13},
+        )
+        share = max((found.x, *ends), key=lambda x, end=end, counts=counts: _log_likelihood(x, end, counts))
+        variance = (2 * share + end - end**2) / n
+        assert (value - end) ** 2 / variance == pytest.approx(scipy.stats.chi2(1).ppf(0.95), rel=1e-4)
+
+
+@pytest.mark.parametrize(("n", "differ"), [(60, 0.05), (200, 0.02), (1000, 0.005), (1000, 0.3)])
+def test_the_interval_of_right_answers_covers_where_few_differ(n, differ):
+    hits = 0
+    for i in range(600):
+        only_a, only_b, _ = rng(i).multinomial(n, [differ / 2, differ / 2, 1 - differ])
+        low, high = tango(only_a, only_b, n)
+        hits += low <= 0 <= high
+    assert 0.93 <= hits / 600 <= 0.99
+
+
+def test_right_answers_that_are_all_alike_have_an_interval():
+    found = compare(np.ones(50), np.ones(50), rng())
+    assert found.low == pytest.approx(-0.0713, abs=1e-4)
+    assert found.high == pytest.approx(0.0713, abs=1e-4)
+    three = compare(np.zeros(60), np.r_[np.ones(3), np.zeros(57)], rng())
+    assert three.low < 0 < three.high
+    assert three.p == 0.25
 
 
 def test_pairing_is_narrower_than_two_intervals():
@@ -304,6 +368,14 @@ def test_the_sentence_turns_with_the_winner_and_names_groups():
     assert text == "A is better than B by 4.1 points (3.2 to 5.0), p = 0.010, on 61 items in 20 groups"
     alone = Difference(0.1, None, None, None, 0.0, "", None, 3, 1)
     assert "too few groups for a test" in sentence("A", "B", alone, None, "%", True)
+
+
+def test_next_to_the_level_a_p_value_shows_its_side_and_no_difference_reads_as_none():
+    assert [p_text(p) for p in (0.0004, 0.012, 0.0497, 0.0503, 0.05)] == [
+        *("< 0.001", "0.012", "0.0497", "0.0503", "0.050")
+    ]
+    found = Difference(0.0003, 0.0001, 0.0005, 0.01, 0.0, "", 1.0, 99, 99)
+    assert "better than A by 0.03 points (0.01 to 0.05)" in sentence("A", "B", found, 0.01, "%", True)
 
 
 def test_items_that_are_not_the_same_are_refused():
