@@ -154,10 +154,12 @@ def pooled_rows(bank: FeatureBank, pooling: Pooling, tap: Tap) -> Array:
     return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
 
-def majority_share(labels: Array, top: int = 1) -> float:
-    """Share of the ``top`` most common classes: what the best constant guess reaches (1/C if balanced)."""
-    counts = np.sort(np.bincount(labels))[::-1]
-    return float(counts[:top].sum() / counts.sum())
+def majority_share(labels: Array, known: Array, top: int = 1) -> float:
+    """Share of the ``top`` most common of the classes ``known``: what the best constant guess among them
+    reaches (1/C if all are known and balanced).
+    """
+    counts = np.sort(np.bincount(labels, minlength=int(known.max()) + 1)[known])[::-1]
+    return float(counts[:top].sum() / len(labels))
 
 
 def mean_class_items(hits: Array, labels: Array) -> Array:

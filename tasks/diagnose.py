@@ -99,7 +99,7 @@ def _work(cfg: DiagnoseConfig, spec: EncoderSpec, data: Dataset) -> Work:
 
 @task(
     "diagnose",
-    version=1,
+    version=2,
     title="Diagnostics",
     data="classification",
     config=DiagnoseConfig,
@@ -226,6 +226,10 @@ def _encode(ctx: Context, cfg: DiagnoseConfig, positions: Array) -> _Tokens:
             raw = ctx.encode(images, Tap(tap.layer, norm=False)).patches if tap.norm else found
             patches.append(found.cpu().numpy())
             norms.append(raw.double().norm(dim=-1).flatten(1).cpu().numpy())
+            good = np.isfinite(patches[-1]).all(axis=(1, 2, 3)) & np.isfinite(norms[-1]).all(axis=1)
+            if not good.all():
+                name = ctx.data.splits[ctx.data.test_split].ids[positions[start + int(np.argmin(good))]]
+                raise TaskError(f"the patch tokens of {name} hold NaN or infinity; try --precision fp32")
             bar.advance(len(pixels))
     return _Tokens(np.concatenate(patches), np.concatenate(norms), shown)
 

@@ -135,7 +135,7 @@ def _work(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Work:
 
 @task(
     "few_shot",
-    version=2,
+    version=3,
     title="Few-shot transfer",
     data="classification",
     config=FewShotConfig,
@@ -203,8 +203,7 @@ def _from_draws(
                 hits = (predicted == test[1]).astype(np.float32)
                 spread = float(hits.mean(axis=1).std(ddof=1)) if cfg.draws > 1 else None
                 detail = {"draws": cfg.draws, "std_over_draws": spread}
-                # A guess among the classes of train is never right for an image of another one.
-                chance = float(np.isin(test[1], labels).mean()) / len(np.unique(labels))
+                chance = _chance(name, supports[0][1], test[1])
                 result.append(
                     Measurement(f"{name}@shots={shot}", hits, crossed=True, chance=chance, detail=detail)
                 )
@@ -213,6 +212,15 @@ def _from_draws(
         ctx.note(f"{stopped} logistic regressions did not converge; raise logreg_max_iter")
     _save_curve(ctx, cfg, shots, result)
     return result
+
+
+def _chance(name: Classifier, support: Array, truth: Array) -> float:
+    """How often a guess is right: of any class of the support set, for ``ncm``; else of one as often as it
+    has images there, since votes and regressions follow the numbers where classes give all that they have.
+    """
+    counts = np.bincount(support, minlength=int(truth.max()) + 1)
+    guesses = (counts > 0) if name == "ncm" else counts
+    return float((guesses / guesses.sum())[truth].mean())
 
 
 def _possible_shots(ctx: Context, cfg: FewShotConfig, labels: Array, truth: Array) -> list[int]:

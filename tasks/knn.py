@@ -68,7 +68,11 @@ class KnnConfig(PooledConfig):
     leave_one_out: bool = Field(
         True, description="Also Latent MIM's 1-NN inside the test split, on raw means of patch tokens."
     )
-    block: int = Field(4096, gt=0, description="Queries searched at once; moves memory, never a number.")
+    block: int = Field(
+        4096,
+        gt=0,
+        description="Queries searched at once; moves memory, and numbers by no more than rounding does.",
+    )
 
     @field_validator("k")
     @classmethod
@@ -116,7 +120,7 @@ def _work(cfg: KnnConfig, spec: EncoderSpec, data: Dataset) -> Work:
 
 @task(
     "knn",
-    version=2,
+    version=3,
     title="k-NN classification",
     data="classification",
     config=KnnConfig,

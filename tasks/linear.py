@@ -192,7 +192,7 @@ def _work(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Work:
 
 @task(
     "linear",
-    version=2,
+    version=3,
     title="Linear probe",
     data="classification",
     config=LinearConfig,
@@ -224,7 +224,9 @@ def TASK(ctx: Context, cfg: LinearConfig) -> Sequence[Measurement]:  # noqa: N80
     for rows, logits in fitted.predict(test, np.arange(len(test)), ctx.device):
         labels = torch.tensor(truth[rows], device=ctx.device)
         ranks[rows] = label_ranks(logits[:, 0], labels).cpu().numpy()
-    return _measure(ctx, ranks, truth, class_names(ctx.data, train.labels, truth), detail)
+    return _measure(
+        ctx, ranks, truth, np.unique(train.labels), class_names(ctx.data, train.labels, truth), detail
+    )
 
 
 def _offered(ctx: Context, cfg: LinearConfig) -> list[FeatureChoice]:
@@ -315,16 +317,16 @@ def _tell(
 
 
 def _measure(
-    ctx: Context, ranks: Array, truth: Array, names: list[str], detail: dict[str, object]
+    ctx: Context, ranks: Array, truth: Array, known: Array, names: list[str], detail: dict[str, object]
 ) -> list[Measurement]:
-    """From ranks of the true class to measurements and bars."""
+    """From ranks of the true class to measurements and bars; ``known`` are the classes that train has."""
     top1 = (ranks == 0).astype(np.float32)
     save_per_class(ctx, top1, truth, names, "linear probe")
-    result = [Measurement("top1", top1, chance=majority_share(truth), detail=detail)]
+    result = [Measurement("top1", top1, chance=majority_share(truth, known), detail=detail)]
     if len(names) >= 5:
         top5 = (ranks < 5).astype(np.float32)
-        result.append(Measurement("top5", top5, chance=majority_share(truth, top=5)))
+        result.append(Measurement("top5", top5, chance=majority_share(truth, known, top=5)))
     by_class = mean_class_items(top1, truth)
-    chance = 1 / len(np.unique(truth))
+    chance = float(np.isin(truth, known).any()) / len(np.unique(truth))
     result.append(Measurement("top1_mean_class", by_class, chance=chance, bounds=(0, 1)))
     return result

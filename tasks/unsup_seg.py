@@ -29,7 +29,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..bench.errors import TaskError, did_you_mean
 from ..bench.types import (
@@ -48,6 +48,7 @@ from ..bench.types import (
     Work,
 )
 from . import task
+from ._features import once
 from ._math import segmentation as seg
 from ._segments import save_segments
 
@@ -58,7 +59,10 @@ class UnsupSegConfig(Frozen):
     """Protocol of the unsupervised segmentation task; the defaults are Leopart's."""
 
     size: int | None = Field(
-        None, ge=1, description="Side of the square input; none: twice the checkpoint's image size."
+        None,
+        ge=1,
+        description="Side of the square input, rounded to a multiple of the patch size; none: twice the "
+        "checkpoint's image size.",
     )
     layer: int = Field(-1, le=-1, description="Block whose patch tokens are clustered; -1 is the last.")
     final_norm: Literal["auto", "on", "off"] = Field(
@@ -122,6 +126,8 @@ class UnsupSegConfig(Frozen):
         800, ge=0, description="Patches (a seeded choice) that the report shows by t-SNE; 0 for none."
     )
     tsne_perplexity: float = Field(30.0, gt=0, description="Perplexity of that t-SNE.")
+
+    _once = field_validator("over_clusters", "hier_clusters")(once)
 
     def view(self, spec: EncoderSpec) -> View:
         """The square view that the encoder sees."""
@@ -194,6 +200,9 @@ def _work(cfg: UnsupSegConfig, spec: EncoderSpec, data: Dataset) -> Work:
 def TASK(ctx: Context, cfg: UnsupSegConfig) -> Sequence[Measurement]:  # noqa: N802
     """Cluster the data set, then each image; every score comes from the label counts under the patches."""
     patches = ctx.bank(ctx.data.test_split).column(cfg.column(ctx.spec))  # (N, h, w, D)
+    side = cfg.view(ctx.spec).size
+    if cfg.size not in (None, side):
+        ctx.note(f"size {cfg.size} became {side}, a multiple of the patch size {ctx.spec.patch_size}")
     table = _table(ctx.data, cfg)
     classes = seg.names_kept(ctx.data.classes, table)
     labels = _count_labels(ctx, cfg, table, patches.shape[1:3])
@@ -265,7 +274,7 @@ def _data_set_level(
 
     rows = patches.reshape(-1, patches.shape[-1])
     ks = _numbers_of_clusters(ctx, cfg, len(rows), len(classes))
-    names = ["", *(f"_over@k={k}" for k in dict.fromkeys(cfg.over_clusters))]
+    names = ["", *(f"_over@k={k}" for k in cfg.over_clusters)]
     one_to_one: Callable[[Array], Array] = partial(seg.hungarian, by=cfg.matching)
     matchers = [one_to_one, *([seg.majority] * (len(ks) - 1))]
     first = Lloyd(cfg.niter, cfg.nredo, cfg.tol, cfg.max_points_per_centroid)

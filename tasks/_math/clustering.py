@@ -156,7 +156,8 @@ def kmeans(points: Float, k: int, seed: int, how: Lloyd) -> tuple[Float, float]:
 
     points = np.ascontiguousarray(points, dtype=np.float32)
     n, dim = points.shape
-    options = {"seed": seed, "min_points_per_centroid": 1, "max_points_per_centroid": n, "gpu": False}
+    # The starts are given, so that faiss draws nothing; its seed is a 32-bit number.
+    options = {"seed": seed % 2**31, "min_points_per_centroid": 1, "max_points_per_centroid": n, "gpu": False}
     best, lowest = np.empty((0, dim), dtype=np.float32), np.inf
     for redo in range(how.nredo):
         centroids = points[_permutation(n, seed + 1 + redo * 15486557)[:k]]

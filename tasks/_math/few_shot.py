@@ -13,11 +13,18 @@ _BLOCK_ELEMENTS = 16_000_000
 
 
 def class_means(rows: Array, labels: Array) -> Array:
-    """Mean of the rows of each class that occurs, by rising class index, at unit length, (C', D)."""
+    """Mean of the rows of each class that occurs, by rising class index, at unit length, float64 (C', D)."""
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     # The sum points where the mean points, and only the direction is kept.
-    return unit_rows(np.add.reduceat(rows[order], starts, axis=0))
+    return unit_rows(np.add.reduceat(rows[order], starts, axis=0, dtype=np.float64), np.float64)
+
+
+def _apart(means: Array) -> Array:
+    """Unit means (..., C, D) less the mean of the set, float32: that moves no argmax over its classes, and
+    where all nearly coincide the products with queries are not of their rounding errors.
+    """
+    return np.asarray(means - means.mean(axis=-2, keepdims=True), dtype=np.float32)
 
 
 def nearest_mean(rows: Array, means: Array) -> Array:
@@ -31,7 +38,7 @@ def nearest_mean(rows: Array, means: Array) -> Array:
         Positions in 0..C-1, int64 (R, N).
     """
     sets, classes, width = means.shape
-    flat = means.reshape(sets * classes, width).T
+    flat = _apart(means).reshape(sets * classes, width).T
     found = np.empty((sets, len(rows)), dtype=np.int64)
     block = max(1, _BLOCK_ELEMENTS // (sets * classes))
     for start in range(0, len(rows), block):
@@ -119,9 +126,9 @@ def episode_accuracy(rows: Array, picks: Array, shot: int) -> Array:
     block = max(1, _BLOCK_ELEMENTS // (way * images * rows.shape[1]))
     for start in range(0, episodes, block):
         part = picks[start : start + block]
-        means = rows[part[:, :, :shot]].sum(axis=2)  # (e, way, D)
+        means = rows[part[:, :, :shot]].sum(axis=2, dtype=np.float64)  # (e, way, D)
         # Means of one length each, since a query compares them; its own length moves no argmax.
-        means = unit_rows(means.reshape(-1, rows.shape[1])).reshape(means.shape)
+        means = _apart(unit_rows(means.reshape(-1, rows.shape[1]), np.float64).reshape(means.shape))
         queries = rows[part[:, :, shot:].reshape(len(part), -1)]  # (e, way * query, D)
         similarity = queries @ means.transpose(0, 2, 1)  # (e, way * query, way)
         accuracy[start : start + block] = (similarity.argmax(axis=2) == truth).mean(axis=1)

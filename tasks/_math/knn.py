@@ -11,6 +11,9 @@ from ...bench.types import Array
 from .normalise import Rows, unit_rows
 
 _TILE_ROWS = 65_536
+_MOST_TIED = 4096
+_TIED_ELEMENTS = 4_000_000
+_BLOCK_ROWS = 4096
 UNSEEN = np.iinfo(np.int32).max
 """The rank of a class without a vote."""
 
@@ -30,9 +33,13 @@ def search(
 ) -> tuple[Array, Array]:
     """The k rows of ``bank`` of largest cosine with every query, nearest first, by faiss's exact search.
 
-    Both may be memory maps: rows are read and brought to unit length tile by tile and block by block.
+    Both may be memory maps: rows are read and brought to unit length tile by tile and block by block. The
+    search is for the smallest distances of unit rows from which one common vector was taken, the mean of the
+    bank's first tile: the same order, but cosines next to 1 are told apart, as those of an encoder whose
+    features nearly coincide, where float32 rounds all inner products to the same few numbers.
+
     Neighbours of equal similarity come in the order of their position, so that a vote does not depend on
-    how the search was scheduled.
+    how the search was scheduled; of more than ``_MOST_TIED`` equal ones, those that faiss found.
 
     Args:
         bank: (N, D), N at least k.
@@ -42,29 +49,58 @@ def search(
         advance: called with the number of queries after each block, ``passes(N) * Q`` in all.
 
     Returns:
-        Similarity float32 (Q, k) and position int64 (Q, k).
+        Similarity float64 (Q, k) and position int64 (Q, k).
     """
-    import faiss
-
-    similarity = np.empty((len(queries), k), dtype=np.float32)
+    distance = np.empty((len(queries), k), dtype=np.float32)
     position = np.empty((len(queries), k), dtype=np.int64)
+    first_tile = bank[:_TILE_ROWS]
+    blocks = (first_tile[i : i + _BLOCK_ROWS] for i in range(0, len(first_tile), _BLOCK_ROWS))
+    common = sum(unit_rows(rows, np.float64).sum(axis=0) for rows in blocks) / len(first_tile)
+    del first_tile
     for start in range(0, len(bank), _TILE_ROWS):
-        tile = unit_rows(bank[start : start + _TILE_ROWS])
+        tile = _directions(bank[start : start + _TILE_ROWS], common)
         held = min(k, start)  # neighbours known from earlier tiles
         for first in range(0, len(queries), block):
             rows = slice(first, min(first + block, len(queries)))
-            best, index = faiss.knn(
-                unit_rows(queries[rows]), tile, min(k, len(tile)), metric=faiss.METRIC_INNER_PRODUCT
-            )
-            found = np.concatenate([similarity[rows, :held], best], axis=1)
+            best, index = _nearest(_directions(queries[rows], common), tile, min(k, len(tile)))
+            found = np.concatenate([distance[rows, :held], best], axis=1)
             where = np.concatenate([position[rows, :held], index + start], axis=1)
-            order = np.lexsort((where, -found), axis=1)[:, :k]
+            order = np.lexsort((where, found), axis=1)[:, :k]
             kept = order.shape[1]
-            similarity[rows, :kept] = np.take_along_axis(found, order, 1)
+            distance[rows, :kept] = np.take_along_axis(found, order, 1)
             position[rows, :kept] = np.take_along_axis(where, order, 1)
             advance(len(best))
         del tile  # or the next one would be made beside it
-    return similarity, position
+    return 1 - distance.astype(np.float64) / 2, position
+
+
+def _directions(rows: Array, common: Array) -> Array:
+    """Unit rows less a common vector, float32 (N, D); a block at a time is held in float64."""
+    out = np.empty(rows.shape, dtype=np.float32)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        out[block] = unit_rows(rows[block], np.float64) - common
+    return out
+
+
+def _nearest(queries: Array, tile: Array, k: int) -> tuple[Array, Array]:
+    """The k rows of smallest squared distance, ties in the order of their position."""
+    import faiss
+
+    asked = min(k + 1, len(tile))
+    distance, index = faiss.knn(queries, tile, asked)
+    order = np.lexsort((index, distance), axis=1)[:, :k]
+    best, where = (np.take_along_axis(found, order, 1) for found in (distance, index))
+    # What comes after the last one may be as near, and faiss keeps any of these.
+    tied = np.flatnonzero((distance[:, -1] == best[:, -1]) & (asked > k))
+    if len(tied) and k < min(_MOST_TIED, len(tile)):
+        wider = min(2 * asked, _MOST_TIED, len(tile))
+        step = max(1, _TIED_ELEMENTS // wider)
+        for part in np.split(tied, range(step, len(tied), step)):
+            ahead, rows = _nearest(queries[part], tile, wider)
+            order = np.lexsort((rows, ahead), axis=1)[:, :k]
+            best[part], where[part] = np.take_along_axis(ahead, order, 1), np.take_along_axis(rows, order, 1)
+    return best, where
 
 
 def without_self(position: Array, own: Array) -> Array:

@@ -78,7 +78,8 @@ def fit_path(
         n_classes: width of the heads that come out.
         max_iter: L-BFGS iterations a fit.
         tol: converged when half the squared gradient in the scaled variables, which estimates how far the
-            objective is above its minimum, falls below this share of the objective.
+            objective is above its minimum, falls below this share of the objective, and of what the
+            objective has lost since all weights were zero: where features tell little, that is far less.
         intercept: whether there is a bias.
         device: where the products with the features are computed, in float32 (small problems: double).
         start: a head near the first of the path, which then takes fewer steps; none: all zeros.
@@ -146,6 +147,9 @@ class _Problem:
         self.spread = squares[kept].to(exact) / n  # (r,)
         self.targets = targets
         self.intercept = intercept
+        shares = torch.bincount(targets, minlength=n_classes).double() / n
+        self.null = float(-(shares * shares.log()).sum()) if intercept else math.log(n_classes)
+        """The objective without weights, at any C."""
         self.weight = torch.zeros(len(self.spread), n_classes, dtype=exact, device=device)
         self.bias = torch.zeros(n_classes, dtype=exact, device=device)
         self._past: list[tuple[float, torch.Tensor, torch.Tensor]] = []
@@ -179,6 +183,7 @@ class _Problem:
         point = torch.cat([self.weight * scale, self.bias[None] * bias_scale]).double().requires_grad_()
         seen = torch.full_like(point, torch.nan)
         gap = loss = float("inf")
+        at_rounding = False
 
         def objective() -> float:
             nonlocal gap, loss
@@ -213,7 +218,7 @@ class _Problem:
             fresh = True
             for _ in range(max_iter):
                 objective()
-                if gap <= tol * loss:
+                if gap <= tol * self._scale_of(loss):
                     break
                 assert point.grad is not None
                 # The scaled Hessian is near the identity, so the first step is the whole gradient. L-BFGS
@@ -223,13 +228,21 @@ class _Problem:
                 optimiser.step(objective)  # type: ignore[no-untyped-call]
                 stuck = torch.equal(point, begun)
                 if stuck and fresh:  # not even along the gradient: the rounding of the objective is reached
+                    at_rounding = True
                     break
                 if stuck:
                     optimiser.state.clear()
                 fresh = stuck
             objective()
             self.weight, self.bias = self._unpack(point, scale, bias_scale)
-        return gap <= tol * loss
+        return gap <= tol * (loss if at_rounding else self._scale_of(loss))
+
+    def _scale_of(self, loss: float) -> float:
+        """What the distance to the minimum is small beside: of both the objective and what it has lost."""
+        import torch
+
+        rounding = torch.finfo(self.rows.dtype).eps * loss
+        return max(min(loss, self.null - loss), rounding)
 
     def _unpack(
         self, point: torch.Tensor, scale: torch.Tensor, bias_scale: float

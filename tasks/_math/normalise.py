@@ -25,9 +25,9 @@ Normalisation = Literal["none", "l2", "batchnorm"]
 BATCHNORM_EPS = 1e-6
 
 
-def unit_rows(x: Array) -> Array:
-    """Rows at Euclidean length 1, float32 and contiguous; a row of zeros stays zero. (N, D) -> (N, D)"""
-    rows: Array = np.array(x, dtype=np.float32, order="C")
+def unit_rows(x: Array, dtype: type[np.floating] = np.float32) -> Array:
+    """Rows at Euclidean length 1, contiguous; a row of zeros stays zero. (N, D) -> (N, D)"""
+    rows: Array = np.array(x, dtype=dtype, order="C")
     # Squares of large half-precision features overflow no sooner than float32 does; scale first all the same.
     peak = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
     np.divide(rows, peak, out=rows, where=peak > 0)

@@ -22,6 +22,8 @@ POSITION_CODE = 0.9
 """A share of variance by position above this is a code of position."""
 RANKME_EPS = 1e-7
 _BLOCK = 8192
+_ROUNDING = 1e-6
+"""What differs by less than this share of its size differs by the rounding of fp32 encoders."""
 
 
 def unit(rows: Rows) -> Float:
@@ -90,7 +92,8 @@ class Spectrum:
 def spectrum(rows: Rows, *, centre: bool, group: int = 1) -> Spectrum:
     """Singular values of rows (N, D), and which of the consecutive groups of ``group`` rows they come from.
 
-    Values below the resolution of the arithmetic are 0.
+    Values below the resolution of the arithmetic are 0; so are those of centred rows that are next to nothing
+    beside the rows themselves, which may be nothing but the rounding errors of a collapsed encoder.
     """
     mean = rows.mean(axis=0, dtype=np.float64) if centre else np.zeros(rows.shape[1])
     n, dim = rows.shape
@@ -110,6 +113,7 @@ def spectrum(rows: Rows, *, centre: bool, group: int = 1) -> Spectrum:
         squares = np.concatenate([np.square((rows[s : s + _BLOCK] - mean) @ axes) for s in starts])
         # The roots of the eigenvalues' own rounding errors.
         floor = values.max(initial=0) * np.sqrt(max(n, dim) * np.finfo(np.float64).eps)
+    floor = max(floor, _ROUNDING * float(np.sqrt(n * np.square(mean).sum())))
     shares = squares.reshape(-1, group, most).sum(axis=1)
     shares /= np.maximum(shares.sum(axis=0), np.finfo(np.float64).tiny)
     return Spectrum(np.where(values > floor, values, 0.0), shares)
@@ -166,7 +170,7 @@ def position_items(patches: Rows) -> Float:
         x = image - mean
         total[i], along[i] = np.square(x).sum(), (code * x).sum()
     whole = total.mean()
-    if whole == 0:
+    if whole <= _ROUNDING**2 * patches.shape[1] * np.square(mean).sum():
         return np.zeros(len(patches))
     share = explained / whole
     return np.asarray(share + (2 * (along - explained) - share * (total - whole)) / whole)
@@ -227,7 +231,7 @@ def _centred_gram(rows: Rows) -> Float:
     n = len(rows)
     x = rows - rows.mean(axis=0, dtype=np.float64)
     size = np.abs(x).max(initial=0)
-    if size <= 1e-6 * np.abs(rows).max(initial=0):  # the rounding errors of a constant
+    if size <= _ROUNDING * np.abs(rows).max(initial=0):  # the rounding errors of a constant
         return np.zeros((n, n))
     x = x / size
     gram = x @ x.T

@@ -34,12 +34,16 @@ def label_table(classes: int, left_out: Iterable[int]) -> NDArray[np.int16]:
 
 
 def nearest(source: int, target: int) -> NDArray[np.int64]:
-    """Index into ``source`` cells of each of ``target`` cells, floor(i * source / target), as PyTorch."""
+    """Index into ``source`` cells of each of ``target`` cells, floor(i * source / target): PyTorch's nearest,
+    but for its rounding of places that are whole numbers.
+    """
     return np.arange(target, dtype=np.int64) * source // target
 
 
 def nearest_centre(source: int, target: int) -> NDArray[np.int64]:
-    """The same for cell centres, floor((i + 1/2) * source / target), as Pillow's NEAREST."""
+    """The same for cell centres, floor((i + 1/2) * source / target): Pillow's NEAREST, with the
+    same exception.
+    """
     return (2 * np.arange(target, dtype=np.int64) + 1) * source // (2 * target)
 
 

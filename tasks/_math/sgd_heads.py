@@ -61,7 +61,8 @@ def train_heads(
         advance: called with the number of steps done.
 
     Returns:
-        Heads by feature choice and rate, on the CPU, at the float32 that they were trained in.
+        Heads by feature choice and rate, on the CPU, at the float32 that they were trained in. A class that
+        is not among ``labels`` has bias -inf.
     """
     import torch
 
@@ -90,10 +91,12 @@ def train_heads(
                 biases[s].addcmul_(bias_speed[s], scale, value=-decay)
             advance(1)
 
+    absent = np.setdiff1d(np.arange(n_classes), labels)
     heads = []
     for weight, bias in zip(weights, biases, strict=True):
         columns = weight.T.reshape(len(rates), n_classes, -1).cpu().numpy()
         offsets = bias.reshape(len(rates), n_classes).cpu().numpy()
+        offsets[:, absent] = -np.inf
         heads.append([LinearHead(w, b) for w, b in zip(columns, offsets, strict=True)])
     return heads
 

@@ -97,6 +97,12 @@ def test_kmeans_is_faiss_kmeans_bit_for_bit(seed: int, limit: int) -> None:
     assert objective == pytest.approx(peer.obj[-1])
 
 
+def test_kmeans_takes_the_seed_of_any_run() -> None:
+    points = _features(300)
+    centroids, _ = kmeans(points, 5, 20260101 * 1000, Lloyd(niter=5, nredo=2))
+    assert np.isfinite(centroids).all()
+
+
 def test_kmeans_inertia_from_the_same_starts_is_sklearns() -> None:
     x = fit_reducer(_features(4000), standardise=True, pca_dim=10)(_features(4000))
     starts = [x[clustering._permutation(len(x), 1 + redo * 15486557)[:11]] for redo in range(3)]

@@ -191,6 +191,16 @@ def test_rows_that_do_not_vary_have_rank_one():
     np.testing.assert_array_equal(measure.rank_items(found, measure.RANKME_EPS), np.ones(9))
 
 
+@pytest.mark.parametrize("images", [20, 200])
+def test_the_rounding_of_a_constant_has_no_rank_and_no_position(images):
+    rows = np.ones((images, 16)) + 3e-8 * normal(0, images, 16)
+    found = measure.spectrum(rows, centre=True)
+    assert measure.effective_rank(found.values) == 1
+    assert not measure.position_items(rows.reshape(images // 4, 4, 16)).any()
+    # Small differences that are none of rounding count.
+    assert measure.effective_rank(measure.spectrum(1 + 1e-3 * normal(0, images, 16), centre=True).values) > 10
+
+
 # ------------------------------------------------------------------------------------------- patches
 
 
@@ -544,6 +554,16 @@ def test_features_that_are_not_finite_name_the_image(toy):
     rows[4, 2] = np.nan
     held, _ = context(toy, normal(0, 9, 2, 2, 16), features=rows)
     with pytest.raises(TaskError, match=r"the features of val/0004\.png hold NaN"):
+        held.run(TASK)
+
+
+def test_patches_that_are_not_finite_name_the_image(toy):
+    patches = normal(0, 9, 2, 2, 16)
+    patches[4, 1, 0, 2] = np.inf
+    held, _ = context(toy, patches, features=normal(1, 9, 16))
+    with pytest.raises(
+        TaskError, match=r"the patch tokens of val/0004\.png hold NaN or infinity; try --prec"
+    ):
         held.run(TASK)
 
 

@@ -147,6 +147,33 @@ def test_separated_classes_are_solved_and_random_features_are_near_chance(toy: M
         assert abs(toy.value(metric) - metric.chance) < 4 * np.sqrt(metric.chance * (1 - metric.chance) / 320)
 
 
+def test_class_means_are_told_apart_where_features_nearly_coincide(toy: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    common, classes = rng.normal(size=16), rng.normal(size=(6, 16))
+
+    def drawn(images: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.repeat(np.arange(6), images)
+        noise = 0.3 * rng.normal(size=(len(labels), 16))
+        return (common + 2e-4 * (classes[labels] + noise)).astype(np.float32), labels
+
+    found = toy.toy_context(drawn(20), drawn(40)).run(TASK, draws=2, episodes=50)
+    for name, measured in found.items():
+        assert toy.value(measured) > 0.97, name
+
+
+def test_chance_follows_the_numbers_of_a_support_set_of_unlike_classes(toy: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    numbers = [50] * 5 + [1] * 5
+    labels = np.repeat(np.arange(10), numbers), np.repeat(np.arange(10), 4 * np.array(numbers))
+    train, test = (rng.standard_normal((len(y), 16)).astype(np.float32) for y in labels)
+    found = toy.toy_context((train, labels[0]), (test, labels[1])).run(TASK, draws=10, episodes=0)
+    share = np.array(numbers) / sum(numbers)
+    assert found["ncm@shots=5"].chance == pytest.approx(0.1)
+    voted = share @ np.minimum(numbers, 5) / 30
+    assert found["knn@shots=5"].chance == pytest.approx(voted)
+    assert abs(toy.value(found["knn@shots=5"]) - voted) < 0.03
+
+
 def test_chance_knows_of_classes_that_train_lacks(toy: ModuleType) -> None:
     rng = np.random.default_rng(0)
     train, test = (rng.standard_normal((n, 16)).astype(np.float32) for n in (40, 300))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lmim_bench.bench.errors import TaskError
 from lmim_bench.bench.types import EncoderSpec
 from lmim_bench.tasks._math import knn
+from lmim_bench.tasks._math.normalise import unit_rows
 from lmim_bench.tasks.knn import TASK, KnnConfig
 
 
@@ -138,6 +139,36 @@ def test_equal_similarities_come_in_order_of_position() -> None:
     rows = np.repeat(np.eye(4, dtype=np.float32)[:1], 6, axis=0)
     _, position = knn.search(rows, rows[:1], 4, 8)
     assert (np.diff(position[0]) > 0).all()
+
+
+@pytest.mark.parametrize("others", [1, 7, 100, 400])
+def test_who_is_among_the_nearest_does_not_depend_on_how_many_are_asked_for(others: int) -> None:
+    rng = np.random.default_rng(0)
+    bank = np.repeat(rng.normal(size=(20, 8)), 25, axis=0).astype(np.float32)
+    order = rng.permutation(len(bank))
+    _, position = knn.search(bank[order], bank[::25], 10 + others, 8)
+    for group, found in enumerate(position[:, :10]):
+        # 25 rows are as near as can be: the first ten of them in the order of the data set.
+        np.testing.assert_array_equal(found, np.flatnonzero(order // 25 == group)[:10])
+
+
+def test_of_very_many_equal_rows_some_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "_MOST_TIED", 12)
+    similarity, position = knn.search(np.ones((40, 4)), np.ones((3, 4)), 5, 2)
+    np.testing.assert_allclose(similarity, 1)
+    assert all(len(set(row)) == 5 for row in position.tolist())
+
+
+@pytest.mark.parametrize("block", [3, 4096])
+def test_neighbours_are_told_apart_where_features_nearly_coincide(block: int) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=64) + 3e-4 * rng.normal(size=(300, 64))
+    bank, queries = rows[:200].astype(np.float32), rows[200:].astype(np.float32)
+    similarity, position = knn.search(bank, queries, 5, block)
+    exact = unit_rows(queries, np.float64) @ unit_rows(bank, np.float64).T
+    np.testing.assert_array_equal(position, np.argsort(-exact, axis=1, kind="stable")[:, :5])
+    found = np.take_along_axis(exact, position, 1)
+    np.testing.assert_allclose(1 - similarity, 1 - found, rtol=1e-2)
 
 
 @pytest.mark.parametrize(("tile", "block"), [(1, 3), (7, 4), (40, 11), (64, 64)])

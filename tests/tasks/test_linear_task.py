@@ -78,6 +78,16 @@ def test_collinear_features_at_the_default_tolerance_are_within_a_third_of_a_poi
         assert abs(np.mean(head.logits(q).argmax(1) == truth) - exact.score(q, truth)) <= 0.003
 
 
+def test_weak_features_are_fitted_and_not_left_at_zero() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), 40)
+    rows = (1e-3 * (rng.normal(size=(10, 32))[labels] + rng.normal(size=(400, 32)))).astype(np.float32)
+    (head,) = fit_path(rows, labels, (1e-2,), 10)
+    exact = LogisticRegression(C=1e-2, tol=1e-14, max_iter=10_000).fit(rows.astype(np.float64), labels)
+    assert head.converged
+    np.testing.assert_allclose(head.weight, exact.coef_, atol=0.02 * np.abs(exact.coef_).max())
+
+
 def test_a_path_in_any_order_and_with_gaps_ends_at_the_same_heads(toy: ModuleType) -> None:
     x, y = toy.blobs(40, 5, spread=4)
     cs = (
@@ -292,6 +302,21 @@ def test_two_classes_and_classes_absent_from_train(toy: ModuleType) -> None:
     np.testing.assert_array_equal(found["top1"].items, test[1] % 3 > 0)
     np.testing.assert_array_equal(found["top5"].items, test[1] % 3 > 0)
     assert any("2 of 6 classes have no train image" in note for note in context.notes)
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "sgd"])
+def test_a_class_that_train_lacks_is_in_no_top_five_and_in_no_chance(toy: ModuleType, solver: str) -> None:
+    train, test = toy.blobs(20, 8, spread=0.1), toy.blobs(20, 8, spread=0.1, seed=1)
+    seen = train[1] < 3
+    context = toy.toy_context((train[0][seen], train[1][seen]), test, n_classes=8)
+    found = context.run(TASK, features=("cls",), solver=solver, steps=200, c=(0.1,), lr=(0.1,))
+    assert not found["top5"].items[test[1] >= 3].any()
+    assert found["top5"].items[test[1] < 3].all()
+    assert found["top1"].chance == pytest.approx(1 / 8)
+    assert found["top5"].chance == pytest.approx(3 / 8)
+    strangers = toy.toy_context((train[0][seen], train[1][seen]), (test[0], test[1] // 2 + 4), n_classes=8)
+    for name, measured in strangers.run(TASK, features=("cls",), solver=solver, steps=50, lr=(0.1,)).items():
+        assert measured.chance == 0, name
 
 
 def test_broken_inputs_are_refused(toy: ModuleType) -> None:
