@@ -430,10 +430,8 @@ def _news(result: Result, seconds: float) -> str:
     head = result.score(result.headline)
     if head is None:
         return f"{where}: no headline"
-    scale, unit = (100, "%") if result.metrics[result.headline.split("@")[0]]["unit"] == "%" else (1, "")
-    interval = (
-        f" [{head.low * scale:.1f}, {head.high * scale:.1f}]"
-        if head.low is not None and head.high is not None
-        else ""
-    )
-    return f"{where}: {result.headline} {head.value * scale:.1f}{unit}{interval} in {seconds:.1f} s"
+    percent = result.metrics[result.headline.split("@")[0]]["unit"] == "%"
+    scale, digits, unit = (100, 1, "%") if percent else (1, 3, "")
+    value, *ends = ("" if x is None else f"{x * scale:.{digits}f}" for x in (head.value, head.low, head.high))
+    interval = f" [{', '.join(ends)}]" if all(ends) else ""
+    return f"{where}: {result.headline} {value}{unit}{interval} in {seconds:.1f} s"

@@ -22,6 +22,7 @@ from lmim_bench.bench.claims import claim
 from lmim_bench.bench.engine import Engine
 from lmim_bench.bench.errors import CheckpointError, ConfigError, DataError
 from lmim_bench.bench.features import FeatureStore
+from lmim_bench.bench.results import load_run
 from lmim_bench.bench.vit import build_vit, vit_spec
 from lmim_bench.tasks.knn import KnnConfig
 
@@ -424,6 +425,15 @@ def test_results_file_is_valid_json_without_nan(checkpoint, options):
     assert payload["results"][0]["environment"]["packages"]["torch"]
 
 
+def test_a_result_file_with_a_score_that_is_no_number_is_refused(checkpoint, options):
+    finished = run(checkpoint, **options)
+    path = options["out"] / "results.json"
+    value = finished.results[0].scores[0].value
+    path.write_text(path.read_text(encoding="utf-8").replace(f'"value": {value}', '"value": NaN', 1))
+    with pytest.raises(DataError, match=r"results\.json .*finite"):
+        load_run(options["out"])
+
+
 def test_the_cache_is_bounded_and_evicts_what_was_used_longest_ago(checkpoint, options, tmp_path):
     run(checkpoint, **options)
     banks = options["cache_dir"] / "features"
@@ -490,7 +500,6 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(checkpoint, options, tmp_path
     done = subprocess.run(command(checkpoint, options), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
-    from lmim_bench import load_run
 
     assert values(load_run(options["out"])) == values(whole)
 
