@@ -37,6 +37,7 @@ def compare(
     """
     from ..reports.html import build_report
     from ..reports.model import read_report
+    from ..reports.remarks import arithmetic
     from ..reports.verdicts import comparisons
     from .errors import ConfigError
     from .show import print_line
@@ -48,10 +49,12 @@ def compare(
     if as_json:
         click.echo(json.dumps([_plain(comparison) for comparison in found], indent=1, ensure_ascii=False))
         return
+    for remark in arithmetic(report):
+        print_line(remark)
     for comparison in found:
         print_line(comparison.summary)
         for verdict in comparison.verdicts:
-            print_line(f"  {verdict.column.task} on {verdict.column.data.name}: {verdict.sentence}")
+            print_line(f"  {verdict.column.name}: {verdict.sentence}")
         for gap in comparison.gaps:
             print_line(f"  not compared: {gap}")
     click.echo(f"report   {build_report(folders, out, baseline, published=published)}")
@@ -65,6 +68,7 @@ def _plain(comparison: Any) -> dict[str, Any]:
             {
                 "task": verdict.column.task,
                 "data": verdict.column.data.name,
+                "variant": verdict.column.variant,
                 "metric": verdict.row.id,
                 "difference": verdict.found.value,
                 "low": verdict.found.low,

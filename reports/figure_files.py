@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -12,16 +13,17 @@ from typing import Literal
 from ..bench.plan import slug
 from ..bench.results import atomic_write
 from .exhibits import collect
-from .figures import draw_bars, draw_curve, draw_points, draw_ranks
+from .figures import draw_bars, draw_curve, draw_points, draw_ranks, folded, short
 from .model import Report
 from .progression import progression
-from .readings import clean
-from .style import DASHES, MARKERS, PAPER, Drawing, colour, ink, style
+from .style import DASHES, PAPER, Drawing, colour, ink, marker, style
 from .tradeoffs import tradeoffs
 from .verdicts import ranking
 
 FileFormat = Literal["svg", "png", "pdf"]
 _DPI = 200
+_LEGEND_LINE = 0.16
+"""Inches."""
 _NO_DATE = {
     "svg": {"Date": None, "Creator": None},
     "png": {"Software": None},
@@ -52,9 +54,9 @@ def _drawings(report: Report, labels: list[str]) -> Iterator[tuple[str, Drawing]
     found = ranking(report)
     if found is not None:
         yield "ranks", draw_ranks(found[0], labels)
-    for short, _, figures in tradeoffs(report):
+    for cost, _, figures in tradeoffs(report):
         for column_id, drawing in figures:
-            yield f"{names[column_id]}-against-{short}", drawing
+            yield f"{names[column_id]}-against-{cost}", drawing
     for curve in progression(report):
         yield from _numbered(curve.name, draw_curve(curve, labels))
     for column in report.columns:
@@ -65,7 +67,8 @@ def _drawings(report: Report, labels: list[str]) -> Iterator[tuple[str, Drawing]
         for bars in exhibits.bars:
             yield from _numbered(f"{own}-{bars.name}", draw_bars(bars, labels))
         for points in exhibits.points:
-            yield from _numbered(f"{own}-{points.name}", draw_points(points, labels))
+            for drawing in draw_points(points, labels):
+                yield f"{own}-{points.name}-{drawing.heading}", drawing
 
 
 def _column_names(report: Report) -> dict[str, str]:
@@ -87,7 +90,7 @@ def _numbered(name: str, drawings: list[Drawing]) -> Iterator[tuple[str, Drawing
 def _bytes(drawing: Drawing, labels: list[str], form: FileFormat) -> bytes:
     _legend(drawing, labels)
     if drawing.heading and not drawing.figure.axes[0].get_title(loc="left"):
-        drawing.figure.axes[0].set_title(clean(drawing.heading))
+        drawing.figure.axes[0].set_title(folded(drawing.heading, _letters(drawing, 9)))
     stream = io.BytesIO()
     with warnings.catch_warnings():
         # A label in a script that the font lacks is drawn as boxes; a long one may leave no room.
@@ -97,23 +100,33 @@ def _bytes(drawing: Drawing, labels: list[str], form: FileFormat) -> bytes:
     return stream.getvalue()
 
 
+def _letters(drawing: Drawing, an_inch: int) -> int:
+    """Letters that a line of text has room for in a figure."""
+    return int(an_inch * drawing.figure.get_figwidth())
+
+
 def _legend(drawing: Drawing, labels: list[str]) -> None:
+    """Name what is drawn; a figure of groups has its checkpoint for a heading."""
     from matplotlib.lines import Line2D
 
+    width = _letters(drawing, 11)
     lines = [
-        Line2D([], [], color=colour(i), marker=MARKERS[i % len(MARKERS)], label=clean(labels[i]))
-        for i in drawing.checkpoints
+        Line2D([], [], color=colour(i), marker=marker(i), label=short(labels[i], width))
+        for i in (() if drawing.groups else drawing.checkpoints)
     ]
     lines += [
-        Line2D([], [], color=ink("muted"), linestyle=DASHES[number % len(DASHES)], label=clean(name))
+        Line2D([], [], color=ink("muted"), linestyle=DASHES[number % len(DASHES)], label=short(name, width))
         for number, name in enumerate(drawing.dashes)
     ]
     lines += [
-        Line2D([], [], color=paint, marker="o", linestyle="", label=clean(name))
+        Line2D([], [], color=paint, marker="o", linestyle="", label=short(name, width))
         for name, paint in drawing.groups
     ]
     if lines:
-        columns = 1 if max(len(str(line.get_label())) for line in lines) > 24 else 2
+        columns = 1 if max(len(str(line.get_label())) for line in lines) > width // 2 else 2
+        # The page has its legends beside the figures: here they must not take the room of the axes.
+        room = _LEGEND_LINE * math.ceil(len(lines) / columns)
+        drawing.figure.set_figheight(drawing.figure.get_figheight() + room)
         drawing.figure.legend(
             handles=lines, loc="outside lower left", ncols=columns, frameon=False, fontsize=7.5
         )

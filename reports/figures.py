@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..bench.comparison import Ranking
-from ..bench.types import Metric
 from .exhibits import Bars, Curve, Line, Points, Scatter
-from .readings import clean, format_value
-from .style import DASHES, MARKERS, Drawing, colour, ink, mark
+from .readings import Row, clean, format_value
+from .style import DASHES, Drawing, colour, ink, mark, marker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,10 @@ _OVERLAY = 3
 series with bands, which would cover one another."""
 _SHOWN = 15
 """Labels in one panel of bars, where there are too many for all to be legible."""
+_MARKED = 24
+"""Up to this many points of a line have a marker each; of more every n-th has."""
+_LANE = 0.055
+"""Inches between the dots of two checkpoints on one row: most of a dot."""
 
 
 def draw_curve(curve: Curve, labels: Sequence[str]) -> list[Drawing]:
@@ -36,14 +40,14 @@ def draw_curve(curve: Curve, labels: Sequence[str]) -> list[Drawing]:
     panels = [curve.series] if together else [(name,) for name in curve.series]
     out = []
     for series in panels:
-        figure, axes = _figure(4.3, 2.8)
+        figure, axes = _figure(4.3, 3.0)
         shown = [line for line in curve.lines if line.series in series]
         for line in shown:
             _draw_line(axes, line, curve.unit, DASHES[series.index(line.series) % len(DASHES)])
         _curve_axes(axes, curve, sorted({x for line in shown for x in line.x}))
         title = series[0] if len(panels) > 1 else ""
         if title:
-            axes.set_title(_short(title, 44))
+            axes.set_title(short(title, 44))
         names = ", ".join(labels[i] for i in drawn)
         what = (
             f"{curve.title}{f', {title}' if title else ''}: {curve.y_label} over {curve.x_label} for {names}."
@@ -115,10 +119,10 @@ def _draw_line(axes: Axes, line: Line, unit: str, dash: Any) -> None:
     if line.low:
         low, high = _scale(line.low, unit), _scale(line.high, unit)
         axes.fill_between(line.x, low, high, color=paint, alpha=0.14, linewidth=0, gid=mark(line.checkpoint))
-    marker = MARKERS[line.checkpoint % len(MARKERS)] if len(line.x) <= 24 else ""
+    every = 1 if len(line.x) <= _MARKED else len(line.x) // 8
     axes.plot(
-        line.x, y, color=paint, linestyle=dash, marker=marker, markeredgecolor=ink("surface"),
-        markeredgewidth=0.8, gid=mark(line.checkpoint),
+        line.x, y, color=paint, linestyle=dash, marker=marker(line.checkpoint), markevery=every,
+        markeredgecolor=ink("surface"), markeredgewidth=0.8, gid=mark(line.checkpoint),
     )  # fmt: skip
 
 
@@ -131,20 +135,23 @@ def _curve_axes(axes: Axes, curve: Curve, positions: list[float]) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _power(x)))
         axes.xaxis.set_minor_locator(NullLocator())
     if curve.ticks:
-        axes.set_xticks(range(len(curve.ticks)), [_short(t, 14) for t in curve.ticks])
+        axes.set_xticks(range(len(curve.ticks)), [short(t, 14) for t in curve.ticks])
         if sum(map(len, curve.ticks)) > 40:
             axes.tick_params(axis="x", rotation=30)
     elif len(positions) <= 8:
         axes.set_xticks(positions, [f"{x:g}" for x in positions])
     axes.grid(axis="y")
     axes.margins(x=0.04, y=0.1)
-    axes.set_xlabel(_short(curve.x_label, 60))
-    axes.set_ylabel(_short(curve.y_label, 40))
+    axes.set_xlabel(folded(curve.x_label, 50))
+    axes.set_ylabel(folded(curve.y_label, 32))
 
 
 def _draw_panel(bars: Bars, shown: Sequence[int]) -> Figure:
-    """Bars for one checkpoint; for several a dot each, joined by a rule, which stays legible."""
-    figure, axes = _figure(4.3, 0.75 + 0.2 * len(shown))
+    """Bars for one checkpoint; for several a dot each, one above the other on a band from the least to the
+    greatest, so that equal values hide none.
+    """
+    height = max(0.2, 0.12 + _LANE * len(bars.values))
+    figure, axes = _figure(4.3, 0.75 + height * len(shown))
     rows = range(len(shown))
     columns = {i: [_scale(values, bars.unit)[j] for j in shown] for i, values in bars.values.items()}
     if len(columns) == 1:
@@ -158,29 +165,25 @@ def _draw_panel(bars: Bars, shown: Sequence[int]) -> Figure:
                 )
         axes.margins(x=0.12)
     else:
+        axes.use_sticky_edges = False
         for y, here in enumerate(zip(*columns.values(), strict=True)):
             found = [v for v in here if math.isfinite(v)]
             if found:
-                axes.plot([min(found), max(found)], [y, y], color=ink("rule"), linewidth=3, zorder=1)
-        for rank, (checkpoint, values) in enumerate(columns.items()):
+                span = max(found) - min(found)
+                axes.barh(y, span, left=min(found), color=ink("rule"), alpha=0.5, height=0.7, zorder=1)
+        for lane, (checkpoint, values) in enumerate(columns.items()):
+            place = (lane - (len(columns) - 1) / 2) * _LANE / height
             axes.plot(
-                values,
-                rows,
-                linestyle="",
-                color=colour(checkpoint),
-                marker=MARKERS[checkpoint % len(MARKERS)],
-                # Later ones are smaller, so that equal values hide none.
-                markersize=max(5.5, 8 - rank),
-                markeredgecolor=ink("surface"),
-                markeredgewidth=0.8,
-                gid=mark(checkpoint),
-            )
-    axes.set_yticks(rows, [_short(bars.labels[j], 26) for j in shown])
+                values, [y + place for y in rows], linestyle="", color=colour(checkpoint),
+                marker=marker(checkpoint), markersize=5.5, markeredgecolor=ink("surface"),
+                markeredgewidth=0.6, gid=mark(checkpoint),
+            )  # fmt: skip
+    axes.set_yticks(rows, [short(bars.labels[j], 26) for j in shown])
     axes.tick_params(axis="y", labelcolor=ink("text"))
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(_short(bars.y_label, 60))
+    axes.set_xlabel(folded(bars.y_label, 50))
     return figure
 
 
@@ -192,9 +195,15 @@ def _power(x: float) -> str:
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def _short(text: str, width: int) -> str:
+def short(text: str, width: int) -> str:
+    """A text on one line of at most so many characters."""
     text = " ".join(clean(text).split())
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def folded(text: str, width: int) -> str:
+    """A text on at most two lines of so many characters."""
+    return "\n".join(textwrap.wrap(short(text, 2 * width), width, max_lines=2, placeholder="…"))
 
 
 def draw_ranks(ranking: Ranking, labels: Sequence[str]) -> Drawing:
@@ -203,28 +212,31 @@ def draw_ranks(ranking: Ranking, labels: Sequence[str]) -> Drawing:
     figure, axes = _figure(6.4, 0.9 + 0.26 * len(order))
     for row, i in enumerate(order):
         place = ranking.ranks[i]
-        axes.plot([place, place], [0, -row - 1], color=ink("rule"), linewidth=1, zorder=1)
+        right = place <= (len(order) + 1) / 2
+        axes.plot([place, place], [0, -row - 1], color=ink("rule"), linewidth=1, zorder=1, gid=mark(i))
         axes.plot(
-            place, 0, color=colour(i), marker=MARKERS[i % len(MARKERS)], markersize=7, linestyle="", zorder=3,
-            gid=mark(i),
+            place, 0, color=colour(i), marker=marker(i), markersize=7, linestyle="", zorder=3, gid=mark(i),
         )  # fmt: skip
         axes.annotate(
-            f"{_short(labels[i], 40)}  {place:.2f}",
+            f"{short(labels[i], 40)}  {place:.2f}",
             (place, -row - 1),
-            (4, 0),
+            (4 if right else -4, 0),
             textcoords="offset points",
+            ha="left" if right else "right",
             va="center",
             fontsize=8,
+            gid=mark(i),
             bbox={"facecolor": ink("surface"), "edgecolor": "none", "pad": 1},
         )
     if ranking.critical_difference is not None:
         for row, group in enumerate(_groups(sorted(ranking.ranks), ranking.critical_difference)):
             axes.plot(group, [0.35 + 0.3 * row] * 2, color=ink("text"), linewidth=2.5, solid_capstyle="butt")
     axes.set_xlim(0.8, len(labels) + 0.2)
+    axes.set_ylim(bottom=-len(order) - 0.7)
     axes.set_yticks([])
-    axes.set_xlabel(
-        f"average rank over {ranking.columns} columns of {ranking.data_sets} data sets; 1 is the best"
-    )
+    columns = "1 column" if ranking.columns == 1 else f"{ranking.columns} columns"
+    sets = "1 data set" if ranking.data_sets == 1 else f"{ranking.data_sets} data sets"
+    axes.set_xlabel(f"average rank over {columns} of {sets}; 1 is the best")
     axes.spines["left"].set_visible(False)
     names = ", ".join(f"{labels[i]} {ranking.ranks[i]:.2f}" for i in order)
     return Drawing(figure, f"Average ranks: {names}.")
@@ -242,7 +254,7 @@ def _groups(ranks: Sequence[float], critical: float) -> list[tuple[float, float]
 
 def draw_pareto(
     title: str,
-    metric: Metric,
+    row: Row,
     cost: str,
     points: Sequence[tuple[float, float, int]],
     labels: Sequence[str],
@@ -253,35 +265,36 @@ def draw_pareto(
 
     Args:
         title: the heading of the figure.
-        metric: whose values the scores are.
+        row: whose values the scores are.
         cost: what the cost is called, with its unit.
         points: (cost, score, index of the checkpoint); the cost is positive.
         labels: name of each checkpoint, by index.
         more_is_cheaper: whether the cost is a speed, of which more is better.
     """
-    figure, axes = _figure(4.3, 2.8)
+    figure, axes = _figure(4.3, 3.0)
     _cost_axis(axes, [x for x, _, _ in points])
+    metric = row.metric
     front = _front(points, metric.higher_is_better, more_is_cheaper)
     axes.plot(
         [x for x, _ in front],
         _scale(tuple(y for _, y in front), metric.unit),
-        color=ink("rule"),
-        linewidth=2,
+        color=ink("muted"),
+        linewidth=1.2,
         zorder=1,
     )
     for x, y, i in points:
         axes.plot(
-            x, _scale((y,), metric.unit), linestyle="", color=colour(i), marker=MARKERS[i % len(MARKERS)],
+            x, _scale((y,), metric.unit), linestyle="", color=colour(i), marker=marker(i),
             markersize=7, markeredgecolor=ink("surface"), markeredgewidth=0.8, gid=mark(i),
         )  # fmt: skip
     axes.grid(axis="y")
     axes.margins(x=0.08, y=0.12)
     axes.set_xlabel(cost)
-    axes.set_ylabel(_short(metric.title, 40))
+    axes.set_ylabel(folded(row.label, 32))
     described = ", ".join(
         f"{labels[i]} {format_value(y, metric.unit)} at {_engineering(x)}" for x, y, i in points
     )
-    what = f"{title}, {metric.title} against {cost}: {described}."
+    what = f"{title}, {row.label} against {cost}: {described}."
     return Drawing(figure, what, title, [i for _, _, i in points])
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from .. import __version__
+from ..bench.comparison import p_text
 from ..bench.results import atomic_write
 from .exhibits import Bars, Curve, Exhibits, Gallery, Strip, collect
 from .figures import draw_bars, draw_curve, draw_points, draw_ranks
@@ -24,10 +25,11 @@ from .pictures import BUDGET as PICTURES
 from .pictures import Album, load_album
 from .progression import progression
 from .published import published_for
-from .readings import clean, format_value, interval_text, show
+from .readings import clean, format_value, interval_text, listed, show
+from .remarks import arithmetic
 from .resemblance import resemblances
 from .similarity import load_similarities
-from .style import COLOURS, PAGE, Drawing, style
+from .style import COLOURS, PAGE, Drawing, shape, style
 from .svg import to_svg
 from .tradeoffs import tradeoffs
 from .verdicts import Pairings, ranking
@@ -95,7 +97,7 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
 
     exhibits = {column.id: collect(column) for column in report.columns}
     strips = _strips(report, exhibits)
-    similarities, unread = load_similarities(strips)
+    similarities, unread, unanswering = load_similarities(strips)
     spent = sum(len(pair) for found in similarities.values() for pair in found.pairs)
     wanted = [(strip.folder, file) for strip in strips for file in strip.files]
     album = load_album(wanted, PICTURES - spent * 3 // 4)
@@ -109,6 +111,7 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
     ranked = ranking(report)
     pairings = Pairings(report)
     compared = pairings.against(baseline)
+    summaries = [pairings.summary(column) for column in report.summarised]
     jinja = Jinja(
         loader=FunctionLoader(_template),
         autoescape=True,
@@ -130,16 +133,18 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
         "bars_order": bars_order,
         "picture": lambda strip, file: album.pictures[strip.folder, file],
         "similarities": lambda strip: similarities.get((strip.folder, strip.similarity)),
-        "p_value": lambda p: "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+        "p_text": p_text,
         "prose": prose,
+        "shape": shape,
     }
     with style(PAGE):
+        costs = tradeoffs(report)
         return jinja.get_template("report.html.j2").render(
             report=report,
             source=source,
             exhibits=exhibits,
             likeness={name: found for name, (found, _) in likeness.items()},
-            album=album,
+            notes=[note for note in (album.note, unanswering) if note],
             css=Markup(_template("report.css")),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -152,15 +157,19 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
                 *unread,
                 *_gaps(album),
             ],
+            remarks=arithmetic(report),
             lead=lead(pairings),
-            summaries=[pairings.summary(column) for column in report.summarised],
+            summaries=summaries,
+            standings={cell.standing for cells in summaries for cell in cells},
             comparisons=[c for c in compared if c.verdicts or c.gaps],
             ranking=None if ranked is None else ranked[0],
             ranks=[] if ranked is None else inline([draw_ranks(ranked[0], labels)], "ranks"),
             tradeoffs=[
-                (cost, inline([drawing for _, drawing in figures], name))
-                for name, cost, figures in tradeoffs(report)
+                (cost, inline([drawing for _, drawing in figures], name)) for name, cost, figures in costs
             ],
+            costed=sorted(
+                {i for _, _, figures in costs for _, drawing in figures for i in drawing.checkpoints}
+            ),
             progression=progression(report),
             published=published_for(report) if published else (),
         )
@@ -194,17 +203,22 @@ def lead(pairings: Pairings) -> list[str]:
     report = pairings.report
     if len(report.checkpoints) < 2:
         return []
-    columns = [column for column in report.scored if column.headline and len(column.headline.found) > 1]
+    columns = [column for column in report.scored if column.headline]
     standings = [[cell.standing for cell in pairings.summary(column)] for column in columns]
-    wins = [(sum(row[c.index] == "best" for row in standings), c) for c in report.checkpoints]
+    winners: dict[int, list[str]] = {}
+    for checkpoint in report.checkpoints:
+        count = sum(row[checkpoint.index] == "best" for row in standings)
+        winners.setdefault(count, []).append(checkpoint.label)
+    of = f"of {len(columns)} {'column' if len(columns) == 1 else 'columns'}"
     out = [
-        f"{c.label} is best in {count} of {len(columns)} columns."
-        for count, c in sorted(wins, key=lambda win: -win[0])
+        f"{listed(labels)} {'is' if len(labels) == 1 else 'are each'} best in {count} {of}."
+        for count, labels in sorted(winners.items(), reverse=True)
         if count
     ]
-    unclear = sum("close" in row or row.count("best") > 1 for row in standings)
-    if unclear:
-        out.append(f"In {unclear} of {len(columns)} columns another is not told apart from the best.")
+    if unclear := sum("close" in row or row.count("best") > 1 for row in standings):
+        out.append(f"In {unclear} {of} another is not told apart from the best.")
+    if untested := sum("untested" in row for row in standings):
+        out.append(f"In {untested} {of} another was not tested against the best; their intervals overlap.")
     return out
 
 

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..bench.results import CheckpointRecord, DataRecord, Environment, Result, RunFile, load_run, warnings_in
-from .readings import Reading, Row, metric_rows, show
+from ..bench.types import Metric
+from .readings import Reading, Row, declared, metric_rows, show
 
 State = Literal["ok", "partial", "failed", "missing"]
 """``partial``: some seeds failed; ``missing``: the cell was never run, or its headline is not there."""
-Standing = Literal["best", "close", ""]
-"""``close``: not told apart from the best, which the paired tests say (``verdicts.Pairings``)."""
+Standing = Literal["best", "close", "untested", ""]
+"""``close``: not told apart from the best, which the paired tests say (``verdicts.Pairings``); ``untested``:
+there is no such test, and the intervals overlap.
+"""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,16 @@ class Column:
     def headline(self) -> Row | None:
         """The row that stands for the task; None where no cell could be scored."""
         return next((row for row in self.rows if row.headline), None)
+
+    @property
+    def metric(self) -> Metric:
+        """The family of the headline, as it is declared: also where no cell could be scored."""
+        return declared(self.first, self.first.headline.split("@")[0])
+
+    @property
+    def content(self) -> str:
+        """What tells data sets apart whatever they are called: a hash, the same for every limit."""
+        return _content(self.first)
 
     @property
     def families(self) -> tuple[tuple[Row, ...], ...]:
@@ -298,6 +311,10 @@ def _by_seed(entries: Sequence[Entry], key: tuple[str, str]) -> tuple[Entry, ...
     return tuple(kept[seed] for seed in sorted(kept))
 
 
+def _content(result: Result) -> str:
+    return result.data.fingerprint.split(":limit=")[0]
+
+
 def _facts(result: Result) -> dict[str, Any]:
     """What must agree for numbers to be compared. The mark of a limited data set also holds the seed that
     chose it, which need not agree, so the limit stands by itself.
@@ -306,7 +323,7 @@ def _facts(result: Result) -> dict[str, Any]:
         **result.protocol,
         "task version": result.task_version,
         "limit": result.limit,
-        "data": result.data.fingerprint.split(":limit=")[0],
+        "data": _content(result),
         "broken images left out": sorted(result.data.skipped),
     }
 

@@ -52,7 +52,7 @@ def _curve(column: Column, runs: Sequence[Sequence[Checkpoint]]) -> Curve | None
         title=f"{column.first.task_title} on {column.data.name}",
         caption=column.variant,
         x_label="epoch",
-        y_label=row.metric.title,
+        y_label=row.label,
         unit=row.metric.unit,
         log_x=False,
         ticks=(),

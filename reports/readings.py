@@ -45,6 +45,12 @@ def show(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: ``a, b and c``."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 @dataclass(frozen=True)
 class Reading:
     """One metric of one checkpoint in a column: the mean over its seeds, with an interval for the sampling of
@@ -117,6 +123,14 @@ class Row:
         return _best(self.readings, self.metric)
 
     @property
+    def label(self) -> str:
+        """What an axis of these values is called: title, unit, parameters, and that lower is better."""
+        unit = " (%)" if self.metric.unit == "%" and "%" not in self.metric.title else ""
+        parameters = f", {self.parameters}" if self.parameters else ""
+        better = "" if self.metric.higher_is_better else " ↓ lower is better"
+        return f"{self.metric.title}{unit}{parameters}{better}"
+
+    @property
     def n(self) -> str:
         """Number of items behind the scores; a range where cells differ."""
         return _span([score.n for r in self.found for _, score in r.scores], lambda n: f"{n:,}")
@@ -172,7 +186,7 @@ def metric_rows(first: Result, cells: Sequence[Sequence[Result]]) -> tuple[Row, 
     ids = dict.fromkeys(score.metric for results in cells for r in results for score in r.scores)
     rows = []
     for family in dict.fromkeys(metric_id.split("@")[0] for metric_id in ids):
-        metric = _metric(first, family)
+        metric = declared(first, family)
         for metric_id in (i for i in ids if i.split("@")[0] == family):
             readings = tuple(_reading(results, metric_id, metric) for results in cells)
             parameters = metric_id.partition("@")[2]
@@ -182,9 +196,10 @@ def metric_rows(first: Result, cells: Sequence[Sequence[Result]]) -> tuple[Row, 
     return tuple(rows)
 
 
-def _metric(result: Result, family: str) -> Metric:
-    declared = result.metrics.get(family, {})
-    known: dict[str, Any] = {k: declared[k] for k in ("title", "unit", "higher_is_better") if k in declared}
+def declared(result: Result, family: str) -> Metric:
+    """A metric family as a result declares it; called by its id where it does not."""
+    fields = result.metrics.get(family, {})
+    known: dict[str, Any] = {k: fields[k] for k in ("title", "unit", "higher_is_better") if k in fields}
     known.setdefault("title", family)
     return Metric(id=family, **known)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..bench.results import Result
 from ..bench.types import ignored_files
 from .model import Column, Report
-from .readings import show
+from .readings import listed, show
 
 
 def changed(report: Report) -> list[str]:
@@ -30,6 +30,16 @@ def _fields(result: Result) -> str:
         + (f"(default {show(result.defaults[name])})" if name in result.defaults else "(not the default)")
         for name in result.overrides
     )
+
+
+def arithmetic(report: Report) -> list[str]:
+    """That the summary holds results of several precisions, where it does."""
+    results = [entry.result for column in report.summarised for entry in column.entries]
+    found = dict.fromkeys(r.environment.precision for r in results if r.status == "ok")
+    if len(found) < 2:
+        return []
+    names = listed(list(found))
+    return [f"Computed in {names}: small differences between checkpoints may be those of arithmetic"]
 
 
 def left_out(report: Report) -> list[str]:

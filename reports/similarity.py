@@ -35,15 +35,17 @@ class Similarities:
     ranges: tuple[tuple[float, float], ...]
 
 
-def load_similarities(strips: Iterable[Strip]) -> tuple[dict[tuple[Path, str], Similarities], list[str]]:
-    """By folder and file, as long as the budget lasts; and what is wrong with files.
+def load_similarities(
+    strips: Iterable[Strip],
+) -> tuple[dict[tuple[Path, str], Similarities], list[str], str]:
+    """By folder and file, as long as the budget lasts; what is wrong with files; and a note where it ended.
 
     Raises:
         DataError: a path leads out of its run folder.
     """
     found: dict[tuple[Path, str], Similarities] = {}
     problems: list[str] = []
-    used = 0
+    note, used = "", 0
     for strip in strips:
         if not strip.similarity:
             continue
@@ -57,10 +59,10 @@ def load_similarities(strips: Iterable[Strip]) -> tuple[dict[tuple[Path, str], S
             continue
         used += sum(map(len, read.pairs))
         if used > BUDGET:
-            problems.append("some pictures do not answer to clicks, to keep this page light")
+            note = "Some pictures of patches do not answer to clicks, to keep this page light."
             break
         found[strip.folder, strip.similarity] = read
-    return found, problems
+    return found, problems, note
 
 
 def _read(path: Path, count: int) -> Similarities:

@@ -105,6 +105,16 @@ def colour(checkpoint: int) -> str:
     return _PALETTE.get().checkpoints[checkpoint % COLOURS]
 
 
+def shape(checkpoint: int) -> int:
+    """The place of a checkpoint's marker in ``MARKERS``: another one whenever the colours begin anew."""
+    return (checkpoint + checkpoint // COLOURS) % len(MARKERS)
+
+
+def marker(checkpoint: int) -> str:
+    """The marker of a checkpoint; with its colour it tells 64 of them apart."""
+    return MARKERS[shape(checkpoint)]
+
+
 def ink(part: Literal["text", "muted", "rule", "surface"]) -> str:
     """The colour of texts, rules or the surface in the style at hand."""
     found: str = getattr(_PALETTE.get(), part)

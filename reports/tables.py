@@ -11,18 +11,25 @@ from collections.abc import Sequence
 from ..bench.results import Result
 from .model import Cell, Column, Report
 from .readings import clean, show
-from .remarks import changed, left_out
+from .remarks import arithmetic, changed, left_out
 
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    # A row that begins with a bracket would hand it to the end of the row above.
+    "[": "{[}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
     **{c: "\\" + c for c in "&%$#_{}"},
 }
+_LATIN_1 = "\xff"
 FORMATS = ("md", "latex", "csv")
 _COLUMNS = """
     checkpoint task task_version protocol changed data data_fingerprint broken_left_out seed metric headline
-    value low high n chance unit limit status
+    value low high n chance unit limit precision device status
 """
 
 
@@ -58,7 +65,8 @@ def _grid(report: Report) -> Grid:
 def _head(column: Column) -> tuple[str, str]:
     row = column.headline
     unit = " (%)" if row and row.metric.unit == "%" else ""
-    return _line(column.name), _line((row.id if row else column.first.headline) + unit)
+    better = "" if column.metric.higher_is_better else ", lower is better"
+    return _line(column.name), _line((row.id if row else column.first.headline) + unit + better)
 
 
 def _note(report: Report, grid: Grid) -> str:
@@ -69,10 +77,11 @@ def _note(report: Report, grid: Grid) -> str:
         sentences.append(f"Limited to {limits} images a split or frames a sequence")
     if fields := changed(report):
         sentences.append(f"Changed from the defaults: {'; '.join(fields)}")
-    sentences += left_out(report)
+    sentences += left_out(report) + arithmetic(report)
     if (seeds := _common_seeds(grid)) and seeds > 1:
         sentences.append(f"Means of {seeds} seeds")
-    sentences.append("95% intervals in brackets; bold: best of the column")
+    bold = "; bold: best of the column" if any(c.standing == "best" for cells in grid for c in cells) else ""
+    sentences.append(f"95% intervals in brackets{bold}")
     return " ".join(f"{_line(sentence)}." for sentence in sentences)
 
 
@@ -111,7 +120,6 @@ def _latex(report: Report) -> str:
     grid = _grid(report)
     heads = [_head(column) for column in report.summarised]
     lines = [
-        r"% needs \usepackage{booktabs}",
         r"\begin{tabular}{l" + "r" * len(heads) + "}",
         r"\toprule",
         " & ".join(["", *(_tex(name) for name, _ in heads)]) + r" \\",
@@ -129,7 +137,9 @@ def _latex(report: Report) -> str:
             values.append(text + interval + _seeds(cell, grid))
         lines.append(" & ".join([_tex(_line(checkpoint.label)), *values]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", f"% {_note(report, grid)}"]
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines)
+    engine = "" if max(text) <= _LATIN_1 else "; lualatex or xelatex, and a font that has all its letters"
+    return f"% needs \\usepackage{{booktabs}}{engine}\n{text}\n"
 
 
 def _csv(report: Report) -> str:
@@ -146,14 +156,15 @@ def _csv(report: Report) -> str:
                     len(result.data.skipped), result.seed,
                 ]  # fmt: skip
                 limit = "" if result.limit is None else result.limit
+                machine = [result.environment.precision, _line(result.environment.device)]
                 if result.status == "failed":
-                    writer.writerow([*common, "", "", "", "", "", "", "", "", limit, "failed"])
+                    writer.writerow([*common, *[""] * 8, limit, *machine, "failed"])
                 for score in result.scores:
                     unit = result.metrics.get(score.metric.split("@")[0], {}).get("unit", "%")
                     numbers = [score.value, score.low, score.high, score.n, score.chance]
                     shown = ["" if number is None else number for number in numbers]
                     headline = int(score.metric == result.headline)
-                    writer.writerow([*common, score.metric, headline, *shown, unit, limit, "ok"])
+                    writer.writerow([*common, score.metric, headline, *shown, unit, limit, *machine, "ok"])
     return stream.getvalue()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..bench.results import RunFile
 from .model import Cell, Column, Report, make_report, reason
 from .readings import clean
-from .remarks import changed, left_out
+from .remarks import arithmetic, changed, left_out
 from .verdicts import Pairings
 
 if TYPE_CHECKING:
@@ -101,11 +101,11 @@ class SummaryTable:
         return [*self._warning(), *lines, *self._reasons(), *self._legend()]
 
     def _warning(self) -> list[str]:
-        """What was not scored of the data, before any number."""
+        """What was not scored of the data, and how it was computed, before any number."""
         limits = ", ".join(map(str, self.report.limits))
         most = f": at most {limits} images a split (or frames a sequence)" if limits else ""
         watermark = [f"LIMITED RUN{most}"] if self.report.limited else []
-        return [*watermark, *map(_line, left_out(self.report))]
+        return [*watermark, *map(_line, left_out(self.report) + arithmetic(self.report))]
 
     def _reasons(self) -> list[str]:
         warnings = [
@@ -121,10 +121,15 @@ class SummaryTable:
 
     def _legend(self) -> list[str]:
         marks = {cell.standing for summary in self.summaries for cell in summary}
-        close = "; ~ not told apart from the best on the same items" if "close" in marks else ""
+        meanings = {
+            "best": "* best",
+            "close": "~ not told apart from the best on the same items",
+            "untested": "? not tested against the best; their intervals overlap",
+        }
+        legend = "; ".join(meaning for standing, meaning in meanings.items() if standing in marks)
         return [
             *(f"CHANGED {_line(fields)}" for fields in changed(self.report)),
-            *([f"* best{close}"] if "best" in marks else []),
+            *([legend] if legend else []),
         ]
 
 
@@ -139,7 +144,7 @@ def _head(column: Column) -> str:
 def _cell(cell: Cell) -> str:
     if cell.reading is None:
         return "FAILED" if cell.state == "failed" else "not run"
-    mark = {"best": " *", "close": " ~", "": ""}[cell.standing]
+    mark = {"best": " *", "close": " ~", "untested": " ?", "": ""}[cell.standing]
     many = f" ({cell.seeds} seeds)" if cell.seeds > 1 else ""
     failed = f" ({len(cell.errors)} FAILED)" if cell.state == "partial" else ""
     return f"{cell.reading.text} {cell.reading.interval}".rstrip() + mark + many + failed

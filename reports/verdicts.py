@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,8 +19,8 @@ import numpy as np
 from ..bench.comparison import Difference, Ranking, compare, holm, rank, sentence
 from ..bench.errors import ConfigError, did_you_mean
 from ..bench.types import Array, DataKind
-from .model import Cell, Checkpoint, Column, Entry, Report
-from .readings import Row
+from .model import Cell, Checkpoint, Column, Entry, Report, Standing
+from .readings import Row, listed
 
 LEVEL = 0.05
 _NOUNS: dict[DataKind, tuple[str, str]] = {
@@ -69,6 +70,17 @@ class Verdict:
         )
 
 
+class Tally(NamedTuple):
+    """Numbers of the columns in which a checkpoint is clearly better and worse, not told apart, and in which
+    too few items leave nothing to test.
+    """
+
+    better: int
+    worse: int
+    open: int
+    untested: int
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two checkpoints on all columns that they share."""
@@ -85,14 +97,22 @@ class Comparison:
         if not self.verdicts:
             both = f"{self.challenger.label} and {self.reference.label}"
             return f"{both} share nothing that can be compared."
-        won = [sum(v.clear and v.better is c for v in self.verdicts) for c in self.pair]
+        better, worse, rest, untested = self.tally
         columns = "column" if len(self.verdicts) == 1 else "columns"
-        rest = len(self.verdicts) - sum(won)
-        open_ones = f"; {rest} cannot be told apart" if rest else ""
         return (
             f"{self.challenger.label} against {self.reference.label} in {len(self.verdicts)} {columns}: "
-            f"clearly better in {won[0]}, clearly worse in {won[1]}{open_ones}."
+            f"clearly better in {better}, clearly worse in {worse}"
+            + (f"; {rest} cannot be told apart" if rest else "")
+            + (f"; {untested} with too few items to test" if untested else "")
+            + "."
         )
+
+    @property
+    def tally(self) -> Tally:
+        """The outcomes for the challenger, counted."""
+        tested = [verdict for verdict in self.verdicts if verdict.p is not None]
+        better, worse = (sum(v.clear and v.better is c for v in tested) for c in self.pair)
+        return Tally(better, worse, len(tested) - better - worse, len(self.verdicts) - len(tested))
 
     @property
     def pair(self) -> tuple[Checkpoint, Checkpoint]:
@@ -136,8 +156,8 @@ class Pairings:
         """The summary cells of a column, with those marked that are not told apart from its best one.
 
         The test is that of the comparison of the two, corrected for the columns and, since which one is the
-        best is known from the same items, for the number of pairs. Where it cannot be made, overlapping
-        intervals count.
+        best is known from the same items, for the number of pairs. Where it cannot be made, those are marked
+        as untested whose intervals overlap.
         """
         cells = column.summary()
         row = column.headline
@@ -147,19 +167,19 @@ class Pairings:
         leader = self.report.checkpoints[row.readings.index(best)]
         marked = []
         for checkpoint, cell in zip(self.report.checkpoints, cells, strict=True):
-            if cell.reading is not None and not cell.standing and self._close(column, leader, checkpoint):
-                cell = replace(cell, standing="close")
+            if cell.reading is not None and not cell.standing:
+                cell = replace(cell, standing=self._standing(column, leader, checkpoint))
             marked.append(cell)
         return tuple(marked)
 
-    def _close(self, column: Column, leader: Checkpoint, other: Checkpoint) -> bool:
+    def _standing(self, column: Column, leader: Checkpoint, other: Checkpoint) -> Standing:
         made = self._made.get(frozenset((leader.index, other.index))) or self._compare(leader, other)
         pairs = math.comb(len(self.report.checkpoints), 2)
         for verdict in _corrected([made], pairs)[0].verdicts:
             if verdict.column is column and verdict.p is not None:
-                return not verdict.clear
+                return "" if verdict.clear else "close"
         one, two = (column.summary()[c.index].reading for c in (leader, other))
-        return one is not None and two is not None and one.overlaps(two)
+        return "untested" if one is not None and two is not None and one.overlaps(two) else ""
 
 
 def comparisons(report: Report, baseline: str | None = None) -> tuple[Comparison, ...]:
@@ -168,13 +188,16 @@ def comparisons(report: Report, baseline: str | None = None) -> tuple[Comparison
 
 
 def ranking(report: Report) -> tuple[Ranking, tuple[Checkpoint, ...]] | None:
-    """Average ranks over the columns that every checkpoint of three or more was scored on."""
+    """Average ranks over the columns that every checkpoint of three or more was scored on; data sets of one
+    content are one, whatever they are called.
+    """
     full = [(column, row) for column in report.scored if (row := column.headline) and all(row.readings)]
     if len(report.checkpoints) < 3 or not full:
         return None
     rows = [row for _, row in full]
     table = np.array([[reading.value for reading in row.readings if reading] for row in rows])
-    higher, data = [row.metric.higher_is_better for row in rows], [column.data.name for column, _ in full]
+    higher = [row.metric.higher_is_better for row in rows]
+    data = [column.content or column.data.name for column, _ in full]
     return rank(table, higher, data), report.checkpoints
 
 
@@ -192,34 +215,54 @@ def _baseline(report: Report, label: str | None) -> Checkpoint:
 def _compare(report: Report, base: Checkpoint, other: Checkpoint) -> Comparison:
     verdicts: list[Verdict] = []
     gaps: list[str] = []
-    shared: set[tuple[str, str]] = set()
-    lone: dict[tuple[str, str], list[str]] = {}
+    lone = [c for c in report.scored if bool(c.cells[base.index]) != bool(c.cells[other.index])]
     for column in report.scored:
-        key = (column.task, column.data.name)
         mine, theirs = column.cells[base.index], column.cells[other.index]
         if not mine or not theirs:
-            if mine or theirs:
-                lone.setdefault(key, []).append(column.variant)
             continue
-        shared.add(key)
         row = column.headline
         if row is None or row.readings[base.index] is None or row.readings[other.index] is None:
-            gaps.append(f"{column.task} on {column.data.name}: one of the two has no score")
+            gaps.append(f"{column.name}: {_lacking(column, (base, other))}")
             continue
         try:
             # The same draws whichever of the two is the reference, and so the same p value.
             names = sorted((base.label, other.label))
             found = _difference(mine, theirs, row.id, "/".join([column.id, *names]))
         except _NotPairedError as error:
-            gaps.append(f"{column.task} on {column.data.name}: {error}")
+            gaps.append(f"{column.name}: {error}")
             continue
         verdicts.append(Verdict(column, row, base, other, found, None))
-    for (task, data), variants in lone.items():
-        if (task, data) not in shared:
-            differs = " against ".join(v for v in variants if v) if len(variants) > 1 else ""
-            reason = f"not the same protocol: {differs}" if differs else "only one of the two was scored"
-            gaps.append(f"{task} on {data}: {reason}")
+    gaps += dict.fromkeys(_apart(column, lone, base, other) for column in lone)
     return Comparison(base, other, tuple(verdicts), tuple(gaps))
+
+
+def _apart(column: Column, lone: Sequence[Column], base: Checkpoint, other: Checkpoint) -> str:
+    """Why a column that only one of two checkpoints has is not compared; ``lone`` are all such columns."""
+    has, lacks = (base, other) if column.cells[base.index] else (other, base)
+    rivals = [rival for rival in lone if rival.task == column.task and rival.cells[lacks.index]]
+    if namesakes := [rival for rival in rivals if rival.data.name == column.data.name]:
+        pair = (column, namesakes[0]) if has is base else (namesakes[0], column)
+        what = "protocol" if pair[0].content == pair[1].content else "data"
+        differs = " against ".join(one.variant for one in pair if one.variant)
+        return f"{column.task} on {column.data.name}: not the same {what}: {differs}"
+    for rival in rivals:
+        if column.content and rival.content == column.content:
+            names = " and ".join(sorted((column.data.name, rival.data.name)))
+            return f"{column.task}: the same data under the names {names}"
+    return f"{column.name}: {_lacking(column, (base, other))}"
+
+
+def _lacking(column: Column, pair: Sequence[Checkpoint]) -> str:
+    """Who of two has no headline in a column, and why: ``a and b failed``."""
+    reasons: dict[str, list[str]] = {}
+    for checkpoint, cell in ((c, column.summary()[c.index]) for c in pair):
+        if cell.state == "failed":
+            reasons.setdefault("failed", []).append(checkpoint.label)
+        elif not column.cells[checkpoint.index]:
+            reasons.setdefault("was not scored", []).append(checkpoint.label)
+        elif cell.reading is None:
+            reasons.setdefault(f"without {column.first.headline}", []).append(checkpoint.label)
+    return ", ".join(f"{listed(labels)} {reason}" for reason, labels in reasons.items())
 
 
 def _corrected(made: Sequence[Comparison], times: int = 1) -> tuple[Comparison, ...]:

@@ -42,7 +42,8 @@ def save_gallery(
                 f"neighbours-{outcome}-{number}",
                 strip,
                 f"Nearest neighbours, vote {outcome}",
-                f"Query ({names[truth]}, grey frame), then its nearest train images: {found_names}.",
+                f"Query ({names[truth]}, grey frame), then its nearest train images, in green where they are "
+                f"of its class and in red where not: {found_names}.",
             )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import lmim_bench.reports
 from lmim_bench.bench.types import Artefact
 from lmim_bench.reports.html import build_report
 
@@ -337,6 +338,14 @@ def test_a_checkpoint_is_switched_off_and_on_everywhere(browser: Browser, page: 
     assert any(part.is_displayed() for part in browser.all('[data-c="0"]'))
     buttons[1].send_keys(Keys.SPACE)
     assert {part for part in parts if part.is_displayed()} == seen
+    buttons[1].send_keys(Keys.SPACE)
+    browser.run("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+    tables = "table:is(.summary, .metrics, .likeness, .plain):not(#failures *) .label"
+    names = f"{tables}, [aria-label='Average ranks'] svg text"
+    found = [name for name in browser.all(names) if name.is_displayed()]
+    texts = [name.get_attribute("textContent") for name in found]
+    assert any(text.startswith(EVIL[:20]) for text in texts)
+    assert not any(text.startswith(SCRIPT[:20]) for text in texts)
 
 
 COLOUR_AT = """
@@ -401,6 +410,23 @@ def test_failures_sort_below_all_scores_in_both_directions(browser: Browser, pag
     for _ in range(2):
         heads[failing].find_element("css selector", "button").click()
         assert [type(v) for v in column_of(browser, failing)] == [float, float, str, str]
+
+
+def test_numbers_behind_texts_sort_and_gaps_come_last(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "sorted.html"
+    rows = ("0.0002", "0.9", "", "0.04")
+    cells = "".join(f"<tr><td{f' data-value={p}>~' if p else '>–'}</td></tr>" for p in rows)
+    script = Path(lmim_bench.reports.__file__).parent / "templates" / "report.js"
+    page.write_text(
+        f"<!doctype html><table class=sortable><thead><tr><th>p</th></tr></thead><tbody>{cells}</tbody>"
+        f"</table><script>{script.read_text()}</script>"
+    )
+    browser.open(page)
+    found = []
+    for _ in range(2):
+        browser.find(".sort").click()
+        found.append([cell.get_attribute("data-value") for cell in browser.all("td")])
+    assert found == [["0.9", "0.04", "0.0002", None], ["0.0002", "0.04", "0.9", None]]
 
 
 @pytest.mark.parametrize("key", ["ENTER", "SPACE"])
@@ -535,6 +561,31 @@ def test_paper_has_no_navigation_and_no_buttons(browser: Browser, page: Path) ->
     assert browser.find("table.summary").is_displayed()
     shade = browser.run("return getComputedStyle(document.documentElement).getPropertyValue('--surface')")
     assert shade == "#fff"
+
+
+def test_nothing_is_wider_than_a_sheet(browser: Browser, page: Path) -> None:
+    browser.open(page, width=718, media="print")  # A4 without chromium's margins
+    browser.run("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+    assert browser.run(WIDER) <= 0
+    wide = """return [...document.querySelectorAll("main table, main figure, main svg")]
+      .filter((e) => e.getBoundingClientRect().right > 720).map((e) => e.outerHTML.slice(0, 200));"""
+    assert browser.run(wide) == []
+    texts, covered = browser.run(OVERLAPS, "#comparison table, .exhibits")
+    assert texts > 100
+    assert covered == []
+
+
+def test_names_in_columns_of_numbers_are_not_squeezed(browser: Browser, page: Path) -> None:
+    browser.open(page, width=390)
+    browser.run("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+    names = browser.all(".numbers td bdi:not(.label)")
+    assert names
+    assert all(name.rect["width"] >= 7 * 16 for name in names)
+    style = "return [getComputedStyle(arguments[0]).whiteSpace, arguments[0].offsetWidth]"
+    for head in browser.all(".numbers thead .label.long"):
+        space, width = browser.run(style, head)
+        assert space == "normal"
+        assert 11 * 16 <= width < 400
 
 
 def test_printing_unfolds_the_page_and_folds_it_again(browser: Browser, page: Path) -> None:

@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from lmim_bench.bench.comparison import Ranking
 from lmim_bench.reports.exhibits import Bars, Curve, Line, Scatter
-from lmim_bench.reports.figures import draw_bars, draw_curve, draw_points
-from lmim_bench.reports.style import PAGE, style
+from lmim_bench.reports.figures import draw_bars, draw_curve, draw_points, draw_ranks
+from lmim_bench.reports.style import MARKERS, PAGE, colour, marker, style
 from lmim_bench.reports.svg import to_svg
 
 HOSTILE = [
@@ -169,6 +170,58 @@ def test_what_belongs_to_a_checkpoint_is_marked_and_named_on_hover():
     assert {e.get("data-c"): e[0].text for e in marked} == {"0": "a", "3": HOSTILE[0]}
     ((_, svg),) = svgs_of_bars(bars_with(["x", "y"], 2), ["a", "b"])
     assert {e.get("data-c") for e in ElementTree.fromstring(svg).iter()} == {None, "0", "1"}
+
+
+def test_colour_and_marker_together_tell_64_checkpoints_apart():
+    with style(PAGE):
+        assert len({(colour(i), marker(i)) for i in range(64)}) == 64
+        assert [marker(i) for i in range(8)] == list(MARKERS)
+    ((_, svg),) = svgs_of_bars(bars_with(["x", "y"], 10), [f"e{i}" for i in range(10)])
+    shapes = {e.get("data-c"): e.find(".//path").get("d") for e in groups_of(svg)}
+    assert shapes["1"] == shapes["8"]
+    assert len(set(shapes.values())) == len(MARKERS)
+
+
+def groups_of(svg):
+    return [e for e in ElementTree.fromstring(svg).iter("g") if "data-c" in e.attrib]
+
+
+def test_dots_of_one_value_lie_one_above_the_other():
+    with style(PAGE):
+        drawings = {
+            n: draw_bars(
+                Bars("c", "T", "", "", "", ("x", "y"), dict.fromkeys(range(n), (0.5, 0.5))), "abcdefghij"
+            )
+            for n in (2, 10)
+        }
+    for count, (drawing,) in drawings.items():
+        figure = drawing.figure
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        heights = sorted(
+            axes.transData.transform((0.5, y))[1] for line in axes.lines for y in line.get_ydata()
+        )
+        assert len(heights) == 2 * count
+        assert min(b - a for a, b in pairwise(heights)) > 3  # points, of dots that are 5.5 wide
+        assert {line.get_markersize() for line in axes.lines} == {5.5}
+        assert heights[count] - heights[count - 1] > 1.5 * (heights[1] - heights[0])
+
+
+def test_a_long_line_has_some_markers():
+    x = tuple(map(float, range(80)))
+    (svg,) = svgs_of_curve(curve_with(log_x=False, lines=(Line(0, "s", x, x, (), ()),)), ["a"])
+    (group,) = groups_of(svg)
+    assert 7 <= len(list(group.iter("use"))) <= 10
+
+
+def test_ranks_are_hidden_whole_and_count_in_words():
+    ranking = Ranking((1.0, 2.0, 3.0), None, None, 1, 1)
+    with style(PAGE):
+        svg = to_svg(draw_ranks(ranking, ["best", "middle", "last"]), "r", ["best", "middle", "last"])
+    own = [e for e in groups_of(svg) if e.get("data-c") == "0"]
+    assert len(own) == 3, "stem, marker and text"
+    assert sum("best  1.00" in "".join(e.itertext()) for e in own) == 1
+    assert "average rank over 1 column of 1 data set; 1 is the best" in texts(svg)
 
 
 def test_points_have_a_panel_a_checkpoint_and_the_colours_of_their_groups():

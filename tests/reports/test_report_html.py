@@ -261,6 +261,42 @@ def test_documentation_becomes_paragraphs_and_preformatted_blocks():
     assert prose("") == []
 
 
+def test_the_lead_counts_all_columns_and_joins_those_alike(tmp_path, result, score, write_run):
+    best = {"knn": "a", "linear": "b", "vos": "c"}
+    results = [
+        result(label, task, scores=(score("top1@k=20", 0.9 if best[task] == label else 0.1),))
+        for task in best
+        for label in "abc"
+    ]
+    results.append(result("a", "few_shot"))
+    text = Page(build_report(write_run(tmp_path / "run", results)).read_text()).text
+    assert "a, b and c are each best in 1 of 4 columns." in text
+    text = Page(build_report(write_run(tmp_path / "one", results[:3])).read_text()).text
+    assert "a is best in 1 of 1 column." in text
+
+
+def test_the_key_explains_only_the_marks_that_are_there(tmp_path, result, write_run):
+    apart = [result("a"), result("b", "linear")]
+    page = build_report(write_run(tmp_path / "run", apart)).read_text()
+    key = page.partition('class="key"')[2].partition("</p>")[0]
+    assert "★" not in key
+    assert "≈" not in key
+    assert "Shade" in key
+
+
+def test_a_column_that_only_failed_has_the_title_of_its_metric(tmp_path, result, write_run):
+    page = build_report(write_run(tmp_path / "run", [result("a", error="gone"), result("b", error="gone")]))
+    head = page.read_text().partition('class="metric"')[2].partition("</span>\n")[0]
+    assert head.startswith('>Top-1 accuracy<span class="muted"> (%)</span> <code>k=20</code>')
+
+
+def test_checkpoints_beyond_the_colours_have_other_shapes(tmp_path, result, write_run):
+    page = build_report(write_run(tmp_path / "run", [result(f"e{i}") for i in range(10)])).read_text()
+    who = page.partition('class="who"')[2].partition("</ul>")[0]
+    swatches = re.findall(r'class="swatch (m\d)" style="--c:var\((--c\d)\)"', who)
+    assert len(set(swatches)) == len(swatches) == 10
+
+
 def test_a_task_tells_what_it_measures_without_letting_markup_in(tmp_path, result, write_run):
     summary = f"Finds neighbours.\n\n    deviation ``{EVIL}``"
     page = Page(build_report(write_run(tmp_path, [result(task_summary=summary)])).read_text())

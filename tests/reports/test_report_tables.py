@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from lmim_bench.bench.report_commands import compare
 from lmim_bench.bench.results import DataRecord, Result, RunFile
-from lmim_bench.reports.model import Report, make_report
+from lmim_bench.reports.html import build_report
+from lmim_bench.reports.model import Report, make_report, read_report
 from lmim_bench.reports.tables import write_table
 from lmim_bench.reports.text import summary_table
 
@@ -51,6 +55,66 @@ def test_a_line_of_csv_says_under_which_protocol_it_was_scored(result: Make) -> 
 def test_changed_lists_stay_one_field_of_csv(result: Make) -> None:
     both = result(protocol={"k": [5, 10], "temperature": 0.2}, overrides=("k", "temperature"))
     assert {row["changed"] for row in rows_of(both)} == {"k=5, 10; temperature=0.2"}
+
+
+def test_latex_takes_any_label(result: Make) -> None:
+    """pdflatex makes of this table what it says; a bracket at the start of a row it took for a length."""
+    table = write_table(report_of(result('[x] <a> | "q"'), result("b")), "latex")
+    assert table.startswith("% needs \\usepackage{booktabs}\n")
+    assert r"{[}x] \textless{}a\textgreater{} \textbar{} ''q'' & " in table
+    beyond = write_table(report_of(result("日本語"), result("b")), "latex")
+    assert beyond.startswith(r"% needs \usepackage{booktabs}; lualatex or xelatex")
+    assert "lualatex" not in write_table(report_of(result("ünïcødé"), result("b")), "latex")
+
+
+@pytest.mark.parametrize("form", ["md", "latex"])
+def test_the_note_says_bold_only_where_something_is(result: Make, form: str) -> None:
+    assert "bold" in note_of(form, result("a"), result("b"))
+    assert "bold" not in note_of(form, result("a"))
+
+
+@pytest.mark.parametrize("form", ["md", "latex"])
+def test_a_head_says_where_lower_is_better(result: Make, form: str) -> None:
+    table = write_table(report_of(result("a", headline="nll"), result("a", "linear")), form)
+    assert "nll, lower is better" in table
+    assert table.count("lower is better") == 1
+
+
+@pytest.mark.parametrize("form", ["md", "latex", "terminal", "compare", "page"])
+def test_several_precisions_are_told(
+    result: Make, form: str, tmp_path: Path, write_run: Callable[..., Path]
+) -> None:
+    half = result("b").environment.model_copy(update={"precision": "bf16", "device": "cuda:0, H100"})
+    results = [result("a"), result("b", environment=half), result("c", "linear", error="x", environment=half)]
+    folder = write_run(tmp_path / "run", results)
+
+    def shown(results: Sequence[Result]) -> str:
+        folder = write_run(tmp_path / "run", results)
+        if form == "terminal":
+            return str(summary_table(run_of(results), folder))
+        if form == "compare":
+            out = str(tmp_path / "c.html")
+            return CliRunner().invoke(compare, [str(folder), "--out", out], catch_exceptions=False).output
+        return (
+            build_report(folder).read_text() if form == "page" else write_table(read_report([folder]), form)
+        )
+
+    said = "Computed in fp32 and bf16: small differences between checkpoints may be those of arithmetic"
+    assert said in shown(results)
+    if form == "page":
+        assert "cpu and cuda:0, H100, fp32 and bf16" in (folder / "report.html").read_text()
+    assert "Computed in" not in shown([result("a"), result("b"), results[2]])
+
+
+def test_a_line_of_csv_says_where_it_was_computed(result: Make) -> None:
+    half = result("b").environment.model_copy(update={"precision": "bf16", "device": "cuda:0, H100"})
+    rows = rows_of(result("a"), result("b", environment=half), result("c", error="x", environment=half))
+    told = {row["checkpoint"]: (row["precision"], row["device"], row["status"]) for row in rows}
+    assert told == {
+        "a": ("fp32", "cpu", "ok"),
+        "b": ("bf16", "cuda:0, H100", "ok"),
+        "c": ("bf16", "cuda:0, H100", "failed"),
+    }
 
 
 @pytest.mark.parametrize("form", ["md", "latex"])

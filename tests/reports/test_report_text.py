@@ -33,9 +33,10 @@ def test_a_pipe_gets_plain_whole_lines(run):
     lines = printed(run, width=40).splitlines()
     assert lines[0] == "LIMITED RUN"
     assert lines[1].split() == ["task", "mae", "[red]lmim\ufffd[0m", "random"]
-    assert lines[2] == ("knn/toy top1@k=20 chance 10.0  74.5 [73.9, 75.1] ~  75.0 [74.4, 75.6] *  10.0 ~")
+    assert lines[2] == ("knn/toy top1@k=20 chance 10.0  74.5 [73.9, 75.1] ?  75.0 [74.4, 75.6] *  10.0 ?")
     assert lines[3].split() == ["vos/toy", "jf", "FAILED", "not", "run", "20.0", "[10.0,", "30.0]"]
     assert lines[4] == "FAILED mae on vos/toy: there are no frames in this folder " + "x" * 100
+    assert lines[5] == "* best; ? not tested against the best; their intervals overlap"
     assert "\x1b" not in "".join(lines)
 
 

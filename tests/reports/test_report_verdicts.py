@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from click.testing import CliRunner
 
 from lmim_bench.bench.errors import ConfigError
 from lmim_bench.bench.report_commands import compare, table
-from lmim_bench.reports.html import build_report
+from lmim_bench.bench.results import DataRecord
+from lmim_bench.reports.html import build_report, render
 from lmim_bench.reports.model import read_report
 from lmim_bench.reports.tables import write_table
 from lmim_bench.reports.verdicts import Pairings, comparisons, ranking
@@ -98,7 +101,58 @@ def test_another_protocol_is_never_compared(run: Callable[..., Path]) -> None:
 def test_a_task_that_one_lacks_is_said(run: Callable[..., Path]) -> None:
     folders = [run("a", {"MAE": 0.5}, tasks=("knn", "linear")), run("b", {"Latent MIM": 0.7})]
     (comparison,) = comparisons(read_report(folders))
-    assert comparison.gaps == ("linear on toy: only one of the two was scored",)
+    assert comparison.gaps == ("linear on toy: Latent MIM was not scored",)
+
+
+def test_lines_name_the_protocol_where_a_task_has_several_on_one_data_set(
+    run: Callable[..., Path], tmp_path: Path
+) -> None:
+    warm = {"k": [1, 20], "temperature": 0.2}
+    folders = [run("a", {"x": 0.5, "y": 0.7}), run("b", {"x": 0.5, "y": 0.7}, items=False, protocol=warm)]
+    folders.append(run("c", {"x": 0.5}, protocol=warm | {"temperature": 0.3}))
+    out = tmp_path / "c.html"
+    text = invoke(compare, *folders, "--out", out)
+    assert "  knn on toy [temperature = 0.07]: y is better than x" in text
+    assert "not compared: knn on toy [temperature = 0.2]: x--knn--toy--s0.npz holds no per-item" in text
+    assert "not compared: knn on toy [temperature = 0.3]: y was not scored" in text
+    (found,) = json.loads(invoke(compare, *folders, "--json"))
+    assert [column["variant"] for column in found["columns"]] == ["temperature = 0.07"]
+    section = out.read_text().partition('id="comparison"')[2].partition("</section>")[0]
+    assert section.count('<span class="variant">[temperature = 0.07]</span>') == 2
+
+
+def test_who_failed_is_named(run: Callable[..., Path], result: Any, write_run: Any, tmp_path: Path) -> None:
+    failed = [result(label, task, error="gone") for label, task in (("x", "b"), ("y", "b"), ("y", "c"))]
+    others = [result("x", "c"), result("x", "d", scores=()), result("y", "d")]
+    folder = write_run(tmp_path / "f", [*failed, *others])
+    (comparison,) = comparisons(read_report([folder]))
+    assert comparison.gaps == (
+        "b on toy: x and y failed",
+        "c on toy: y failed",
+        "d on toy: x without top1@k=20",
+    )
+    assert comparison.summary == "y and x share nothing that can be compared."
+
+
+def on(name: str, fingerprint: str) -> DataRecord:
+    return DataRecord(name=name, kind="classification", fingerprint=fingerprint, counts={})
+
+
+def test_data_under_two_names_and_two_data_under_one_are_told_apart(run: Callable[..., Path]) -> None:
+    one = run("a", {"x": 0.5}, record=on("cifar10", "f1:limit=60:seed=0"))
+    other = run("b", {"y": 0.7}, record=on("my_cifar", "f1:limit=50:seed=1"))
+    (comparison,) = comparisons(read_report([one, other]))
+    assert comparison.gaps == ("knn: the same data under the names cifar10 and my_cifar",)
+    (comparison,) = comparisons(read_report([one, run("c", {"y": 0.7}, record=on("cifar10", "f2"))]))
+    assert comparison.gaps == ("knn on cifar10: not the same data: data = f1 against data = f2",)
+
+
+def test_data_under_two_names_count_once_in_the_ranks(run: Callable[..., Path]) -> None:
+    labels = {"x": 0.5, "y": 0.6, "z": 0.7}
+    twice = [run(name, labels, record=on(name, "f1:limit=60:seed=0")) for name in "ab"]
+    found = ranking(read_report(twice))
+    assert found is not None
+    assert (found[0].columns, found[0].data_sets) == (2, 1)
 
 
 @pytest.mark.parametrize("kept", [0, 3, 40, 0.5, 0.9])
@@ -171,7 +225,7 @@ def test_random_weights_are_not_the_baseline(run: Callable[..., Path]) -> None:
 
 def marks(folder: Path) -> list[str]:
     pairings = Pairings(read_report([folder]))
-    (column,) = pairings.report.columns
+    column = pairings.report.columns[0]
     return [cell.standing for cell in pairings.summary(column)]
 
 
@@ -191,7 +245,7 @@ def test_what_a_test_does_not_tell_apart_is_close(run: Callable[..., Path]) -> N
     assert marks(folder) == ["close", "best", ""]
 
 
-@pytest.mark.parametrize(("other", "mark"), [(0.59, "close"), (0.5, "")])
+@pytest.mark.parametrize(("other", "mark"), [(0.59, "untested"), (0.5, "")])
 def test_intervals_decide_where_items_cannot_be_paired(
     run: Callable[..., Path], other: float, mark: str
 ) -> None:
@@ -249,6 +303,27 @@ def test_few_sequences_are_said_to_be_too_few_for_a_test(run: Callable[..., Path
     assert (verdict.found.p, verdict.p) == (2**-4, None)
     assert verdict.sentence.startswith("y leads x by 30.0 points (30.0 to 30.0) on 10 test images in 5")
     assert verdict.sentence.endswith("too few groups for a test at 5%")
+    assert comparison.tally == (0, 0, 0, 1)
+    assert comparison.summary.endswith("clearly worse in 0; 1 with too few items to test.")
+    assert marks(folder) == ["", "best"]
+
+
+def test_what_nothing_tests_is_not_called_alike(run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = run("a", {"x": 0.788, "y": 0.8, "z": 0.79}, tasks=("knn", "linear"))
+    for path in folder.glob("items/?--knn--*.npz"):
+        np.savez(path, **{"top1@k=20": hits(0.8), "top1@k=20/clusters": np.zeros(400)})
+    assert marks(folder) == ["untested", "best", "untested"]
+    page = build_report(folder, tmp_path / "page.html").read_text()
+    assert "In 1 of 2 columns another was not tested against the best; their intervals overlap." in page
+    assert page.count('aria-label="not tested against the best"') == 2
+    assert "<b>?</b> not tested" in page
+    heads, row = re.findall(r"<tr>.*?</tr>", page.partition('class="tally"')[2], re.S)[:2]
+    assert re.findall(r">([^<]+)</th>", heads)[3:] == ["Not told apart", "Too few to test"]
+    assert re.findall(r"<td>(\d+)</td>", row) == ["0", "0", "1", "1"]
+    whole = build_report(run("b", {"x": 0.5, "y": 0.7, "z": 0.6}), tmp_path / "whole.html").read_text()
+    assert "Too few to test" not in whole
+    assert "<b>?</b>" not in whole
+    assert "<b>≈</b>" not in whole
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -282,6 +357,21 @@ def test_the_page_shows_it_and_hostile_names_stay_text(run: Callable[..., Path])
     assert build_report(folder).read_text() == page
 
 
+def test_cells_sort_by_the_numbers_behind_them_and_p_shows_on_which_side_it_is(
+    run: Callable[..., Path], monkeypatch: Any
+) -> None:
+    folder = run("a", {"x": 0.5, "y": 0.7}, tasks=("knn", "linear"))
+    report = read_report([folder])
+    first, second = comparisons(report)[0].verdicts
+    verdicts = (replace(first, p=0.04996), replace(second, p=None))
+    made = replace(comparisons(report)[0], verdicts=verdicts)
+    monkeypatch.setattr(Pairings, "against", lambda *_: (made,))
+    page = render(report)
+    assert '<td data-value="0.04996">0.0500</td>' in page
+    assert f'<td class="text" data-value="{first.found.low}">[' in page
+    assert f'<td>–</td><td data-value="{second.found.p}">&lt; 0.001</td>' in page
+
+
 # ------------------------------------------------------------------------------------------- commands
 
 
@@ -312,7 +402,7 @@ def test_tables_of_every_format(run: Callable[..., Path], tmp_path: Path) -> Non
     assert markdown.count("\n| ") == 2
     latex = invoke(table, folder, "--format", "latex")
     assert r"\textbf{" in latex
-    assert r"|\_\textbackslash{}" in latex
+    assert r"\textless{}img src=x onerror=alert(1)\textgreater{}\textbar{}\_\textbackslash{}" in latex
     assert latex.count("&") == 4
     rows = list(csv.DictReader(io.StringIO(invoke(table, folder, "-f", "csv"))))
     assert [row["metric"] for row in rows] == ["top1@k=20"] * 2
