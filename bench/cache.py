@@ -1,22 +1,45 @@
-"""The cache folder: where it is, what is in it, how it is cleared."""
+"""The cache folder: where it is, what is in it, how it is filled and cleared."""
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-PARTS = ("features", "manifests", "pixels", "records", "scenes", "torchvision")
+import numpy as np
+from numpy.typing import DTypeLike
+
+from .errors import DataError
+
+_KEY = "[0-9a-f]{32}"
+_PARTS = {
+    "features": _KEY,
+    "manifests": rf"{_KEY}-.+\.json",
+    "pixels": rf"{_KEY}(-broken\.json)?|\.lock|\.{_KEY}(-broken\.json)?\.lock",
+    "records": rf"{_KEY}\.json",
+    "scenes": r"scenes(-seg|-video)?|complete\.json",
+    "torchvision": ".+",
+}
+"""The names of what lies in each part. A cache folder may be one that its user keeps other things in."""
+_HALF_WRITTEN = r"\..+\.[0-9a-f]{8}\.tmp"
+PARTS = tuple(_PARTS)
 """What this program keeps: a folder for each, one a version for the scenes."""
 _FETCHED = "torchvision"
 """The one part that cannot be worked out again: it goes only where it is named."""
 _STAGING = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _LONGEST_SILENCE = 86_400.0
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_NAMED = 3
+"""Files of others in the folder of a part of which each is named."""
 
 
 def cache_folder(chosen: Path | None = None) -> Path:
@@ -85,6 +108,55 @@ def _alive(pid: int) -> bool:
     return True
 
 
+# ------------------------------------------------------------------------------------------- room
+
+
+def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A new array in a file, mapped, for which room is taken on the disk at once.
+
+    A map over a file with holes would end the process by a signal where the disk is full later.
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as stream:
+            try:
+                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in _NOT_OFFERED:
+                    raise OSError(error.errno, error.strerror, str(path)) from error
+    return array
+
+
+@contextmanager
+def room_for(what: str, needed: int, folder: Path, mend: str) -> Iterator[None]:
+    """Make files of so many bytes below a folder of the disk that they are for.
+
+    Raises:
+        DataError: there is no room for ``what``, before or while they are made; ``mend`` says what to do.
+    """
+
+    def short() -> DataError:
+        free = shutil.disk_usage(folder).free
+        return DataError(f"{what} need {amount(needed)} below {folder} and {amount(free)} are free; {mend}")
+
+    if needed > shutil.disk_usage(folder).free:
+        raise short()
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise short() from error
+
+
+def amount(count: float) -> str:
+    """A number of bytes in words: ``12.5 MB``."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
 # ------------------------------------------------------------------------------------------- contents
 
 
@@ -97,34 +169,47 @@ def usage(root: Path) -> dict[str, tuple[int, int]]:
 
 
 class Cleared(NamedTuple):
-    """The bytes that were freed, and the names of what lies in the folder still."""
+    """The bytes that were freed, and in names what lies in the folder still."""
 
     freed: int
     left: tuple[str, ...]
 
 
 def clear(root: Path, part: str | None = None) -> Cleared:
-    """Delete one of ``PARTS``, or all of them but what was downloaded. What else lies in the folder stays."""
+    """Delete what this program made of one of ``PARTS``, or of all of them but what was downloaded. What else
+    lies in the folder, or in that of a part, stays.
+    """
     clear_stale(root)
     chosen = [part] if part else [name for name in PARTS if name != _FETCHED]
-    freed, links = 0, []
-    for folder in _folders(root):
-        if re.sub(r"^scenes-v\d+$", "scenes", folder.name) in chosen:
-            freed += _bytes(folder)
-            if folder.is_symlink():  # to another disk: the user's to keep
-                _empty(folder)
-                links.append(folder)
-            else:
-                shutil.rmtree(folder)
-    return Cleared(freed, tuple(sorted(path.name for path in root.glob("*") if path not in links)))
+    freed, left = 0, []
+    for path in sorted(root.glob("*")):
+        name = re.sub(r"^scenes-v\d+$", "scenes", path.name)
+        if name not in chosen or not path.is_dir():
+            left.append(path.name)
+            continue
+        freed += _empty(path, re.compile(f"{_PARTS[name]}|{_HALF_WRITTEN}"))
+        others = sorted(other.name for other in path.iterdir())
+        left += [f"{path.name}/{other}" for other in others[:_NAMED]]
+        if len(others) > _NAMED:
+            left.append(f"{len(others) - _NAMED} more in {path.name}/")
+        if not others and not path.is_symlink():  # one to another disk is the user's to keep
+            path.rmdir()
+    return Cleared(freed, tuple(left))
 
 
-def _empty(folder: Path) -> None:
+def _empty(folder: Path, own: re.Pattern[str]) -> int:
+    """Delete what has such a name; the bytes that it had."""
+    freed = 0
     for path in folder.iterdir():
+        if not own.fullmatch(path.name):
+            continue
         if path.is_dir() and not path.is_symlink():
+            freed += _bytes(path)
             shutil.rmtree(path)
         else:
+            freed += path.lstat().st_size
             path.unlink()
+    return freed
 
 
 def _folders(root: Path) -> list[Path]:

@@ -9,6 +9,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .errors import ConfigError
+from .progress import Reporter
+
+_PATIENCE = 3.0
+"""Seconds after which somebody who waits wants to know for whom."""
 
 
 @contextmanager
@@ -33,8 +37,16 @@ def claim(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in this part of the code for the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock", mode=0o666):
+def in_turn(path: Path, reporter: Reporter) -> Iterator[None]:
+    """Wait until no other process makes this file or folder; a line says so where that takes long."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666)
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        reporter.line(f"waiting for another process, which makes {path}")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

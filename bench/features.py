@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from .cache import staging
+from .cache import new_array, room_for, staging
 from .config import Precision
 from .engine import Engine
 from .environment import environment
@@ -113,7 +113,7 @@ class FeatureStore:
     def missing(self, key: str, columns: Sequence[Column]) -> list[Column]:
         """The columns that a bank does not hold yet."""
         folder, wanted = self.root / key, list(dict.fromkeys(columns))
-        if not (folder / "meta.json").is_file():
+        if not all((folder / name).is_file() for name in ("meta.json", "index.npy")):
             return wanted
         return [column for column in wanted if not _column_path(folder, column).is_file()]
 
@@ -179,13 +179,13 @@ class FeatureStore:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / "index.npy"
-        if known.is_file() and not _holds(known, index):
+        if not _holds(known, index):
             for path in folder.glob("*.npy"):
                 path.unlink()
+            with atomic_write(known, "wb") as stream:  # before the columns, which are worth nothing without
+                np.save(stream, index)
         for path in half.glob("*.npy"):
             path.replace(folder / path.name)
-        with atomic_write(folder / "index.npy", "wb") as stream:
-            np.save(stream, index)
         write_json(
             folder / "meta.json",
             {
@@ -272,18 +272,12 @@ class _Rows:
 
     def _allocate(self, first: Mapping[Column, Array]) -> None:
         shapes = {column: (self._most, *values.shape[1:]) for column, values in first.items()}
+        what = f"the features {', '.join(column.id for column in shapes)}"
         needed = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
-        free = shutil.disk_usage(self._folder).free
-        if needed > free:
-            raise DataError(
-                f"the features {', '.join(column.id for column in shapes)} need {needed / 1e9:.1f} GB and "
-                f"{self._folder.parent} has {free / 1e9:.1f} GB free; free some, or set --cache-dir to a "
-                "larger disk"
-            )
-        for column, shape in shapes.items():
-            self._files[column] = np.lib.format.open_memmap(
-                _column_path(self._folder, column), mode="w+", dtype=np.float32, shape=shape
-            )
+        mend = "free some, or set --cache-dir to a larger disk"
+        with room_for(what, needed, self._folder.parent, mend):
+            for column, shape in shapes.items():
+                self._files[column] = new_array(_column_path(self._folder, column), np.float32, shape)
 
 
 def _machine(engine: Engine) -> str:
@@ -371,17 +365,17 @@ def _read(folder: Path, columns: Sequence[Column]) -> tuple[dict[str, Any], Arra
 
 
 def _holds(path: Path, values: Array) -> bool:
-    """Whether a file holds this array; not where it is damaged."""
+    """Whether a file holds this array; not where there is none or it is damaged."""
     try:
         return np.array_equal(np.load(path), values)
-    except (ValueError, EOFError):
+    except (FileNotFoundError, ValueError, EOFError):
         return False
 
 
 def _truncate(path: Path, rows: int) -> None:
     source = np.load(path, mmap_mode="r")
     target = path.with_suffix(".cut")
-    copy = np.lib.format.open_memmap(target, mode="w+", dtype=source.dtype, shape=(rows, *source.shape[1:]))
+    copy = new_array(target, source.dtype, (rows, *source.shape[1:]))
     for start in range(0, rows, 4096):
         copy[start : start + 4096] = source[start : min(rows, start + 4096)]
     copy.flush()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_check
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 if TYPE_CHECKING:
     import torch
@@ -286,12 +286,19 @@ class Dataset:
     """Files beside the images that are images of types which are not read, counted by suffix."""
 
     def limited(self, n: int, seed: int = 0) -> Dataset:
-        """At most ``n`` images a split (spread over the classes, seeded), or ``n`` frames a sequence."""
+        """At most ``n`` images a split (spread over the classes, seeded), or ``n`` frames a sequence.
+
+        Fewer images than classes are of the same ``n`` classes in every split: what is scored has neighbours.
+        """
+        labels = [np.asarray(split.labels) for split in self.splits.values() if split.labels is not None]
+        classes = np.unique(np.concatenate(labels)) if labels else np.array([], dtype=np.int64)
+        some = n < len(classes)
+        kept = np.random.default_rng([seed, len(classes)]).permutation(classes)[:n] if some else None
         return replace(
             self,
-            splits={name: _limit(split, n, seed) for name, split in self.splits.items()},
+            splits={name: _limit(split, n, seed, kept) for name, split in self.splits.items()},
             sequences=tuple(s.head(n) for s in self.sequences),
-            fingerprint=f"{self.fingerprint}:limit={n}:seed={seed}",
+            fingerprint=f"{self.fingerprint}:limit={n}:seed={seed}" + (":classes" if some else ""),
         )
 
     def counts(self) -> dict[str, int]:
@@ -308,7 +315,10 @@ def ignored_files(counts: Mapping[str, int]) -> str:
     return f"{total:,} file{'' if total == 1 else 's'} ignored ({kinds})"
 
 
-def _limit(split: ImageSplit, n: int, seed: int) -> ImageSplit:
+def _limit(split: ImageSplit, n: int, seed: int, classes: Array | None) -> ImageSplit:
+    """At most ``n`` images of a split, of these classes alone where there are labels and some are given."""
+    if classes is not None and split.labels is not None:
+        split = split.subset(np.flatnonzero(np.isin(split.labels, classes)))
     if len(split) <= n:
         return split
     order = np.random.default_rng(seed).permutation(len(split))
@@ -369,11 +379,11 @@ class Score(Frozen):
     """
 
     metric: str
-    value: float
-    low: float | None
-    high: float | None
+    value: FiniteFloat
+    low: FiniteFloat | None
+    high: FiniteFloat | None
     n: int
-    chance: float | None = None
+    chance: FiniteFloat | None = None
     detail: dict[str, Any] = {}
 
 

@@ -170,7 +170,7 @@ def save_random_weights(recipe: Recipe, data: Dataset, out: Path) -> Health:
 
 def open_images(reference: str, reporter: Reporter, cache_dir: Path | None = None) -> Dataset:
     """The images to train on. Where they have no labelled train and test split, all of them without labels,
-    and a line says so.
+    and a line says so; another says which were left out, as masks or as those of a test.
 
     Raises:
         DataError: no images, or a data set of masks or videos.
@@ -181,11 +181,13 @@ def open_images(reference: str, reporter: Reporter, cache_dir: Path | None = Non
         opened = load_data(reference, cache_dir=cache_folder(cache_dir)) if labelled else None
     except DataError as error:
         reason = str(error)
-        opened = load_unlabelled(reference, cache_dir=cache_folder(cache_dir))
+        opened = found = load_unlabelled(reference, cache_dir=cache_folder(cache_dir))
         reporter.line(
-            f"{len(opened.splits[opened.train_split])} images without labels, so no k-NN on the way "
-            f"({reason})"
+            f"{len(found.splits[found.train_split])} images without labels, so no k-NN on the way ({reason})"
         )
+        if found.left_out:
+            folders = ", ".join(f"{name} {count:,}" for name, count in found.left_out.items())
+            reporter.line(f"left out, as masks or as a split for a test: {folders} (images by folder)")
     if opened is None:
         raise DataError(f"{reference} is a {kind} data set; name the folder that holds its images alone")
     if opened.ignored:

@@ -49,7 +49,7 @@ def without_broken(
     splits = {name: data.splits[name] for name in names if name in data.splits}
     found = root / f"{hashlib.sha256(data.fingerprint.encode()).hexdigest()[:32]}-broken.json"
     if not found.is_file():
-        with in_turn(root):
+        with in_turn(found, reporter):
             if not found.is_file():
                 write_json(found, {name: _broken(split, workers, reporter) for name, split in splits.items()})
     broken: Mapping[str, Mapping[str, int]] = json.loads(found.read_bytes())

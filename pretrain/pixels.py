@@ -19,7 +19,7 @@ import torch
 from PIL.Image import Image, Resampling
 from torch.utils.data import Dataset as TorchDataset
 
-from ..bench.cache import clear_stale, staging
+from ..bench.cache import clear_stale, new_array, room_for, staging
 from ..bench.claims import in_turn
 from ..bench.data.files import UnreadableError
 from ..bench.data.workers import in_order, workers_that_fit
@@ -163,26 +163,35 @@ def open_pixels(
     needed = len(split) * 3 * size * size
     identity = json.dumps([fingerprint, size, *split.ids])
     folder = root / hashlib.sha256(identity.encode()).hexdigest()[:32]
-    complete = folder / "complete.json"
-    if not complete.is_file():
-        with in_turn(root):  # trainings that begin together decode once
-            if not complete.is_file():
+    found = _kept(folder)
+    if found is None:
+        with in_turn(folder, reporter):  # trainings that begin together decode once
+            found = _kept(folder)
+            if found is None:
                 _fill(folder, DecodedPixels(split, size), needed, workers, reporter)
-    return CachedPixels(folder)
+                found = CachedPixels(folder)
+    return found
+
+
+def _kept(folder: Path) -> CachedPixels | None:
+    """The images of a folder; None where it is not complete or is damaged."""
+    if not (folder / "complete.json").is_file():
+        return None
+    try:
+        return CachedPixels(folder)
+    except (FileNotFoundError, ValueError, EOFError):  # a disk that was full or lost its power
+        return None
 
 
 def _fill(folder: Path, source: DecodedPixels, needed: int, workers: int, reporter: Reporter) -> None:
     clear_stale(folder.parent)
-    free = shutil.disk_usage(folder.parent).free
-    if needed > 0.95 * free:
-        raise DataError(
-            f"decoded images need {needed / 1e9:.1f} GB below {folder.parent} and {free / 1e9:.1f} GB are "
-            "free; --set data.cache=never decodes in every epoch, data.store_size=N keeps smaller images"
-        )
+    shutil.rmtree(folder, ignore_errors=True)  # damaged, and in the way of its successor
+    mend = "--set data.cache=never decodes in every epoch, data.store_size=N keeps smaller images"
     half = staging(folder)
     try:
-        shape = (len(source), 3, source.size, source.size)
-        pixels = np.lib.format.open_memmap(half / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+        with room_for("decoded images", needed, folder.parent, mend):
+            shape = (len(source), 3, source.size, source.size)
+            pixels = new_array(half / "pixels.npy", np.uint8, shape)
         sizes = np.empty((len(source), 2), dtype=np.int64)
         able = workers_that_fit(workers, _Blocks.size * needed // len(source))
         blocks = in_order(_Blocks(source), able, batch_size=None)
@@ -199,7 +208,6 @@ def _fill(folder: Path, source: DecodedPixels, needed: int, workers: int, report
         pixels.flush()
         np.save(half / "sizes.npy", sizes)
         write_json(half / "complete.json", {"images": len(source), "size": source.size})
-        shutil.rmtree(folder, ignore_errors=True)
         half.replace(folder)
     finally:
         shutil.rmtree(half, ignore_errors=True)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import DataError, did_you_mean
 from ..types import DataKind, Dataset
 from .layouts import LAYOUTS, SHARD_SUFFIXES, Detected, detect
+
+if TYPE_CHECKING:
+    from .unlabelled import Unlabelled
 
 __all__ = [
     "CatalogueRow",
@@ -109,7 +112,8 @@ def load_data(
         cache_dir: where generated and derived things are kept, the user's cache folder unless given.
 
     Raises:
-        DataError: missing, of no known layout, inconsistent, or not of the asked ``kind``.
+        DataError: missing, of no known layout, inconsistent, not of the asked ``kind``, or classification
+            with one split for both.
     """
     if reference in _EMBEDDED:
         from .embedded import ensure_scenes
@@ -121,7 +125,9 @@ def load_data(
         from .torchvision_sets import load_torchvision
 
         _expect(kind, detect_layout(reference), reference)
-        return load_torchvision(reference, name, train, test, void, classes, download, cache_dir)
+        return _scored_on_others(
+            load_torchvision(reference, name, train, test, void, classes, download, cache_dir)
+        )
     else:
         found = given_layout(layout) if layout else detect_layout(reference)
         root = Path(reference).expanduser()
@@ -129,15 +135,19 @@ def load_data(
     _expect(kind, found, reference)
     if (void is not None or classes is not None) and found.kind != "segmentation":
         raise DataError(f"{reference} is a {found.kind} data set; void and classes are for masks of classes")
-    return _load_folder(found, root, name, train, test, void, classes, cache_dir)
+    return _scored_on_others(_load_folder(found, root, name, train, test, void, classes, cache_dir))
 
 
-def load_unlabelled(reference: str | Path, name: str | None = None, cache_dir: Path | None = None) -> Dataset:
+def load_unlabelled(
+    reference: str | Path, name: str | None = None, cache_dir: Path | None = None
+) -> Unlabelled:
     """Every image below a folder as one split ``train`` without labels, whatever the layout: for pretraining.
 
     ``load_data`` never comes here by itself; whoever needs no labels falls back to it where a folder has no
-    known layout or no test split. Images lie loose or in shards (``*.tar``, ``*.parquet``). Left out is only
-    what is set apart for a test: a split ``test`` or ``val`` beside a split ``train``.
+    known layout or no test split. Images lie loose or in shards (``*.tar``, ``*.parquet``). Left out, and of
+    loose images counted, is what is set apart for a test (a split ``test`` or ``val`` beside a split
+    ``train``, at any depth) and what is no image but a mask (folders ``masks``, ``annotations``, ``gtFine``
+    and the like beside the images).
 
     Raises:
         DataError: no such folder, no image below it, or loose images and shards side by side.
@@ -153,6 +163,16 @@ def load_unlabelled(reference: str | Path, name: str | None = None, cache_dir: P
 def _expect(kind: DataKind | None, found: Detected, reference: str) -> None:
     if kind and found.kind != kind:
         raise DataError(f"{reference} is a {found.kind} data set ({found.layout}), not one for {kind}")
+
+
+def _scored_on_others(data: Dataset) -> Dataset:
+    """The data set. Raises DataError where images with labels would be scored against themselves."""
+    if data.kind == "classification" and data.train_split == data.test_split:
+        raise DataError(
+            f"{data.name}: train and test are both {data.test_split!r}, and each image would be scored "
+            "against itself; name two splits, or divide the images into two"
+        )
+    return data
 
 
 def given_layout(layout: str) -> Detected:

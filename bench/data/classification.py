@@ -8,8 +8,9 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Array, Dataset
-from .files import Manifest, ignored_images, list_images, no_image, subfolders
-from .layouts import choose_splits
+from .files import Manifest, ignored_images, list_images, no_image
+from .folders import TEST_NAMES
+from .layouts import choose_splits, class_folders
 from .splits import FileSplit
 
 
@@ -22,7 +23,8 @@ def load_image_folder(
         DataError: a split is missing or empty, or a test class is not a class of train.
     """
     chosen_train, chosen_test = choose_splits(root, train, test, marker=None)
-    classes = subfolders(root / chosen_train)
+    classes = class_folders(root / chosen_train)
+    _check_classes(root, chosen_train, chosen_test, set(classes))
     splits: dict[str, FileSplit] = {}
     files: list[tuple[str, int]] = []
     for split_name in (chosen_train, chosen_test):
@@ -43,13 +45,21 @@ def load_image_folder(
     )
 
 
+def _check_classes(root: Path, train: str, test: str, classes: set[str]) -> None:
+    """Raise DataError where a class of the test split is none of train, with another split that would do."""
+    unknown = sorted(set(class_folders(root / test)) - classes)
+    if not unknown:
+        return
+    others = [name for name in TEST_NAMES if name not in (train, test)]
+    fits = next((name for name in others if set() < set(class_folders(root / name)) <= classes), None)
+    mend = f"; with test: {fits} in a suite, {fits}/ is scored" if fits else ""
+    raise DataError(
+        f"{root / test / unknown[0]} is not a class of the train split; it has {len(classes)} others{mend}"
+    )
+
+
 def _scan(root: Path, split: str, classes: list[str], every_class: bool) -> tuple[list[str], Array]:
-    present = subfolders(root / split)
-    unknown = sorted(set(present) - set(classes))
-    if unknown:
-        raise DataError(
-            f"{root / split / unknown[0]} is not a class of the train split; it has {len(classes)} others"
-        )
+    present = class_folders(root / split)
     ids: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):

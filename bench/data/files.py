@@ -36,6 +36,7 @@ UNREAD_SUFFIXES = (
 """Files that nobody takes for anything but images, yet are not read: torchvision's ImageFolder, whose counts
 are everyone's, leaves them out too. They are counted, so that they are not missed in silence.
 """
+_LOSSY = (".jpg", ".jpeg")
 CONTENT_LIMIT = 256 * 2**20
 """Contents enter the fingerprint where all files together are at most this many bytes."""
 MOST_SAMPLED, END = 256, 4096
@@ -56,7 +57,7 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> lis
 
     Raises:
         UnreadableError: a folder cannot be listed.
-        DataError: a link leads back to a folder above ``folder``.
+        DataError: a link leads nowhere, or back to a folder above ``folder``.
     """
     found = []
     for where, names in sorted(_folders(folder)):
@@ -67,6 +68,15 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> lis
             if name.lower().endswith(suffixes) and not name.startswith(".")
         ]
     return found
+
+
+def holds_image(folder: Path) -> bool:
+    """Whether an image lies in the folder, at any depth. Raises as ``list_images``."""
+    return any(
+        name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        for _, names in _folders(folder)
+        for name in names
+    )
 
 
 def ignored_images(*folders: Path) -> dict[str, int]:
@@ -105,7 +115,16 @@ def _folders(folder: Path) -> Iterator[tuple[str, list[str]]]:
         inside[:] = [
             name for name in inside if not name.startswith(".") and not _leads_back(Path(where, name), folder)
         ]
+        for name in names:
+            if not name.startswith(".") and not name.lower().endswith(IMAGE_SUFFIXES):
+                _leads_nowhere(Path(where, name))
         yield where, names
+
+
+def _leads_nowhere(path: Path) -> None:
+    """Raise DataError for a link without a target: it may stand for a folder of images."""
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path} is a link to {path.readlink()}, which does not exist; mend or remove it")
 
 
 def _leads_back(path: Path, top: Path) -> bool:
@@ -126,10 +145,23 @@ def _leads_back(path: Path, top: Path) -> bool:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders directly inside, sorted, hidden ones left out; [] where there is no folder."""
+    """Names of the folders directly inside, sorted, hidden ones left out; [] where there is no folder.
+
+    Raises:
+        UnreadableError: it cannot be listed.
+        DataError: a link leads nowhere.
+    """
     if not folder.is_dir():
         return []
-    return sorted(e.name for e in entries(folder) if e.is_dir() and not e.name.startswith("."))
+    found = []
+    for entry in entries(folder):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            found.append(entry.name)
+        elif entry.is_symlink():
+            _leads_nowhere(Path(entry))
+    return sorted(found)
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -149,6 +181,11 @@ def _not_listed(error: OSError) -> UnreadableError:
     return UnreadableError(f"{error.filename} cannot be read: {error.strerror}")
 
 
+def stem(path: str) -> str:
+    """The path of an image without its suffix: what it shares with its mask."""
+    return path.rpartition(".")[0]
+
+
 def by_stem(folder: Path) -> dict[str, str]:
     """Images below a folder by their path without suffix, for pairing them with masks.
 
@@ -157,13 +194,25 @@ def by_stem(folder: Path) -> dict[str, str]:
     """
     paired: dict[str, str] = {}
     for name in list_images(folder):
-        stem = Path(name).with_suffix("").as_posix()
-        if stem in paired:
-            raise DataError(
-                f"{folder / paired[stem]} and {folder / name} have the same name; remove one of them"
-            )
-        paired[stem] = name
+        first = paired.setdefault(stem(name), name)
+        if first != name:
+            raise DataError(f"{folder / first} and {folder / name} have the same name; remove one of them")
     return paired
+
+
+def masks_by_stem(folder: Path) -> dict[str, str]:
+    """As ``by_stem``, of masks.
+
+    Raises:
+        DataError: two files differ in their suffix alone, or one is a JPEG.
+    """
+    masks = by_stem(folder)
+    for name in masks.values():
+        if name.lower().endswith(_LOSSY):
+            raise DataError(
+                f"{folder / name} is a JPEG, and its compression makes labels of its own; write masks as PNG"
+            )
+    return masks
 
 
 def read_list(path: Path) -> str:
@@ -201,7 +250,7 @@ def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """The fully decoded image. Pillow's global leave to pad truncated files is overruled meanwhile."""
     source = path if content is None else io.BytesIO(content)
     try:
-        with _whole_files_only(), Image.open(source) as image:
+        with whole_files_only(), Image.open(source) as image:
             image.load()
             yield image
     except FileNotFoundError as error:
@@ -213,7 +262,8 @@ def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _whole_files_only() -> Iterator[None]:
+def whole_files_only() -> Iterator[None]:
+    """Meanwhile Pillow pads no truncated file, whatever another library has told it."""
     if not ImageFile.LOAD_TRUNCATED_IMAGES:
         yield
         return

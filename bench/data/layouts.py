@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from ..errors import DataError
 from ..types import DataKind, ignored_files
-from .files import IMAGE_SUFFIXES, entries, ignored_images, subfolders
+from .files import IMAGE_SUFFIXES, entries, holds_image, ignored_images, list_images, subfolders
+from .folders import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES, called_images, images_with_masks
 
-TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "testing", "val", "valid", "validation")
-SPLIT_NAMES = (*TRAIN_NAMES, *TEST_NAMES)
 RESOLUTIONS = ("480p", "Full-Resolution", "1080p")
 SHARD_SUFFIXES = {"webdataset": (".tar",), "parquet": (".parquet",)}
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Where Hugging Face's image folders say the labels of loose images."""
 CIFAR_FOLDERS = {10: "cifar-10-batches-py", 100: "cifar-100-python"}
 
 
@@ -57,13 +57,26 @@ def has_image(folder: Path) -> bool:
 
 
 def cifar_folder(root: Path) -> tuple[Path, int] | None:
-    """The folder of CIFAR's python batches at or below ``root``, and the number of classes."""
+    """The folder of CIFAR's python batches at or below ``root``, and the number of classes.
+
+    Raises:
+        DataError: both CIFARs are there.
+    """
+    found = []
     for folder in (root, *(root / name for name in CIFAR_FOLDERS.values())):
         if (folder / "data_batch_1").is_file() and (folder / "test_batch").is_file():
-            return folder, 10
-        if all((folder / name).is_file() for name in ("train", "test", "meta")):
-            return folder, 100
-    return None
+            found.append((folder, 10))
+        elif all((folder / name).is_file() for name in ("train", "test", "meta")):
+            found.append((folder, 100))
+    if len(found) > 1:
+        raise DataError(f"{root} holds {' and '.join(folder.name for folder, _ in found)}; name one of them")
+    return found[0] if found else None
+
+
+def class_folders(split: Path) -> list[str]:
+    """The folders of a split that stand for classes: all, but not one alone that is called ``images``."""
+    names = subfolders(split)
+    return [] if len(names) == 1 and called_images(names[0]) else names
 
 
 def shard_split(path: str, names: Sequence[str] = SPLIT_NAMES) -> str | None:
@@ -113,7 +126,7 @@ def reasons(root: Path) -> dict[str, str]:
         found["segmentation"] = f"{paired[0]}/images and {paired[0]}/masks"
     for name in splits:
         classes = sorted(inside[name] - ({"images", "masks"} if name in paired else set()))
-        if any(has_image(root / name / folder) for folder in classes[:20]):
+        if any(holds_image(root / name / folder) for folder in classes[:20]):
             found["imagefolder"] = f"class folders with images in {name}/"
             break
     if {"images", "masks"} <= here:
@@ -143,13 +156,15 @@ def detect(root: Path) -> Detected:
     """What the folder is.
 
     Raises:
-        DataError: no such folder, no known layout, or more than one.
+        DataError: no such folder, no known layout, more than one, or masks that would be taken for a class.
     """
     if not root.is_dir():
         raise DataError(f"there is no data folder {root}")
     found = reasons(root)
     if len(found) == 1:
         layout, reason = next(iter(found.items()))
+        if layout == "imagefolder":
+            _refuse_masks(root)
         return Detected(layout, LAYOUTS[layout].kind, reason)
     known = "; ".join(f"{name}: {layout.holds}" for name, layout in LAYOUTS.items())
     if found:
@@ -157,10 +172,40 @@ def detect(root: Path) -> Detected:
         raise DataError(
             f"{root} could be more than one layout: {seen}; name one with layout: NAME in a suite"
         )
+    told = "; ".join(filter(None, (_unsorted(root, name) for name in SPLIT_NAMES)))
+    if told:
+        raise DataError(f"{root} has no known layout: {told}")
     unread = ignored_images(*(root / name for name in SPLIT_NAMES))
     beside = f" ({ignored_files(unread)})" if unread else ""
     raise DataError(
         f"{root} has no known layout: it holds {listing(root)}{beside}. Known layouts are {known}"
+    )
+
+
+def _refuse_masks(root: Path) -> None:
+    """Raise DataError where two folders of a split are no classes, but images and their masks."""
+    for split in SPLIT_NAMES:
+        found = images_with_masks(root / split, subfolders(root / split))
+        if found:
+            raise DataError(
+                f"{root / split} looks like images ({found[0]}/) with masks ({found[1]}/): name the folders "
+                "images/ and masks/, or say layout: imagefolder in a suite where they are classes"
+            )
+
+
+def _unsorted(root: Path, split: str) -> str:
+    """That a split holds images but no class folders, in the words of an error; "" where that is not so."""
+    folder = root / split
+    if not folder.is_dir() or class_folders(folder):
+        return ""
+    images = list_images(folder)
+    if not images:
+        return ""
+    listed = next((f" ({name} is not read)" for name in METADATA if (folder / name).is_file()), "")
+    where = "".join(f"{name}/" for name in subfolders(folder))
+    return (
+        f"{split}/{where} has {len(images):,} loose images and no class folders{listed}: sort them into "
+        f"{split}/<class>/"
     )
 
 
@@ -173,28 +218,46 @@ def choose_splits(root: Path, train: str | None, test: str | None, marker: str |
 
     def usable(name: str) -> bool:
         folder = root / name
-        return (folder / marker).is_dir() if marker else bool(subfolders(folder))
+        return (folder / marker).is_dir() if marker else bool(class_folders(folder))
 
-    return pick_splits(root, train, test, usable, marker or "class folders")
+    def lacks(name: str) -> str:
+        return "" if marker else _unsorted(root, name)
+
+    return pick_splits(root, train, test, usable, marker or "class folders", lacks)
 
 
 def pick_splits(
-    root: Path, train: str | None, test: str | None, usable: Callable[[str], bool], what: str
+    root: Path,
+    train: str | None,
+    test: str | None,
+    usable: Callable[[str], bool],
+    what: str,
+    lacks: Callable[[str], str] = lambda name: "",
 ) -> tuple[str, str]:
     """The train and test split: as named, else the first usable one of the known names.
 
+    Args:
+        root: the folder of the data set.
+        train: the name of the train split where one is given.
+        test: the name of the test split where one is given.
+        usable: whether a split of that name can be used.
+        what: what a usable split holds.
+        lacks: what is wrong with a split of that name and how to mend it, "" where nothing is known.
+
     Raises:
-        DataError: a named split is not usable (``what`` it should hold), or there is no train or test split.
+        DataError: a named split is not usable, or there is no train or test split.
     """
     for given in (train, test):
         if given and not usable(given):
-            raise DataError(f"{root} has no split {given!r} with {what}; it holds {listing(root)}")
+            there = lacks(given) or f"it holds {listing(root)}"
+            raise DataError(f"{root} has no split {given!r} with {what}; {there}")
     train = train or _first(TRAIN_NAMES, usable)
     test = test or _first((name for name in TEST_NAMES if name != train), usable)
     if not train or not test:
         missing, names = ("train", TRAIN_NAMES) if not train else ("test", TEST_NAMES)
+        there = "; ".join(filter(None, map(lacks, names))) or f"it holds {listing(root)}"
         raise DataError(
-            f"{root} has no {missing} split ({', '.join(names)}); it holds {listing(root)}. "
+            f"{root} has no {missing} split ({', '.join(names)}); {there}. "
             "Both a train and a test split are needed"
         )
     return train, test

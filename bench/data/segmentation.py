@@ -11,8 +11,9 @@ import yaml
 
 from ..errors import DataError
 from ..types import Dataset
-from .files import Manifest, by_stem, ignored_images, labels_present, no_image, read_list
-from .layouts import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES, choose_splits
+from .files import Manifest, by_stem, ignored_images, labels_present, masks_by_stem, no_image, read_list
+from .folders import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES
+from .layouts import choose_splits
 from .splits import FileSplit
 
 VOC_CLASSES = (
@@ -85,8 +86,10 @@ def load_voc(
 
 
 def pair_up(root: Path, images: str, masks: str) -> Pairs:
-    """Each image with its mask of the same stem. Raises DataError naming the file that is alone."""
-    pictures, labels = by_stem(root / images), by_stem(root / masks)
+    """Each image with its mask of the same stem. Raises DataError naming a file that is alone, or a mask that
+    is a JPEG.
+    """
+    pictures, labels = by_stem(root / images), masks_by_stem(root / masks)
     for folder, found in ((root / images, pictures), (root / masks, labels)):
         if not found:
             raise DataError(f"{folder} {no_image(folder)}")
@@ -125,6 +128,12 @@ def _dataset(
         used = [label for label in present if label not in void]
         if not used:
             raise DataError(f"the masks of {root} hold no label besides void ({', '.join(map(str, void))})")
+        if used == [0]:
+            hidden = ", ".join(str(label) for label in present if label in void)
+            beside = (
+                f" beside void {hidden}: where that is the object, write masks of 0 and 1" if hidden else ""
+            )
+            raise DataError(f"the masks of {root} hold one class, the label 0 alone{beside}")
         names = [f"class {label}" for label in range(max(used) + 1)]
     known = frozenset(range(len(names))) | frozenset(void)
     return Dataset(

@@ -14,7 +14,8 @@ import numpy as np
 from ..errors import DataError
 from ..types import Array, Dataset
 from .files import Manifest, read_list
-from .layouts import SPLIT_NAMES, TEST_NAMES, find_shards, pick_splits, shard_split
+from .folders import SPLIT_NAMES, TEST_NAMES
+from .layouts import find_shards, pick_splits, shard_split
 from .shards import Found
 
 MOST_CLASSES = 1_000_000

@@ -15,7 +15,7 @@ from PIL import Image
 from ..cache import cache_folder
 from ..errors import DataError, did_you_mean
 from ..types import Array, DataKind, Dataset
-from .files import Manifest, not_read
+from .files import Manifest, not_read, read_image, whole_files_only
 
 SPLITS: dict[str, tuple[str, str]] = {
     "CIFAR10": ("train", "test"),
@@ -42,15 +42,20 @@ SPLITS: dict[str, tuple[str, str]] = {
 """Classification sets with the train and test split that are used unless others are named."""
 
 SEGMENTATION = "VOCSegmentation"
+_FILES = ("_image_files", "_images", "_samples", "samples")
+"""Where torchvision's classes keep the paths of their images, alone or each before its label."""
 _EXTRA_ARGUMENTS = {"EMNIST": {"split": "balanced"}}
 _FAILURES = (RuntimeError, OSError, ValueError, EOFError)
 
 
 @dataclass(eq=False)
 class TorchvisionSplit:
-    """A split that torchvision reads; the images are decoded on access."""
+    """A split that torchvision finds; decoded on access. Where it lies in files, ids are their paths below
+    ``root``, which is None for others.
+    """
 
     source: Any
+    root: Path | None
     index: Array
     ids: Sequence[str]
     labels: Array | None
@@ -60,9 +65,12 @@ class TorchvisionSplit:
 
     def image(self, i: int) -> Image.Image:
         """The decoded image, RGB. Raises DataError naming it where it is broken."""
+        if self.root is not None:
+            return read_image(self.root / self.ids[i])
         try:
-            image: Image.Image = self.source[int(self.index[i])][0]
-            return image.convert("RGB")
+            with whole_files_only():
+                image: Image.Image = self.source[int(self.index[i])][0]
+                return image.convert("RGB")
         except (*_FAILURES, SyntaxError) as error:
             raise not_read(self.ids[i], error) from error
 
@@ -105,7 +113,8 @@ def load_torchvision(
     CIFAR and VOC go through this package's own readers once the files are there.
 
     Raises:
-        DataError: an unknown name, or the files are not there and were not, or could not be, downloaded.
+        DataError: an unknown name, the files are not there and were not, or could not be, downloaded, or
+            nothing says what a set holds.
     """
     class_name, given = parse(reference)
     root = Path(given).expanduser() if given else cache_folder(cache_dir) / "torchvision"
@@ -194,11 +203,12 @@ def _split(source: Any, split: str, root: Path) -> TorchvisionSplit:
         ids = [f"{split}/{i:06d}" for i in range(len(source))]
     else:
         ids = [p.relative_to(root).as_posix() if p.is_relative_to(root) else str(p) for p in paths]
-    return TorchvisionSplit(source, np.arange(len(source)), ids, _labels(source))
+    where = None if paths is None else root
+    return TorchvisionSplit(source, where, np.arange(len(source)), ids, _labels(source))
 
 
 def _paths(source: Any) -> list[Path] | None:
-    for attribute in ("_image_files", "_samples", "samples"):
+    for attribute in _FILES:
         found = getattr(source, attribute, None)
         if isinstance(found, (list, tuple)) and len(found) == len(source):
             return [Path(entry[0] if isinstance(entry, (list, tuple)) else entry) for entry in found]
@@ -225,11 +235,20 @@ def _class_names(source: Any, split: TorchvisionSplit) -> Sequence[Any]:
 
 
 def _identity(source: Any, split: TorchvisionSplit, root: Path, cache_dir: Path | None) -> str:
-    """What stands for the contents: the files where there are files, else the decoded array."""
+    """What stands for the contents: the files where there are files, else the decoded array.
+
+    Raises:
+        DataError: there is neither.
+    """
     labels = [-1] * len(split) if split.labels is None else split.labels.tolist()
-    if _paths(source) is not None:
+    if split.root is not None:
         return Manifest(root, list(zip(split.ids, labels, strict=True)), cache_dir).fingerprint()
     pixels = np.ascontiguousarray(np.asarray(getattr(source, "data", np.empty(0))))
+    if not pixels.size:
+        raise DataError(
+            f"torchvision:{type(source).__name__} names neither its files nor its pixels, so that changed "
+            "images would be taken for these; name a folder of its images"
+        )
     digest = hashlib.sha256(f"{len(split)}\0{pixels.shape}\0{labels}".encode())
-    digest.update(pixels.view(np.uint8).data if pixels.size else b"")
+    digest.update(pixels.view(np.uint8).data)
     return digest.hexdigest()

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError
 from ..types import Dataset, ImageSplit
-from .files import UNREAD_SUFFIXES, Manifest, by_suffix, list_images, no_image
-from .layouts import (
-    COMPRESSED_TARS,
-    SHARD_SUFFIXES,
-    TEST_NAMES,
-    TRAIN_NAMES,
-    listing,
-    reasons,
-    shard_split,
-)
+from .files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Manifest, by_suffix, list_images, no_image, stem
+from .folders import FEWEST, TEST_NAMES, TRAIN_NAMES, called_images, called_masks, called_split
+from .layouts import COMPRESSED_TARS, SHARD_SUFFIXES, listing, reasons, shard_split
 from .shard_sets import fingerprint, opener
 from .splits import FileSplit
 
 
-def load_every_image(root: Path, name: str, cache_dir: Path | None) -> Dataset:
+@dataclass(frozen=True)
+class Unlabelled(Dataset):
+    """Images without labels."""
+
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Images that are not trained on, masks and those of a test: how many, by the name of their folder."""
+
+
+def load_every_image(root: Path, name: str, cache_dir: Path | None) -> Unlabelled:
     """One split ``train``, ``labels`` None: the images below ``root``, or those in its tar or parquet shards.
 
     Raises:
         DataError: no image and no shard, or loose images beside shards that name no split.
     """
-    images = _to_train_on(list_images(root), loose=True)
+    files = list_images(root, IMAGE_SUFFIXES + UNREAD_SUFFIXES)
+    unwanted = _unwanted(files)
+    read = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
+    others = [path for path in files if not path.lower().endswith(IMAGE_SUFFIXES)]
+    images = [path for path in read if _folder(path) not in unwanted]
+    left_out = Counter(unwanted[_folder(path)] for path in read if _folder(path) in unwanted)
     layout, shards = _shards(root)
     known = reasons(root)
     split: ImageSplit
@@ -45,14 +53,15 @@ def load_every_image(root: Path, name: str, cache_dir: Path | None) -> Dataset:
         identity = manifest.fingerprint(split="unlabelled")
     else:
         raise DataError(f"{root} {no_image(root)}, no *.tar and no *.parquet; it holds {listing(root)}")
-    return Dataset(
+    return Unlabelled(
         name=name,
         kind="classification",
         fingerprint=identity,
         splits={"train": split},
         test_split="train",  # the only one there is; without labels no task scores it
         path=str(root),
-        ignored=by_suffix(_to_train_on(list_images(root, UNREAD_SUFFIXES), loose=True)),
+        ignored=by_suffix(path for path in others if _folder(path) not in unwanted),
+        left_out=dict(left_out.most_common()) if isinstance(split, FileSplit) else {},
     )
 
 
@@ -60,21 +69,62 @@ def _shards(root: Path) -> tuple[str, list[str]]:
     """Layout and shards; tar before parquet, which img2dataset leaves beside each tar to describe it."""
     for layout, suffixes in SHARD_SUFFIXES.items():
         more = COMPRESSED_TARS if layout == "webdataset" else ()
-        shards = _to_train_on(list_images(root, suffixes + more), loose=False)
+        shards = _to_train_on(list_images(root, suffixes + more))
         if shards:
             return layout, shards
     return "", []
 
 
-def _to_train_on(paths: Sequence[str], loose: bool) -> list[str]:
-    """The paths without those of a test split, where there is a train split beside it. A loose image belongs
-    to the split whose folder is the first of its path; its own name says nothing.
-    """
-
-    def split(path: str) -> str | None:
-        return path.split("/")[0] if loose else shard_split(path)
-
-    told = {path: split(path) for path in paths}
+def _to_train_on(shards: Sequence[str]) -> list[str]:
+    """The shards without those of a test split, where there is a train split beside it."""
+    told = {shard: shard_split(shard) for shard in shards}
     if not set(told.values()) & set(TRAIN_NAMES):
-        return list(paths)
-    return [path for path in paths if told[path] not in TEST_NAMES]
+        return list(shards)
+    return [shard for shard in shards if told[shard] not in TEST_NAMES]
+
+
+# ------------------------------------------------------------------------------------------- loose images
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _steps(folder: str) -> Iterator[tuple[str, str]]:
+    """Each folder on the way down to ``folder``: the path of the one that it lies in, and its name."""
+    parts = folder.split("/")
+    yield from (("/".join(parts[:i]), name) for i, name in enumerate(parts) if name)
+
+
+def _unwanted(files: Sequence[str]) -> dict[str, str]:
+    """The folders whose images are not to be trained on, each with the name of the topmost one that says so.
+
+    That is one for a test beside one to train on, or one that is called after masks and lies beside one that
+    is called after images, or most of whose files have the path of an image beside it.
+    """
+    stems: dict[str, set[str]] = {}
+    for path in files:
+        stems.setdefault(_folder(path), set()).add(stem(path.rpartition("/")[2]))
+    beside: dict[str, set[str]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    paired: Counter[tuple[str, str]] = Counter()
+    for folder, names in stems.items():
+        for step in _steps(folder):
+            above, name = step
+            beside.setdefault(above, set()).add(name)
+            if called_masks(name):
+                twin = (above + folder[len(f"{above}/{name}".lstrip("/")) :]).lstrip("/")
+                counts[step] += len(names)
+                paired[step] += len(names & stems.get(twin, set()))
+
+    def unwanted(step: tuple[str, str]) -> bool:
+        above, name = step
+        if called_split(name) in TEST_NAMES:
+            return any(called_split(other) in TRAIN_NAMES for other in beside[above])
+        if not called_masks(name):
+            return False
+        fewest = max(FEWEST, counts[step] / 2)
+        return paired[step] >= fewest or any(map(called_images, beside[above]))
+
+    topmost = {folder: next(filter(unwanted, _steps(folder)), None) for folder in stems}
+    return {folder: step[1] for folder, step in topmost.items() if step}

@@ -13,7 +13,16 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Dataset
-from .files import Manifest, by_stem, ignored_images, labels_present, no_image, read_list, subfolders
+from .files import (
+    Manifest,
+    by_stem,
+    ignored_images,
+    labels_present,
+    masks_by_stem,
+    no_image,
+    read_list,
+    subfolders,
+)
 from .layouts import RESOLUTIONS
 from .splits import FileSequence
 
@@ -84,7 +93,7 @@ def _sequence(root: Path, name: str, frames_root: str, masks_root: str) -> FileS
     for folder in (frames_root, masks_root):
         if not (root / folder / name).is_dir():
             raise DataError(f"{root / folder / name} does not exist, but the sequence {name!r} is listed")
-    frames, masks = by_stem(root / frames_root / name), by_stem(root / masks_root / name)
+    frames, masks = by_stem(root / frames_root / name), masks_by_stem(root / masks_root / name)
     if not frames:
         raise DataError(f"{root / frames_root / name} {no_image(root / frames_root / name)}")
     for stem in frames:

@@ -66,11 +66,23 @@ def test_what_staging_did_not_name_is_no_half_written_folder(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+KEY = "0123456789abcdef" * 2
+MADE = {
+    "features": f"{KEY}/index.npy",
+    "manifests": f"{KEY}-contents-2.json",
+    "pixels": f"{KEY}/pixels.npy",
+    "records": f"{KEY}.json",
+    "scenes-v1": "scenes-seg/classes.txt",
+    "scenes-v12": "complete.json",
+    "torchvision": "dtd.tar.gz",
+}
+
+
 @pytest.fixture
 def root(tmp_path):
-    for name in ("features", "manifests", "pixels", "records", "scenes-v1", "scenes-v12", "torchvision"):
-        (tmp_path / name / "inside").mkdir(parents=True)
-        (tmp_path / name / "inside" / "file").write_bytes(b"12345")
+    for part, name in MADE.items():
+        (tmp_path / part / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / part / name).write_bytes(b"12345")
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "me.jpg").write_bytes(b"1")
     (tmp_path / "scenes-views").mkdir()
@@ -99,14 +111,38 @@ def test_clear_of_one_part_leaves_the_others(root):
     assert tuple(sorted(path.name for path in root.iterdir())) == FOREIGN
 
 
+def test_clear_leaves_and_names_what_others_keep_in_the_folder_of_a_part(root):
+    """A cache folder may be a project of the user's, with features and records of its own."""
+    mine = ["features/thesis.npy", "records/patients.csv", f"pixels/{KEY}.tar", "scenes-v1/photographs"]
+    for name in mine:
+        (root / name).write_text("mine")
+    assert clear(root).left == tuple(sorted([*FOREIGN, *mine, "torchvision"]))
+    for i in range(5):
+        (root / "records" / f"{i}.csv").write_text("mine")
+    freed, left = clear(root)
+    assert freed == 0
+    assert [name for name in left if "records" in name] == [
+        *(f"records/{i}.csv" for i in range(3)),
+        "3 more in records/",
+    ]
+    assert all((root / name).read_text() == "mine" for name in mine)
+
+
+def test_clear_takes_what_an_earlier_version_and_a_killed_run_left(root):
+    for name in (".lock", f".{KEY}.lock", f".{KEY}-broken.json.lock", f"{KEY}-broken.json"):
+        (root / "pixels" / name).touch()
+    renamed(staging(root / "features" / KEY), host="other", pid=DEAD)
+    (root / "records" / f".{KEY}.json.0a1b2c3d.tmp").touch()
+    assert clear(root).left == (*FOREIGN, "torchvision")
+
+
 def test_a_part_on_another_disk_is_emptied_and_its_link_stays(root, tmp_path_factory):
     disk, photographs = tmp_path_factory.mktemp("disk"), root / "photographs"
     (root / "features").rename(disk / "features")
     (root / "features").symlink_to(disk / "features")
-    (disk / "features" / "mine").symlink_to(photographs)
-    (disk / "features" / "file").write_bytes(b"12345")
+    (disk / "features" / KEY[::-1]).symlink_to(photographs)
     freed, left = clear(root)
-    assert freed == 7 * 5
+    assert freed == 6 * 5 + len(str(photographs))
     assert left == (*FOREIGN, "torchvision"), "the link is ours: there is nothing to say of it"
     assert (root / "features").is_symlink()
     assert list((disk / "features").iterdir()) == []

@@ -96,9 +96,63 @@ def test_one_split_alone_is_refused(tmp_path):
 
 
 def test_class_sets_must_agree(folder, tmp_path):
-    picture(folder / "val" / "yak" / "0.png")
-    with pytest.raises(DataError, match=r"val/yak is not a class of the train split"):
+    picture(folder / "test" / "yak" / "0.png")
+    with pytest.raises(
+        DataError, match=r"test/yak is not a .* others; with test: val in a suite, val/ is sc"
+    ):
         load(folder, tmp_path)
+    picture(folder / "val" / "yak" / "0.png")
+    with pytest.raises(DataError, match=r"val/yak is not a class of the train split; it has 3 others$"):
+        load(folder, tmp_path, test="val")
+
+
+def test_images_at_any_depth_are_of_the_class_folder(folder, tmp_path):
+    for split in ("train", "val"):
+        for name in ("cat", "dog", "eel"):
+            below = folder / split / name / "images"
+            below.mkdir()
+            for path in (folder / split / name).glob("*.png"):
+                path.rename(below / path.name)
+    data = load(folder, tmp_path)
+    assert data.counts() == {"train": 9, "val": 6}
+    assert data.splits["val"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("inside", ["", "images/"])
+def test_images_that_lie_in_no_class_folder_are_counted(folder, tmp_path, inside):
+    (folder / "val").rename(folder / "val-sorted")
+    for i in range(2):
+        picture(folder / "val" / inside / f"{i}.png")
+    flat = rf"val/{inside} has 2 loose images and no class folders: sort them into val/<class>/"
+    with pytest.raises(DataError, match=rf"has no test split \(.*\); {flat}\."):
+        load(folder, tmp_path)
+    with pytest.raises(DataError, match=rf"has no split 'val' with class folders; {flat}$"):
+        load(folder, tmp_path, test="val")
+
+
+@pytest.mark.parametrize("listed", ["metadata.csv", "metadata.jsonl"])
+def test_labels_of_loose_images_that_are_not_read_are_named(tmp_path, listed):
+    for split in ("train", "test"):
+        picture(tmp_path / "x" / split / "0.png")
+        (tmp_path / "x" / split / listed).write_text("")
+    with pytest.raises(DataError, match=rf"no known layout: train/ has 1 loose .* \({listed} is not read\)"):
+        load(tmp_path / "x", tmp_path)
+
+
+@pytest.mark.parametrize("link", ["other", "train/yak", "train/cat/more"])
+def test_links_that_lead_nowhere_are_named(folder, tmp_path, link):
+    (folder / link).symlink_to("/nowhere/at/all")
+    with pytest.raises(DataError, match=rf"{link} is a link to /nowhere/at/all, which does not exist; mend"):
+        load(folder, tmp_path)
+
+
+def test_images_are_not_scored_against_themselves(folder, roads, tmp_path):
+    for split in ("train", "val"):
+        with pytest.raises(
+            DataError, match=rf"pets: train and test are both '{split}', and each image would"
+        ):
+            load(folder, tmp_path, train=split, test=split)
+    assert load(roads, tmp_path, train="val", test="val").kind == "segmentation", "has no neighbours to find"
 
 
 def test_class_absent_from_test_keeps_the_numbering(folder, tmp_path):
@@ -131,6 +185,27 @@ def test_limited_is_balanced_and_keeps_images_with_their_labels(folder, tmp_path
     for i, label in enumerate(split.labels):
         assert np.asarray(split.image(i))[0, 0, 0] // 10 == label
         assert data.classes[label] in split.ids[i]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_fewer_images_than_classes_are_of_the_same_classes_in_every_split(folder, tmp_path, n):
+    picture(folder / "train" / "cat" / "one-more.png")  # splits of other lengths are drawn in another order
+    data = load(folder, tmp_path)
+    drawn = [[set(part.labels.tolist()) for part in data.limited(n, s).splits.values()] for s in range(20)]
+    assert all(train == test and len(train) == n for train, test in drawn)
+    assert len(set(map(frozenset, (train for train, _ in drawn)))) == 3, "which ones is drawn"
+    few = [data.limited(i, seed=3).splits["train"].labels for i in (1, 2)]
+    assert set(few[0].tolist()) < set(few[1].tolist())
+
+
+def test_fewer_images_than_classes_leave_out_a_class_that_a_split_lacks(folder, tmp_path):
+    for path in (folder / "val" / "cat").iterdir():
+        path.unlink()
+    data = load(folder, tmp_path)
+    for seed in range(20):
+        train, val = (split.labels.tolist() for split in data.limited(2, seed).splits.values())
+        assert set(val) == set(train) - {0}
+        assert len(val) == 2
 
 
 def test_void_and_classes_are_for_masks(folder, tmp_path):
@@ -224,6 +299,18 @@ def test_cifar_labels_and_shapes_are_checked(tmp_path):
     path.write_bytes(pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [1, 2]}))
     with pytest.raises(DataError, match="test_batch does not hold one row"):
         load(tmp_path / "c", tmp_path)
+
+
+def test_two_cifars_in_one_folder_are_named(tmp_path):
+    cifar10(tmp_path / "c")
+    (tmp_path / "c" / "cifar-100-python").mkdir()
+    for name in ("train", "test", "meta"):
+        (tmp_path / "c" / "cifar-100-python" / name).write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"/c holds cifar-10-batches-py and cifar-100-python; name one of them"
+    ):
+        load(tmp_path / "c", tmp_path)
+    assert len(load(tmp_path / "c" / "cifar-10-batches-py", tmp_path).classes) == 10
 
 
 def test_cifar100_uses_the_fine_labels(tmp_path):
@@ -332,6 +419,34 @@ def test_masks_of_void_alone_are_refused(tmp_path):
     mask(tmp_path / "v" / "masks" / "a.png", np.full((6, 8), 255))
     with pytest.raises(DataError, match=r"hold no label besides void \(255\)"):
         load(tmp_path / "v", tmp_path)
+
+
+def test_masks_of_one_class_are_refused(roads, tmp_path):
+    """Binary masks as many tools write them: the object has the label that means void here."""
+    for path in roads.rglob("masks/*.png"):
+        mask(path, 255 * np.eye(6, 8))
+    with pytest.raises(
+        DataError, match=r"one class, the label 0 alone beside void 255: where .* of 0 and 1$"
+    ):
+        load(roads, tmp_path)
+    for path in roads.rglob("masks/*.png"):
+        mask(path, np.zeros((6, 8)))
+    with pytest.raises(DataError, match=r"the masks of .*roads hold one class, the label 0 alone$"):
+        load(roads, tmp_path)
+    for path in roads.rglob("masks/*.png"):
+        mask(path, np.eye(6, 8))
+    assert load(roads, tmp_path).classes == ("class 0", "class 1")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG"])
+def test_masks_that_compression_changed_are_refused(roads, tmp_path, suffix):
+    path = roads / "val" / "masks" / "f1.png"
+    Image.open(path).save(path.with_suffix(f".{suffix}"))
+    path.unlink()
+    with pytest.raises(
+        DataError, match=rf"val/masks/f1\.{suffix} is a JPEG, and its .*; write masks as PNG$"
+    ):
+        load(roads, tmp_path)
 
 
 def test_flat_folder_is_one_split(tmp_path):
@@ -460,6 +575,43 @@ def test_ambiguous_folder_is_refused_and_a_layout_settles_it(roads, tmp_path):
         load(roads, tmp_path)
     assert load(roads, tmp_path, layout="segmentation").kind == "segmentation"
     assert load(roads, tmp_path, layout="imagefolder").classes == ("cars", "images", "masks")
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images", "labels"),
+        ("image", "label"),
+        ("Images", "Masks"),
+        ("imgs", "gt"),
+        ("images", "annotations"),
+        ("image_2", "semantic_rgb"),
+        ("images_png", "masks_png"),
+        ("JPEGImages/one", "Annotations/one"),
+    ],
+)
+def test_masks_are_no_class(tmp_path, images, masks):
+    root = tmp_path / "x"
+    for split in ("train", "val"):
+        for i in range(4):
+            picture(root / split / images / f"{i}.jpg")
+            if i != 1:  # one image has no mask
+                mask(root / split / masks / f"{i}.png", np.eye(6, 8))
+    first = images.split("/")[0]
+    with pytest.raises(
+        DataError, match=rf"x/train looks like images \({first}/\) with masks \(.*layout: image"
+    ):
+        load(root, tmp_path)
+    assert len(load(root, tmp_path, layout="imagefolder").classes) == 2
+
+
+def test_files_of_one_name_or_names_of_masks_alone_are_classes(folder, tmp_path):
+    """0.png, 1.png... lie in all class folders of the fixture; and a mask may be what a class shows."""
+    for split in ("train", "val"):
+        for i in range(3):
+            picture(folder / split / "mask" / f"{i}.png")
+            picture(folder / split / "photos" / f"of-{i}.png")
+    assert load(folder, tmp_path).classes == ("cat", "dog", "eel", "mask", "photos")
 
 
 def test_unknown_names(tmp_path):

@@ -162,3 +162,12 @@ def test_mask_of_another_size_and_broken_frames_are_named(tmp_path):
         sequence.mask(0)
     with pytest.raises(DataError, match=r"00001\.jpg is broken"):
         sequence.frame(1)
+
+
+def test_masks_that_compression_changed_are_refused(tmp_path):
+    root = davis(tmp_path / "d", {"dog": [1]})
+    path = root / "Annotations" / "480p" / "dog" / "00001.png"
+    Image.open(path).save(path.with_suffix(".jpg"))
+    path.unlink()
+    with pytest.raises(DataError, match=r"dog/00001\.jpg is a JPEG, and its .*; write masks as PNG$"):
+        load(root, tmp_path)

@@ -1,6 +1,8 @@
 """The feature store and the engine: batches that do not fit, disks that are full or fail, other runs."""
 
 import contextlib
+import errno
+import os
 import shutil
 from collections import namedtuple
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmim_bench.bench import features
+from lmim_bench.bench import cache, features
 from lmim_bench.bench.data.loading import apply_view
 from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.encoders import load_encoder
@@ -133,6 +135,32 @@ def test_a_damaged_bank_is_made_again(bank, engine, split, tmp_path, name, damag
     assert found.labels.tolist() == list(range(COUNT))
 
 
+def test_a_bank_without_its_index_is_made_again(bank, engine, split, tmp_path):
+    folder = tmp_path / "features" / bank(CLS, MEAN)[0].fingerprint
+    (folder / "index.npy").unlink()
+    np.save(folder / "mean@-1.npy", np.zeros((COUNT, 192), np.float32))  # of whatever images
+    found, _ = bank(CLS)
+    np.testing.assert_allclose(found.column(CLS), direct(engine, split, range(COUNT)).cls, atol=1e-5)
+    np.testing.assert_allclose(
+        bank(MEAN)[0].column(MEAN), direct(engine, split, range(COUNT)).mean, atol=1e-5
+    )
+
+
+def test_no_column_is_ever_there_without_its_index(bank, tmp_path, monkeypatch):
+    replace = type(tmp_path).replace
+
+    def killed(path, target):
+        if target.name == "cls@-1.npy":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bank(CLS)
+    (made,) = (tmp_path / "features").iterdir()
+    assert [path.name for path in made.iterdir()] == ["index.npy"]
+
+
 def test_a_damaged_index_does_not_stop_the_columns_that_are_added(bank, tmp_path):
     folder = tmp_path / "features" / bank(CLS)[0].fingerprint
     (folder / "index.npy").write_bytes(b"")
@@ -163,9 +191,40 @@ def test_room_is_asked_for_all_columns_before_the_first_is_written(bank, tmp_pat
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(features.shutil, "disk_usage", lambda path: usage(0, 0, one + 100))
     bank(CLS)
-    with pytest.raises(DataError, match=r"the features mean@-1, patches@-1 need .* GB"):
+    with pytest.raises(
+        DataError, match=r"the features mean@-1, patches@-1 need .* MB below .* are free; free"
+    ):
         bank(MEAN, PATCHES)
     assert not list((tmp_path / "features").glob(".*"))
+
+
+def test_room_that_another_process_takes_meanwhile_is_one_line(bank, tmp_path, monkeypatch):
+    """Without its own room, a file with holes would end this process by a signal (SIGBUS)."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "posix_fallocate", full)
+    with pytest.raises(
+        DataError, match=r"the features cls@-1 need 0\.0 MB below .* free; free some, or set --c"
+    ):
+        bank(CLS)
+    assert not list((tmp_path / "features").iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system does not offer it")
+def test_the_room_of_a_new_array_is_its_own(tmp_path):
+    cache.new_array(tmp_path / "a.npy", np.float32, (1000, 100))
+    assert 512 * (tmp_path / "a.npy").stat().st_blocks >= 4 * 1000 * 100
+    assert np.load(tmp_path / "a.npy").shape == (1000, 100)
+
+
+def test_a_disk_that_takes_no_room_at_once_is_written_to_all_the_same(bank, monkeypatch):
+    def not_offered(*args):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(cache.os, "posix_fallocate", not_offered)
+    assert len(bank(CLS)[0].column(CLS)) == COUNT
 
 
 def test_the_speed_of_another_machine_is_not_given(bank, monkeypatch):

@@ -1,4 +1,6 @@
+import errno
 import pickle
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lmim_bench.bench import cache, claims
 from lmim_bench.bench.errors import ConfigError, DataError
 from lmim_bench.bench.progress import Reporter
 from lmim_bench.pretrain import pixels as pixels_module
@@ -251,7 +254,8 @@ def test_cached_pixels_equal_decoded_ones_and_survive_pickling(tmp_path, workers
         assert found.pixels.dtype == torch.uint8
         found.pixels.zero_()  # a copy: the cache itself stays as it is
     assert cached.read(np.array([0])).pixels.max() > 0
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [".lock"]
+    hidden = [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert hidden == [f".{cached.folder.name}.lock"]
 
 
 def test_the_cache_is_filled_once_and_by_content_and_size(tmp_path, monkeypatch):
@@ -272,7 +276,50 @@ def test_a_broken_image_leaves_nothing_half_written(tmp_path):
     split = Photos(SIZES, broken=(66,))
     with pytest.raises(DataError, match=r"photos/066\.png"):
         open_pixels(split, "abc", stored(store_size=8), tmp_path / "pixels", 0, Reporter())
-    assert [p.name for p in (tmp_path / "pixels").iterdir()] == [".lock"]
+    assert [p.suffix for p in (tmp_path / "pixels").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "sizes.npy"])
+@pytest.mark.parametrize("left", [0, 10, 100])
+def test_a_damaged_cache_is_filled_again(tmp_path, name, left):
+    split, config = Photos(SIZES[:5]), stored(store_size=8)
+    first = open_pixels(split, "abc", config, tmp_path, 0, Reporter())
+    expected = first.read(np.arange(5))
+    path = first.folder / name
+    path.write_bytes(path.read_bytes()[:left])
+    again = open_pixels(split, "abc", config, tmp_path, 0, Reporter())
+    assert_same([again.read(np.arange(5))], [expected])
+    path.unlink()
+    assert_same([open_pixels(split, "abc", config, tmp_path, 0, Reporter()).read(np.arange(5))], [expected])
+
+
+def test_room_that_another_process_takes_meanwhile_is_one_line(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "posix_fallocate", full)
+    with pytest.raises(
+        DataError, match=r"decoded images need 0\.0 MB below .* are free; --set data\.cache=never"
+    ):
+        open_pixels(Photos(SIZES[:5]), "abc", stored(store_size=8), tmp_path / "pixels", 0, Reporter())
+    assert [p.suffix for p in (tmp_path / "pixels").iterdir()] == [".lock"]
+
+
+def test_only_those_who_make_the_same_wait_for_each_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claims, "_PATIENCE", 0.05)
+    split, config = Photos(SIZES[:5]), stored(store_size=8)
+    folder = open_pixels(split, "abc", config, tmp_path, 0, Reporter()).folder
+    shutil.rmtree(folder)
+    with ThreadPoolExecutor(1) as pool:
+        with claims.in_turn(folder, Reporter()):
+            open_pixels(split, "another", config, tmp_path, 0, Reporter())
+            assert "waiting" not in capsys.readouterr().err
+            same = pool.submit(open_pixels, split, "abc", config, tmp_path, 0, Reporter())
+            said = ""
+            while not same.done() and "waiting for another process, which makes" not in said:
+                said += capsys.readouterr().err
+            assert not same.done()
+        assert same.result().folder == folder
 
 
 def test_those_who_begin_together_decode_once(tmp_path, monkeypatch):
