@@ -26,12 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from .cache import new_array, room_for, staging
+from .cache import staging
 from .config import Precision
 from .engine import Engine
 from .environment import environment
 from .errors import DataError, TaskError
 from .results import atomic_write, write_json
+from .room import new_array, room_for
 from .types import Array, Column, Dataset, FeatureBank, Features, Progress, Tap, View
 
 FEATURES_VERSION = 1

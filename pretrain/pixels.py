@@ -19,13 +19,14 @@ import torch
 from PIL.Image import Image, Resampling
 from torch.utils.data import Dataset as TorchDataset
 
-from ..bench.cache import clear_stale, new_array, room_for, staging
+from ..bench.cache import clear_stale, staging
 from ..bench.claims import in_turn
 from ..bench.data.files import UnreadableError
 from ..bench.data.workers import in_order, workers_that_fit
 from ..bench.errors import DataError
 from ..bench.progress import Reporter
 from ..bench.results import write_json
+from ..bench.room import new_array, room_for
 from ..bench.types import Array, ImageSplit
 from .recipe import Recipe
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmim_bench.bench import cache, features
+from lmim_bench.bench import features, room
 from lmim_bench.bench.data.loading import apply_view
 from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.encoders import load_encoder
@@ -204,7 +204,7 @@ def test_room_that_another_process_takes_meanwhile_is_one_line(bank, tmp_path, m
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "posix_fallocate", full)
+    monkeypatch.setattr(room.os, "posix_fallocate", full)
     with pytest.raises(
         DataError, match=r"the features cls@-1 need 0\.0 MB below .* free; free some, or set --c"
     ):
@@ -214,7 +214,7 @@ def test_room_that_another_process_takes_meanwhile_is_one_line(bank, tmp_path, m
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system does not offer it")
 def test_the_room_of_a_new_array_is_its_own(tmp_path):
-    cache.new_array(tmp_path / "a.npy", np.float32, (1000, 100))
+    room.new_array(tmp_path / "a.npy", np.float32, (1000, 100))
     assert 512 * (tmp_path / "a.npy").stat().st_blocks >= 4 * 1000 * 100
     assert np.load(tmp_path / "a.npy").shape == (1000, 100)
 
@@ -223,7 +223,7 @@ def test_a_disk_that_takes_no_room_at_once_is_written_to_all_the_same(bank, monk
     def not_offered(*args):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr(cache.os, "posix_fallocate", not_offered)
+    monkeypatch.setattr(room.os, "posix_fallocate", not_offered)
     assert len(bank(CLS)[0].column(CLS)) == COUNT
 
 

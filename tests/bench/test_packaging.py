@@ -67,6 +67,11 @@ def test_light_imports_do_not_load_torch(code):
     assert python(f"{code}\nimport sys\nprint('torch' in sys.modules)").splitlines()[-1] == "False"
 
 
+def test_help_loads_no_numbers():
+    code = "from lmim_bench.bench.cli import cli; cli(['--help'], standalone_mode=False)"
+    assert python(f"{code}\nimport sys\nprint('numpy' in sys.modules)").splitlines()[-1] == "False"
+
+
 def test_no_room_is_importable_as_a_bare_name():
     loaded = set(sys.modules)
     assert not loaded & set(ROOMS)
@@ -90,6 +95,7 @@ LEVELS = [
         "bench.stats",
         "bench.comparison",
         "bench.cache",
+        "bench.room",
         "bench.claims",
         "bench.cores",
         "bench.environment",

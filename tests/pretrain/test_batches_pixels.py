@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lmim_bench.bench import cache, claims
+from lmim_bench.bench import claims, room
 from lmim_bench.bench.errors import ConfigError, DataError
 from lmim_bench.bench.progress import Reporter
 from lmim_bench.pretrain import pixels as pixels_module
@@ -297,7 +297,7 @@ def test_room_that_another_process_takes_meanwhile_is_one_line(tmp_path, monkeyp
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "posix_fallocate", full)
+    monkeypatch.setattr(room.os, "posix_fallocate", full)
     with pytest.raises(
         DataError, match=r"decoded images need 0\.0 MB below .* are free; --set data\.cache=never"
     ):
