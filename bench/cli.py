@@ -176,6 +176,9 @@ def _run(config: Any, *, dry_run: bool = False, debug: bool = False) -> None:
     reporter = Reporter()
     command = command_line()
     if dry_run:
+        from shutil import disk_usage
+
+        from .doctor_system import existing
         from .estimate import Estimator, resident_peak
         from .runner import open_run
         from .show import print_estimate, print_plan
@@ -184,7 +187,8 @@ def _run(config: Any, *, dry_run: bool = False, debug: bool = False) -> None:
         print_plan(opened)
         if opened.pending():
             steps = list(Estimator(opened).steps())
-            print_estimate(steps, resident_peak())
+            free = disk_usage(existing(opened.store.root)).free
+            print_estimate(steps, resident_peak(), free)
             if any(step.failure for step in steps):
                 sys.exit(_EXIT_FAILED_CELLS)
         return

@@ -128,12 +128,13 @@ def print_plan(opened: Any) -> None:
     print_line(f"{len(pending)} of {len(opened.cells)} cells to do")
 
 
-def print_estimate(steps: Sequence[Step], resident: int) -> None:
-    """What a plan will take, step by step and in all.
+def print_estimate(steps: Sequence[Step], resident: int, free: int) -> None:
+    """What a plan will take, step by step and in all, and whether the cache's disk has the room.
 
     Args:
         steps: of ``estimate``.
         resident: bytes that the process holds with an encoder loaded.
+        free: bytes that the disk of the cache has free.
     """
     rows = [
         (
@@ -154,6 +155,11 @@ def print_estimate(steps: Sequence[Step], resident: int) -> None:
     unknown = f", and {len(steps) - len(known)} steps of unknown time" if len(known) < len(steps) else ""
     room = f"; {_size(disk)} of features" if disk else ""
     print_line(f"about {duration(sum(known))}{unknown}; {_size(memory)} of memory{room}")
+    if disk > free:
+        print_line(
+            f"WARNING  the disk of the cache has {_size(free) or 'nothing'} free: free some, or give "
+            "--cache-dir on a larger one"
+        )
     for step in steps:
         if step.failure:
             print_line(f"{step.checkpoint}: {step.what} will fail: {step.failure}")

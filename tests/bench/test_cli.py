@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -193,6 +194,16 @@ def test_run_report_and_dry_run(invoke, checkpoint, images, tmp_path):
     assert (out / "report.html").is_file()
     recorded = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert {r["protocol"].get("k", [None])[0] for r in recorded["results"]} >= {1}
+
+
+def test_a_dry_run_says_that_the_disk_is_too_small(invoke, checkpoint, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    result = invoke(
+        *("run", "--ckpt", f"first={checkpoint}", "--tasks", "knn", "--data", images, "--dry-run"),
+        *("--out", tmp_path / "out", "--cache-dir", tmp_path / "cache", "--device", "cpu"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "WARNING  the disk of the cache has 1 kB free: free some, or give --cache-dir" in result.output
 
 
 def test_a_dry_run_says_what_will_fail(invoke, checkpoint, images, tmp_path):
