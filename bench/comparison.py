@@ -79,19 +79,21 @@ def compare(
     if crossed:
         return _crossed(difference, value, clusters)
     groups = _group_sums(difference, clusters)
-    p: float | None
-    least = 0.0
-    if clusters is None and len(groups) > 1 and _binary(a) and _binary(b):
-        p, test = mcnemar(a, b), "McNemar's exact test"
+    answers = clusters is None and len(groups) > 1 and _binary(a) and _binary(b)
+    if answers:
         interval: tuple[float, float] | None = tango(int(np.sum(a > b)), int(np.sum(b > a)), len(groups))
     else:
         interval = bootstrap(difference[:, None], mean_statistic, rng, clusters=clusters)
-        if len(groups) < 2:
-            p, test = None, "none: a single independent item"
-        else:
-            p, test = sign_flips(groups, rng)
-            least = 2.0 ** (1 - len(groups))
     low, high = interval if interval is not None else (None, None)
+    p: float | None
+    least = 0.0
+    if len(groups) < 2:
+        p, test = None, "none: a single independent item"
+    elif answers:
+        p, test = mcnemar(a, b), "McNemar's exact test"
+    else:
+        p, test = sign_flips(groups, rng)
+        least = 2.0 ** (1 - len(groups))
     return Difference(value, low, high, p, least, test, _effect(groups), len(difference), len(groups))
 
 
