@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -111,13 +112,13 @@ def class_names(data: Dataset, *labels: Array) -> list[str]:
     return [str(c) for c in range(1 + max(int(part.max()) for part in labels))]
 
 
-def require_finite(rows: Array, bank: FeatureBank) -> None:
-    """Raise TaskError naming the first image whose features hold NaN or infinity."""
+def require_finite(rows: Array, ids: Sequence[str], what: str = "features") -> None:
+    """Raise TaskError naming the first image whose numbers (N, D) hold NaN or infinity."""
     for start in range(0, len(rows), _CHECK_ROWS):
         good = np.isfinite(rows[start : start + _CHECK_ROWS]).all(axis=1)
         if not good.all():
-            broken = bank.ids[start + int(np.argmin(good))]
-            raise TaskError(f"the features of {broken} hold NaN or infinity; try --precision fp32")
+            broken = ids[start + int(np.argmin(good))]
+            raise TaskError(f"the {what} of {broken} hold NaN or infinity; try --precision fp32")
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def stored_rows(bank: FeatureBank, pooling: Pooling, tap: Tap) -> PooledRows:
     """Checked global features, (N, D), that are read where they are indexed."""
     columns = tuple(bank.column(column) for column in pooled_columns(pooling, tap))
     for column in columns:
-        require_finite(column, bank)
+        require_finite(column, bank.ids)
     return PooledRows(columns)
 
 

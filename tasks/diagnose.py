@@ -40,7 +40,7 @@ from ..bench.types import (
     pooled_columns,
 )
 from . import task
-from ._features import PooledConfig, pooled_rows
+from ._features import PooledConfig, pooled_rows, require_finite
 from ._math import representation as measure
 from ._patch_maps import save_heat, save_patch_maps
 
@@ -215,6 +215,7 @@ def _encode(ctx: Context, cfg: DiagnoseConfig, positions: Array) -> _Tokens:
 
     tap, view = cfg.tap(ctx.spec), cfg.view(ctx.spec)
     patches, norms, shown = [], [], []
+    ids = ctx.data.splits[ctx.data.test_split].ids
     step = max(1, ctx.batch_size * 224 * 224 // view.size**2)
     with ctx.progress(len(positions), "patch tokens") as bar, torch.inference_mode():
         for start in range(0, len(positions), step):
@@ -226,10 +227,9 @@ def _encode(ctx: Context, cfg: DiagnoseConfig, positions: Array) -> _Tokens:
             raw = ctx.encode(images, Tap(tap.layer, norm=False)).patches if tap.norm else found
             patches.append(found.cpu().numpy())
             norms.append(raw.double().norm(dim=-1).flatten(1).cpu().numpy())
-            good = np.isfinite(patches[-1]).all(axis=(1, 2, 3)) & np.isfinite(norms[-1]).all(axis=1)
-            if not good.all():
-                name = ctx.data.splits[ctx.data.test_split].ids[positions[start + int(np.argmin(good))]]
-                raise TaskError(f"the patch tokens of {name} hold NaN or infinity; try --precision fp32")
+            names = [ids[position] for position in positions[start : start + step]]
+            for numbers in (patches[-1], norms[-1]):
+                require_finite(numbers.reshape(len(names), -1), names, "patch tokens")
             bar.advance(len(pixels))
     return _Tokens(np.concatenate(patches), np.concatenate(norms), shown)
 

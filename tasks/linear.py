@@ -214,12 +214,12 @@ def TASK(ctx: Context, cfg: LinearConfig) -> Sequence[Measurement]:  # noqa: N80
 
     train, choices = _train_split(ctx, cfg), _offered(ctx, cfg)
     for column in columns_of(choices):
-        require_finite(train.bank.column(column), train.bank)
+        require_finite(train.bank.column(column), train.bank.ids)
     fitted, detail = _fit(ctx, cfg, train, choices)
 
     test, truth = labelled(ctx, ctx.data.test_split)
     for column in fitted.choice.columns:
-        require_finite(test.column(column), test)
+        require_finite(test.column(column), test.ids)
     ranks = np.empty(len(test), dtype=np.int64)
     for rows, logits in fitted.predict(test, np.arange(len(test)), ctx.device):
         labels = torch.tensor(truth[rows], device=ctx.device)

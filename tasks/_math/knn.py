@@ -53,10 +53,9 @@ def search(
     """
     distance = np.empty((len(queries), k), dtype=np.float32)
     position = np.empty((len(queries), k), dtype=np.int64)
-    first_tile = bank[:_TILE_ROWS]
-    blocks = (first_tile[i : i + _BLOCK_ROWS] for i in range(0, len(first_tile), _BLOCK_ROWS))
-    common = sum(unit_rows(rows, np.float64).sum(axis=0) for rows in blocks) / len(first_tile)
-    del first_tile
+    sample = min(_TILE_ROWS, len(bank))
+    blocks = (bank[i : min(i + _BLOCK_ROWS, sample)] for i in range(0, sample, _BLOCK_ROWS))
+    common = sum(unit_rows(rows, np.float64).sum(axis=0) for rows in blocks) / sample
     for start in range(0, len(bank), _TILE_ROWS):
         tile = _directions(bank[start : start + _TILE_ROWS], common)
         held = min(k, start)  # neighbours known from earlier tiles
@@ -97,9 +96,7 @@ def _nearest(queries: Array, tile: Array, k: int) -> tuple[Array, Array]:
         wider = min(2 * asked, _MOST_TIED, len(tile))
         step = max(1, _TIED_ELEMENTS // wider)
         for part in np.split(tied, range(step, len(tied), step)):
-            ahead, rows = _nearest(queries[part], tile, wider)
-            order = np.lexsort((rows, ahead), axis=1)[:, :k]
-            best[part], where[part] = np.take_along_axis(ahead, order, 1), np.take_along_axis(rows, order, 1)
+            best[part], where[part] = (found[:, :k] for found in _nearest(queries[part], tile, wider))
     return best, where
 
 
