@@ -150,9 +150,9 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
         at = ".".join([*where.split(), *path[:-1]]) or "a run"
         return f"{at} has no field {path[-1]!r}. {did_you_mean(path[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return message
     at = ".".join([*where.split(), *path])
+    if first["type"] == "value_error":
+        return f"{at}: {message}" if where and path else message
     return f"{at}: {message[0].lower() + message[1:]}, got {first.get('input')!r}"
 
 

@@ -289,10 +289,12 @@ class Dataset:
         """At most ``n`` images a split (spread over the classes, seeded), or ``n`` frames a sequence.
 
         Fewer images than classes are of the same ``n`` classes in every split: what is scored has neighbours.
+        Splits without a class in common (novel classes) are each spread over their own.
         """
-        labels = [np.asarray(split.labels) for split in self.splits.values() if split.labels is not None]
+        labels = [np.unique(split.labels) for split in self.splits.values() if split.labels is not None]
         classes = np.unique(np.concatenate(labels)) if labels else np.array([], dtype=np.int64)
-        some = n < len(classes)
+        apart = sum(map(len, labels)) == len(classes)
+        some = n < len(classes) and not apart
         kept = np.random.default_rng([seed, len(classes)]).permutation(classes)[:n] if some else None
         return replace(
             self,

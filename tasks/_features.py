@@ -105,6 +105,20 @@ def labelled(ctx: Context, split: str) -> tuple[FeatureBank, Array]:
     return bank, labels
 
 
+def require_known_classes(data: Dataset) -> None:
+    """Raise TaskError where no class of the test split is one of train: no answer could be right."""
+    splits = (data.splits.get(name) for name in (data.train_split, data.test_split))
+    train, test = (split.labels if split else None for split in splits)
+    if train is None or test is None or np.isin(test, train).any():
+        return
+    names = class_names(data, train, test)
+    raise TaskError(
+        f"train of {data.name} has no class of its test split ({names[train.min()]!r} ... against "
+        f"{names[test.min()]!r} ...): novel classes are scored by episodes alone, "
+        "--tasks few_shot --set few_shot.shots=[]"
+    )
+
+
 def class_names(data: Dataset, *labels: Array) -> list[str]:
     """Names by class index; plain numbers where the data set names none."""
     if data.classes:

@@ -18,7 +18,8 @@ and images are drawn without replacement within an episode, support and queries 
 the mean accuracy over episodes and the interval is over episodes: it says how well the mean over all
 possible episodes of this split is known, and not how it would move on other images. Where classes are
 small, first queries and then ways are reduced (the id carries the ways in use), with a note; below two
-ways it is left out. Chance is 1/way.
+ways it is left out. Chance is 1/way. Without draws (``shots=[]``) episodes stand alone: train is not read,
+the classes of test may be novel, none of train, as in mini-ImageNet, and the headline keeps its ways.
 
 Deviations: EASY and PT-MAP run 10,000 episodes, P>M>F 2,000; the default here is 1,000. Transductive
 classifiers and the power transform (NaN on signed features) are not offered. ``center`` subtracts the mean
@@ -32,7 +33,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..bench.errors import TaskError
 from ..bench.types import (
@@ -40,7 +41,6 @@ from ..bench.types import (
     Context,
     Dataset,
     EncoderSpec,
-    FeatureBank,
     FeatureRequest,
     Measurement,
     Metric,
@@ -48,7 +48,15 @@ from ..bench.types import (
     pooled_columns,
 )
 from . import task
-from ._features import PooledConfig, PooledRows, labelled, once, pooled_width, stored_rows
+from ._features import (
+    PooledConfig,
+    PooledRows,
+    labelled,
+    once,
+    pooled_width,
+    require_known_classes,
+    stored_rows,
+)
 
 Classifier = Literal["ncm", "logreg", "knn"]
 _TITLES: Mapping[Classifier, str] = {
@@ -62,7 +70,7 @@ class FewShotConfig(PooledConfig):
     """Protocol of few-shot transfer."""
 
     shots: tuple[int, ...] = Field(
-        (1, 2, 5, 10), min_length=1, description="Train images a class, of nested draws."
+        (1, 2, 5, 10), description="Train images a class, of nested draws; []: episodes alone."
     )
     draws: int = Field(10, gt=0, description="Support sets drawn for each number of shots.")
     classifiers: tuple[Classifier, ...] = Field(
@@ -90,10 +98,16 @@ class FewShotConfig(PooledConfig):
 
     _once = field_validator("classifiers")(once)
 
+    @model_validator(mode="after")
+    def _something(self) -> FewShotConfig:
+        if not self.shots and not (self.episodes and self.episode_shots):
+            raise ValueError("few_shot.shots is empty and there are no episodes: nothing is left to measure")
+        return self
+
     @property
     def headline_shots(self) -> int:
         """5, or the nearest number of shots that is measured (the smaller of two)."""
-        return min(self.shots, key=lambda k: (abs(k - 5), k))
+        return min(self.shots or self.episode_shots, key=lambda k: (abs(k - 5), k))
 
     @property
     def headline_classifier(self) -> Classifier:
@@ -102,12 +116,21 @@ class FewShotConfig(PooledConfig):
 
 
 def _headline(cfg: FewShotConfig) -> str:
+    if not cfg.shots:
+        return f"episodic@way={cfg.way},shot={cfg.headline_shots}"
     return f"{cfg.headline_classifier}@shots={cfg.headline_shots}"
 
 
 def _features(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Sequence[FeatureRequest]:
     columns = pooled_columns(cfg.pooled(spec), cfg.tap(spec))
-    return [FeatureRequest((data.train_split, data.test_split), cfg.view(spec), columns)]
+    if cfg.shots:
+        require_known_classes(data)
+    splits = (data.train_split, data.test_split) if _reads_train(cfg) else (data.test_split,)
+    return [FeatureRequest(splits, cfg.view(spec), columns)]
+
+
+def _reads_train(cfg: FewShotConfig) -> bool:
+    return bool(cfg.shots) or cfg.center
 
 
 def _work(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Work:
@@ -129,7 +152,7 @@ def _work(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Work:
             "episodes": 1e-9 * episodes * width,
         },
         on_device=("fits",),
-        memory=55e6 + 10.0 * test * width + 16.0 * cfg.draws * max(supports) * width,
+        memory=55e6 + 10.0 * test * width + 16.0 * cfg.draws * max(supports, default=0) * width,
     )
 
 
@@ -149,13 +172,22 @@ def _work(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Work:
 )
 def TASK(ctx: Context, cfg: FewShotConfig) -> Sequence[Measurement]:  # noqa: N802
     """Classify the test split from every draw, then run the episodes inside it."""
-    train, labels = labelled(ctx, ctx.data.train_split)
+    pooling, tap = cfg.pooled(ctx.spec), cfg.tap(ctx.spec)
     test, truth = labelled(ctx, ctx.data.test_split)
-    if len(np.unique(labels)) < 2:
-        raise TaskError(f"few-shot transfer needs two classes; train of {ctx.data.name} shows one")
-    train_rows, test_rows = _unit_features(ctx, cfg, train, test)
-    result = _from_draws(ctx, cfg, (train_rows, labels), (test_rows, truth))
-    return result + _episodic(ctx, cfg, test_rows, truth)
+    test_rows = stored_rows(test, pooling, tap)
+    if not _reads_train(cfg):
+        return _episodic(ctx, cfg, _UnitRows(test_rows)[:], truth)
+    train, labels = labelled(ctx, ctx.data.train_split)
+    train_rows = stored_rows(train, pooling, tap)
+    centre = train_rows.mean() if cfg.center else 0.0
+    unit_test = _UnitRows(test_rows, centre)[:]
+    result = []
+    if cfg.shots:
+        if len(np.unique(labels)) < 2:
+            raise TaskError(f"few-shot transfer needs two classes; train of {ctx.data.name} shows one")
+        # Of train, which may be large, only what is drawn is ever read (and a pass for the mean).
+        result = _from_draws(ctx, cfg, (_UnitRows(train_rows, centre), labels), (unit_test, truth))
+    return result + _episodic(ctx, cfg, unit_test, truth)
 
 
 @dataclass(frozen=True)
@@ -163,25 +195,12 @@ class _UnitRows:
     """Features at unit length, centred first: ``rows[index]`` reads these alone."""
 
     pooled: PooledRows
-    centre: Array
+    centre: Array | float = 0.0
 
     def __getitem__(self, index: Array | slice) -> Array:
         from ._math.normalise import unit_rows
 
         return unit_rows(self.pooled[index] - self.centre)
-
-
-def _unit_features(
-    ctx: Context, cfg: FewShotConfig, train: FeatureBank, test: FeatureBank
-) -> tuple[_UnitRows, Array]:
-    """Pooled features of both splits at unit length, centred first where the protocol says so.
-
-    Of train, which may be large, only what is drawn is ever read (and a pass for the mean).
-    """
-    pooling, tap = cfg.pooled(ctx.spec), cfg.tap(ctx.spec)
-    rows, test_rows = stored_rows(train, pooling, tap), stored_rows(test, pooling, tap)
-    centre = rows.mean() if cfg.center else np.zeros(1, dtype=np.float32)
-    return _UnitRows(rows, centre), _UnitRows(test_rows, centre)[:]
 
 
 def _from_draws(
@@ -318,7 +337,15 @@ def _episodic(ctx: Context, cfg: FewShotConfig, rows: Array, labels: Array) -> l
 
     result = []
     for shot in cfg.episode_shots if cfg.episodes else ():
-        plan = plan_episodes(np.bincount(labels), cfg.way, shot, cfg.queries)
+        counts = np.bincount(labels)
+        plan = plan_episodes(counts, cfg.way, shot, cfg.queries)
+        if not cfg.shots and shot == cfg.headline_shots and (plan is None or plan.way < cfg.way):
+            enough = int((counts > shot).sum())
+            raise TaskError(
+                f"episodes of {cfg.way} ways and {shot} shots need {cfg.way} test classes of {shot + 1} "
+                f"images; {ctx.data.name} has {enough}"
+                + (f": set few_shot.way={enough}" if enough > 1 else "")
+            )
         if plan is None:
             ctx.note(f"episodes of {shot} shots left out: fewer than two test classes have {shot + 1} images")
             continue

@@ -45,6 +45,7 @@ from ._features import (
     class_names,
     labelled,
     pooled_width,
+    require_known_classes,
     save_per_class,
     stored_rows,
 )
@@ -95,6 +96,7 @@ _RAW = Tap(-1, norm=False)
 
 
 def _features(cfg: KnnConfig, spec: EncoderSpec, data: Dataset) -> Sequence[FeatureRequest]:
+    require_known_classes(data)
     view = cfg.view(spec)
     columns = pooled_columns(cfg.pooled(spec), cfg.tap(spec))
     requests = [FeatureRequest((data.train_split, data.test_split), view, columns)]

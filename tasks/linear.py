@@ -57,6 +57,7 @@ from ._features import (
     mean_class_items,
     once,
     require_finite,
+    require_known_classes,
     save_per_class,
 )
 
@@ -146,6 +147,7 @@ def _choices(cfg: LinearConfig, spec: EncoderSpec) -> list[FeatureChoice]:
 def _features(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Sequence[FeatureRequest]:
     from ._probe import columns_of
 
+    require_known_classes(data)
     columns = columns_of(_choices(cfg, spec))
     return [FeatureRequest((data.train_split, data.test_split), cfg.view(spec), tuple(columns))]
 

@@ -19,16 +19,19 @@ def load_image_folder(
 ) -> Dataset:
     """The classes are the sorted folder names of the train split, as in torchvision's ImageFolder.
 
+    Where no class of test is one of train (the base and novel classes of few-shot benchmarks), test's follow.
+
     Raises:
-        DataError: a split is missing or empty, or a test class is not a class of train.
+        DataError: a split is missing or empty, or some test classes are not classes of train.
     """
     chosen_train, chosen_test = choose_splits(root, train, test, marker=None)
-    classes = class_folders(root / chosen_train)
-    _check_classes(root, chosen_train, chosen_test, set(classes))
+    known = class_folders(root / chosen_train)
+    classes = known + _novel_classes(root, chosen_train, chosen_test, set(known))
     splits: dict[str, FileSplit] = {}
     files: list[tuple[str, int]] = []
     for split_name in (chosen_train, chosen_test):
-        ids, labels = _scan(root, split_name, classes, every_class=split_name == chosen_train)
+        must_have = set(known) if split_name == chosen_train else set()
+        ids, labels = _scan(root, split_name, classes, must_have)
         splits[split_name] = FileSplit(root, ids, labels)
         files += zip(ids, labels.tolist(), strict=True)
     manifest = Manifest(root, files, cache_dir)
@@ -45,26 +48,33 @@ def load_image_folder(
     )
 
 
-def _check_classes(root: Path, train: str, test: str, classes: set[str]) -> None:
-    """Raise DataError where a class of the test split is none of train, with another split that would do."""
-    unknown = sorted(set(class_folders(root / test)) - classes)
+def _novel_classes(root: Path, train: str, test: str, classes: set[str]) -> list[str]:
+    """The classes of the test split where train has none of them; nothing where train has all.
+
+    Raises:
+        DataError: train has some of them, or another split would do.
+    """
+    found = set(class_folders(root / test))
+    unknown = sorted(found - classes)
     if not unknown:
-        return
+        return []
     others = [name for name in TEST_NAMES if name not in (train, test)]
     fits = next((name for name in others if set() < set(class_folders(root / name)) <= classes), None)
+    if not fits and found.isdisjoint(classes):
+        return unknown
     mend = f"; with test: {fits} in a suite, {fits}/ is scored" if fits else ""
     raise DataError(
         f"{root / test / unknown[0]} is not a class of the train split; it has {len(classes)} others{mend}"
     )
 
 
-def _scan(root: Path, split: str, classes: list[str], every_class: bool) -> tuple[list[str], Array]:
+def _scan(root: Path, split: str, classes: list[str], must_have: set[str]) -> tuple[list[str], Array]:
     present = class_folders(root / split)
     ids: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
         found = list_images(root / split / class_name) if class_name in present else []
-        if every_class and not found:
+        if not found and class_name in must_have:
             folder = root / split / class_name
             raise DataError(f"{folder} {no_image(folder)}; remove the folder or fill it")
         ids += [f"{split}/{class_name}/{image}" for image in found]

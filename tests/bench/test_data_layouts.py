@@ -106,6 +106,25 @@ def test_class_sets_must_agree(folder, tmp_path):
         load(folder, tmp_path, test="val")
 
 
+def test_classes_of_test_that_are_all_novel_follow_those_of_train(folder, tmp_path):
+    before = load(folder, tmp_path)
+    for name in ("yak", "ant", "zebu"):
+        for i in range(2):
+            picture(folder / "test" / name / f"{i}.png", i)
+    (folder / "val").rename(folder / "unused")  # its classes are train's, and it would be scored instead
+    data = load(folder, tmp_path)
+    assert data.classes == ("cat", "dog", "eel", "ant", "yak", "zebu")
+    assert data.splits["train"].labels.tolist() == before.splits["train"].labels.tolist()
+    assert data.splits["test"].labels.tolist() == [3, 3, 4, 4, 5, 5]
+    assert [Path(name).parent.name for name in data.splits["test"].ids[::2]] == ["ant", "yak", "zebu"]
+    few = data.limited(2).splits
+    assert [len(few["train"]), len(few["test"])] == [2, 2]
+    assert len(set(few["test"].labels.tolist())) == 2
+    (folder / "train" / "empty").mkdir()
+    with pytest.raises(DataError, match="train/empty holds no image"):
+        load(folder, tmp_path)
+
+
 def test_images_at_any_depth_are_of_the_class_folder(folder, tmp_path):
     for split in ("train", "val"):
         for name in ("cat", "dog", "eel"):

@@ -92,6 +92,40 @@ def test_shots_beyond_the_smallest_class_are_left_out_and_the_headline_is_kept(t
     assert TASK.headline(FewShotConfig(classifiers=("knn",))) == "knn@shots=5"
 
 
+def test_without_shots_only_episodes_of_the_test_split_are_run(toy: ModuleType) -> None:
+    train, (x, y) = toy.blobs(12, 4, spread=4), toy.blobs(20, 6, spread=4, seed=1)
+    context = toy.toy_context(train, (x, y + 4))
+    with pytest.raises(TaskError, match=r"'class 0' ... against 'class 4' .* --set few_shot.shots=\[\]"):
+        context.run(TASK)
+    found = context.run(TASK, shots=(), episodes=200)
+    assert set(found) == {"episodic@way=5,shot=1", "episodic@way=5,shot=5"}
+    assert context.asked == ["val"]
+    assert TASK.headline(FewShotConfig(shots=())) == "episodic@way=5,shot=5"
+    beside = toy.toy_context((x, y), (x, y)).run(TASK, draws=2, episodes=200)
+    for name, metric in found.items():  # the very episodes that a run with draws has
+        np.testing.assert_array_equal(metric.items, beside[name].items)
+    centred = context.run(TASK, shots=(), episodes=200, center=True)
+    mean = train[0].mean(axis=0)
+    moved = toy.toy_context(train, (x - mean, y + 4)).run(TASK, shots=(), episodes=200)
+    for name, metric in centred.items():
+        np.testing.assert_array_equal(metric.items, moved[name].items)
+
+
+def test_episodes_alone_keep_their_ways_or_say_what_is_possible(toy: ModuleType) -> None:
+    context = toy.toy_context(toy.blobs(3, 2), toy.blobs(8, 3, seed=1))
+    with pytest.raises(TaskError, match=r"need 5 test classes of 6 images; toy has 3: set few_shot.way=3"):
+        context.run(TASK, shots=())
+    assert set(context.run(TASK, shots=(), way=3, episodes=5)) == {
+        "episodic@way=3,shot=1",
+        "episodic@way=3,shot=5",
+    }
+    with pytest.raises(TaskError, match=r"need 5 test classes of 9 images; toy has 0$"):
+        context.run(TASK, shots=(), episode_shots=(8,))
+    for nothing in ({"episodes": 0}, {"episode_shots": ()}):
+        with pytest.raises(ValueError, match="nothing is left to measure"):
+            FewShotConfig(shots=(), **nothing)
+
+
 def test_items_are_crossed_and_the_curve_holds_their_means(toy: ModuleType) -> None:
     train, test = toy.blobs(12, 4, spread=4), toy.blobs(10, 4, spread=4, seed=1)
     context = toy.toy_context(train, test)
@@ -300,6 +334,6 @@ def test_broken_inputs_are_refused(toy: ModuleType) -> None:
     ):
         with pytest.raises(TaskError, match=message):
             toy.toy_context(train, test, n_classes=3).run(TASK, **FAST)
-    for bad in ({"shots": (0, 1)}, {"shots": ()}, {"way": 1}, {"classifiers": ("svm",)}):
+    for bad in ({"shots": (0, 1)}, {"way": 1}, {"classifiers": ("svm",)}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             FewShotConfig(**bad)

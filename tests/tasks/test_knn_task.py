@@ -12,6 +12,7 @@ from lmim_bench.bench.types import EncoderSpec
 from lmim_bench.tasks._math import knn
 from lmim_bench.tasks._math.normalise import unit_rows
 from lmim_bench.tasks.knn import TASK, KnnConfig
+from lmim_bench.tasks.linear import TASK as LINEAR
 
 
 def unit(x):
@@ -40,6 +41,15 @@ def test_weighted_vote_equals_a_dense_computation_at_every_k(toy: ModuleType) ->
             hit = ((order[:, :5] == test[1][:, None]) & voted).any(axis=1)
             np.testing.assert_array_equal(found[f"top5@k={k}"].items, hit)
     assert 0.3 < toy.value(found["top1@k=20"]) < 0.98
+
+
+def test_classes_without_any_of_test_are_refused(toy: ModuleType) -> None:
+    x, y = toy.blobs(6, 3)
+    context = toy.toy_context((x, y), (x, y + 3))
+    for task in (TASK, LINEAR):
+        with pytest.raises(TaskError, match=r"train of toy has no class of its test split \('class 0' ..."):
+            context.run(task)
+    assert "top1@k=1" in toy.toy_context((x, y), (x, y + 2)).run(TASK, k=(1,))
 
 
 def test_votes_equal_scikit_learn(toy: ModuleType) -> None:
