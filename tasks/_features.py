@@ -115,7 +115,7 @@ def require_known_classes(data: Dataset) -> None:
     raise TaskError(
         f"train of {data.name} has no class of its test split ({names[train.min()]!r} ... against "
         f"{names[test.min()]!r} ...): novel classes are scored by episodes alone, "
-        "--tasks few_shot --set few_shot.shots=[]"
+        "--tasks few_shot --set 'few_shot.shots=[]'"
     )
 
 

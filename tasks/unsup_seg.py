@@ -49,10 +49,10 @@ from ..bench.types import (
 )
 from . import task
 from ._features import once
+from ._image_trees import best_overlaps, grow_trees
 from ._math import segmentation as seg
+from ._math.trees import Linkage
 from ._segments import save_segments
-
-_MOST_TOKENS = 10_000  # a tree is built from the distances of all pairs of an image's tokens
 
 
 class UnsupSegConfig(Frozen):
@@ -119,7 +119,7 @@ class UnsupSegConfig(Frozen):
     hier_images: int | None = Field(
         None, ge=1, description="Images that get a tree (a seeded choice); none: all of them."
     )
-    linkage: Literal["ward", "average", "complete"] = Field(
+    linkage: Linkage = Field(
         "ward", description="Linkage of the trees, on Euclidean distances of L2-normalised tokens."
     )
     tsne_tokens: int = Field(
@@ -210,8 +210,8 @@ def TASK(ctx: Context, cfg: UnsupSegConfig) -> Sequence[Measurement]:  # noqa: N
     result, counts, predicted = _data_set_level(ctx, cfg, patches, labels, classes)
     images, trees = np.arange(len(patches)), None
     if cfg.hier_clusters:
-        images, cuts = _trees(ctx, cfg, patches)
-        result += _image_level(ctx, cfg, labels, patches.shape[1:3], images, cuts)
+        images, cuts = grow_trees(ctx, patches, cfg.hier_clusters, cfg.linkage, cfg.hier_images)
+        result += best_overlaps(ctx, labels, patches.shape[1:3], images, cuts, cfg.hier_clusters, cfg.linkage)
         trees = cuts[len(cuts) // 2].reshape(patches.shape[:3])
     _embed(ctx, cfg, patches, labels, classes)
     score = seg.mean_iou_per_image(counts)
@@ -402,78 +402,3 @@ def _embed(
     row, column = np.divmod(token, patches.shape[2])
     tokens = np.asarray(patches[image, row, column], dtype=np.float32)
     save_embedding(ctx, tokens, label[chosen], classes, distinct_colours(len(classes)), cfg.tsne_perplexity)
-
-
-# ------------------------------------------------------------------------------------------- image
-
-
-def _trees(ctx: Context, cfg: UnsupSegConfig, patches: Array) -> tuple[Array, Array]:
-    """Positions of the images that got a tree, and their cluster ids (cuts, N, h * w), 0 elsewhere."""
-    from ._math.normalise import unit_rows
-    from ._math.trees import cut_tree, merge_tree
-
-    images, tokens = len(patches), patches.shape[1] * patches.shape[2]
-    if tokens > _MOST_TOKENS:
-        raise TaskError(
-            f"{tokens} tokens an image are too many for trees; lower size or set hier_clusters=()"
-        )
-    chosen = np.arange(images)
-    if cfg.hier_images is not None and cfg.hier_images < images:
-        chosen = np.sort(ctx.rng("trees").permutation(images)[: cfg.hier_images])
-        ctx.note(f"trees were built for {len(chosen)} of {images} images (hier_images)")
-    ids = np.zeros((len(cfg.hier_clusters), images, tokens), dtype=np.int32)
-    with ctx.progress(len(chosen), "trees") as bar:
-        for i in chosen:
-            tree = merge_tree(unit_rows(patches[i].reshape(tokens, -1)), cfg.linkage)
-            ids[:, i] = cut_tree(tree, cfg.hier_clusters)
-            bar.advance()
-    return chosen, ids
-
-
-def _image_level(
-    ctx: Context,
-    cfg: UnsupSegConfig,
-    labels: seg.PatchLabels,
-    grid: tuple[int, int],
-    images: Array,
-    cuts: Array,
-) -> list[Measurement]:
-    """Mean best overlap at each cut of the trees of ``images``."""
-    from ._math.clustering import grid_coordinates
-    from ._math.trees import cut_tree, merge_tree
-
-    def overlaps(ids: Array, k: int) -> Array:
-        best = seg.best_overlap(labels.confusion_per_image(ids, k))[images]
-        return best[~np.isnan(best)]
-
-    blind = cut_tree(merge_tree(grid_coordinates(grid), cfg.linkage), cfg.hier_clusters)
-    result = []
-    for k, ids, position in zip(cfg.hier_clusters, cuts, blind, strict=True):
-        items = overlaps(ids, k)
-        if not len(items):
-            raise TaskError("no image that got a tree holds a labelled pixel; raise hier_images")
-        random = overlaps(ctx.rng("random-trees", k).integers(k, size=ids.shape), k)
-        detail = {
-            "linkage": cfg.linkage,
-            "position_only": float(overlaps(np.tile(position, (labels.images, 1)), k).mean()),
-        }
-        result.append(Measurement(f"mbo@k={k}", items, chance=float(random.mean()), detail=detail))
-    series = {
-        "features": [float(m.items.mean()) for m in result],
-        "position only": [m.detail["position_only"] for m in result],
-        "random": [m.chance for m in result],
-    }
-    ctx.save_data(
-        "best-overlap",
-        "curve",
-        "Best overlap of per-image clusters",
-        {
-            "x": list(cfg.hier_clusters),
-            "series": series,
-            "x_label": "clusters an image",
-            "y_label": "mean best overlap",
-            "log_x": True,
-        },
-        "Each class segment of an image takes its best IoU with any cluster of that image.",
-    )
-    return result

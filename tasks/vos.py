@@ -23,7 +23,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from ..bench.cores import usable_cores
@@ -43,11 +42,11 @@ from ..bench.types import (
 )
 from . import task
 from ._frames import Clip, Pixels, embed
+from ._tracks import Track, Values, save_strips
 
 if TYPE_CHECKING:
     import torch
 
-Values = NDArray[np.float64]
 Preset = Literal["dino-480", "dinov3-notebook", "crw-like"]
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -208,8 +207,8 @@ def TASK(ctx: Context, config: VosConfig) -> Sequence[Measurement]:  # noqa: N80
     clips = [clip for sequence in ctx.data.sequences if (clip := _open(ctx, config, sequence))]
     if not clips:
         raise TaskError(f"{ctx.data.name} has no sequence with an object in its first frame")
-    tracks: list[_Track] = []
-    begun: deque[Callable[[], _Track]] = deque()
+    tracks: list[Track] = []
+    begun: deque[Callable[[], Track]] = deque()
     total = sum(len(clip.sequence) for clip in clips)
     threads = min(_THREADS[ctx.device.split(":")[0]], len(usable_cores()))
     with (
@@ -224,7 +223,7 @@ def TASK(ctx: Context, config: VosConfig) -> Sequence[Measurement]:  # noqa: N80
             if len(begun) > 1:  # the pool had the time of this sequence to end the one before
                 tracks.append(begun.popleft()())
         tracks.append(begun.popleft()())
-    _illustrate(ctx, tracks)
+    save_strips(ctx, tracks)
     clusters = np.repeat(np.arange(len(tracks)), [len(track.clip.objects) for track in tracks])
     return [
         Measurement(
@@ -266,16 +265,6 @@ class _Frame:
     scores: tuple[Values, ...]
 
 
-@dataclass(frozen=True)
-class _Track:
-    """A scored sequence: values of each metric by object, as propagated and for the mask that stays."""
-
-    clip: Clip
-    propagated: dict[str, Values]
-    static: dict[str, Values]
-    pngs: list[bytes]
-
-
 def _open(ctx: Context, config: VosConfig, sequence: VideoSequence) -> Clip | None:
     from ._math.davis_frames import network_size
     from ._math.davis_metrics import object_ids
@@ -311,7 +300,7 @@ def _colour_std(ctx: Context, config: VosConfig) -> tuple[float, float, float]:
 
 def _propagate(
     run: _Run, clip: Clip, features: Iterator[torch.Tensor], progress: Progress
-) -> Callable[[], _Track]:
+) -> Callable[[], Track]:
     """Propagate one sequence. The pool scores its frames and hands them to the writer; what is returned waits
     for both.
     """
@@ -339,7 +328,7 @@ def _propagate(
     return partial(_end, clip, frames)
 
 
-def _end(clip: Clip, finished: Sequence[Future[_Frame]]) -> _Track:
+def _end(clip: Clip, finished: Sequence[Future[_Frame]]) -> Track:
     """Wait until the frames of a sequence are scored and written, and sum them up."""
     from ._math.davis_metrics import statistics
 
@@ -353,7 +342,7 @@ def _end(clip: Clip, finished: Sequence[Future[_Frame]]) -> _Track:
         columns = (j.mean + f.mean) / 2, j.mean, j.recall, j.decay, f.mean, f.recall, f.decay
         return {metric.id: column for metric, column in zip(METRICS, columns, strict=True)}
 
-    return _Track(
+    return Track(
         clip,
         propagated=summary(values[:, 0], values[:, 1]),
         static=summary(values[:, 2], values[:, 3]),
@@ -416,36 +405,3 @@ def _features(run: _Run, clips: Sequence[Clip]) -> Iterator[torch.Tensor]:
         _colour_std(ctx, config),
         lambda images: ctx.encode(images, tap, config.pos_interpolation),
     )
-
-
-_SHOWN = 9
-"""Frames of a sequence in the report: a strip that can be read, and a film that can be followed."""
-
-
-def _illustrate(ctx: Context, tracks: Sequence[_Track]) -> None:
-    """Bars of J&F by sequence, and strips of the best, the median and the worst sequence."""
-    from ._math.davis_frames import overlay, read_indexed_png
-
-    by_sequence = [float(track.propagated["jf_mean"].mean()) for track in tracks]
-    ctx.save_data(
-        "sequences",
-        "bars",
-        "J&F by sequence",
-        {"labels": [t.clip.sequence.name for t in tracks], "values": by_sequence, "y_label": "J&F mean"},
-        "Mean over the objects of each sequence.",
-    )
-    order = np.argsort(by_sequence, kind="stable").tolist()
-    places = {order[-1]: "best"}
-    places.setdefault(order[len(order) // 2], "median")
-    places.setdefault(order[0], "worst")
-    for number, place in places.items():
-        track, clip = tracks[number], tracks[number].clip
-        frame, mask = clip.sequence.frame, clip.sequence.mask
-        shown = np.unique(np.linspace(0, len(clip.sequence) - 2, _SHOWN).round().astype(int)).tolist()
-        ctx.save_image(
-            f"strip-{place}",
-            [overlay(frame(i), read_indexed_png(track.pngs[i]), mask(i), clip.objects) for i in shown],
-            f"{clip.sequence.name}: {place} of {len(tracks)}, J&F {100 * by_sequence[number]:.1f}",
-            "Propagated masks in colour, outlines of the true masks in white; the first frame is given.",
-            sequence=True,
-        )

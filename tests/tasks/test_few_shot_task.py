@@ -95,7 +95,7 @@ def test_shots_beyond_the_smallest_class_are_left_out_and_the_headline_is_kept(t
 def test_without_shots_only_episodes_of_the_test_split_are_run(toy: ModuleType) -> None:
     train, (x, y) = toy.blobs(12, 4, spread=4), toy.blobs(20, 6, spread=4, seed=1)
     context = toy.toy_context(train, (x, y + 4))
-    with pytest.raises(TaskError, match=r"'class 0' ... against 'class 4' .* --set few_shot.shots=\[\]"):
+    with pytest.raises(TaskError, match=r"'class 0' ... against 'class 4' .* --set 'few_shot.shots=\[\]"):
         context.run(TASK)
     found = context.run(TASK, shots=(), episodes=200)
     assert set(found) == {"episodic@way=5,shot=1", "episodic@way=5,shot=5"}

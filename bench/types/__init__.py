@@ -1,0 +1,59 @@
+"""The types that every other module speaks: encoders, features, data sets, tasks, scores.
+
+Nothing here imports torch at run time: the command line, the plan and the report use these types too.
+"""
+
+from .base import Array, DataKind, Frozen, Interpolation, Pooling, PosInterpolation
+from .data import Dataset, ImageSplit, VideoSequence, ignored_files
+from .encoders import CheckpointInfo, Encoder, EncoderSpec, Features, Tap, TrainingPoint
+from .features import Column, FeatureBank, FeatureRequest, View, pooled_columns
+from .tasks import (
+    Artefact,
+    ConfigT,
+    Context,
+    Measurement,
+    Metric,
+    Progress,
+    Score,
+    Statistic,
+    Step,
+    TaskSpec,
+    Work,
+    mean_statistic,
+)
+
+__all__ = [
+    "Array",
+    "Artefact",
+    "CheckpointInfo",
+    "Column",
+    "ConfigT",
+    "Context",
+    "DataKind",
+    "Dataset",
+    "Encoder",
+    "EncoderSpec",
+    "FeatureBank",
+    "FeatureRequest",
+    "Features",
+    "Frozen",
+    "ImageSplit",
+    "Interpolation",
+    "Measurement",
+    "Metric",
+    "Pooling",
+    "PosInterpolation",
+    "Progress",
+    "Score",
+    "Statistic",
+    "Step",
+    "Tap",
+    "TaskSpec",
+    "TrainingPoint",
+    "VideoSequence",
+    "View",
+    "Work",
+    "ignored_files",
+    "mean_statistic",
+    "pooled_columns",
+]
