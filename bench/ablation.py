@@ -15,6 +15,7 @@ from ..pretrain.intact import without_broken
 from ..pretrain.pixels import longest_side
 from ..pretrain.studies import SCALES, Budget, Study, load_study, refuse_overruled, row_recipe, study_names
 from .api import run
+from .atomic import atomic_write
 from .cache import cache_folder
 from .config import CheckpointConfig, RunConfig
 from .data.workers import decoding_workers
@@ -22,8 +23,8 @@ from .engine import resolve_device
 from .errors import ConfigError
 from .plan import make_plan
 from .progress import Reporter
-from .results import Result, RunFile, atomic_write, read_results
-from .trainings import Trained, Trainer, plan_row
+from .results import Result, RunFile, read_results
+from .trainings import PlannedRow, Trainer, plan_row
 
 TASKS = ("knn", "linear", "few_shot")
 
@@ -40,7 +41,7 @@ def run_studies(
     skip_broken: bool = False,
     cache_dir: Path | None = None,
     reporter: Reporter | None = None,
-    command: str = "lmim_bench.ablate(...)",
+    command: str = "lmim_bench.bench.ablation.run_studies(...)",
 ) -> dict[str, RunFile]:
     """Train and score studies; ``out/<study>/report.html`` and ``table.md`` compare the rows of each.
 
@@ -134,7 +135,7 @@ def _refuse_other_trainings(scoring: RunConfig, data: str) -> None:
             )
 
 
-def study_table(study: Study, plan: Sequence[Trained], found: RunFile, command: str) -> str:
+def study_table(study: Study, plan: Sequence[PlannedRow], found: RunFile, command: str) -> str:
     """The scores of a study with their intervals and the collapse monitor's measures, as Markdown with the
     circumstances under it.
     """
@@ -167,7 +168,7 @@ def _score(result: Result) -> str:
     return f"{value} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
 
 
-def _circumstances(plan: Sequence[Trained], found: RunFile, command: str) -> list[str]:
+def _circumstances(plan: Sequence[PlannedRow], found: RunFile, command: str) -> list[str]:
     recipe = next(t.recipe for t in plan if t.row.recipe)
     result = found.results[0]
     width, depth, heads = recipe.model.shape

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .atomic import atomic_write
 from .config import CheckpointConfig, RunConfig, validate
 from .plan import make_plan
 from .progress import Reporter
-from .results import RunFile, atomic_write
+from .results import RunFile
 
 
 def run(

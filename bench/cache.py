@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,7 +105,7 @@ def _alive(pid: int) -> bool:
 def usage(root: Path) -> dict[str, tuple[int, int]]:
     """Entries and bytes below each folder of the cache."""
     return {
-        folder.name: (sum(not path.name.startswith(".") for path in folder.iterdir()), _bytes(folder))
+        folder.name: (sum(not path.name.startswith(".") for path in folder.iterdir()), folder_bytes(folder))
         for folder in _folders(root)
     }
 
@@ -145,7 +146,7 @@ def _empty(folder: Path, own: re.Pattern[str]) -> int:
         if not own.fullmatch(path.name):
             continue
         if path.is_dir() and not path.is_symlink():
-            freed += _bytes(path)
+            freed += folder_bytes(path)
             shutil.rmtree(path)
         else:
             freed += path.lstat().st_size
@@ -157,5 +158,10 @@ def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.glob("*") if path.is_dir())
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def folder_bytes(folder: Path) -> int:
+    """The size of the files below a folder; files that vanish meanwhile count nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from .atomic import atomic_write
 from .context import generator
 from .engine import Engine
 from .errors import LmimBenchError, TaskError
 from .features import FeatureStore, merge_requests
 from .plan import Evaluation
 from .progress import Reporter
-from .results import CheckpointRecord, atomic_write
+from .results import CheckpointRecord
 from .stats import is_plain, score, terms
 from .types import Column, Dataset, EncoderSpec, FeatureBank, FeatureRequest, Measurement, Score, View
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +13,13 @@ from .. import __version__
 from .cache import PARTS
 from .checkpoint_commands import doctor, formats, inspect, selftest
 from .errors import LmimBenchError
+from .references import FORMS
 from .report_commands import compare, figures, table
 from .training_commands import ablate, command_line, export, pretrain
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+    from .results import RunFile
 
 _EXIT_FAILED_CELLS = 1
 _EXIT_USER_ERROR = 2
@@ -135,7 +140,7 @@ def _run_options(command: Any) -> Any:
     multiple=True,
     required=True,
     metavar="[LABEL=]REF",
-    help="File, folder, timm:NAME[:pretrained], python:package.module:factory, or pixels; repeats.",
+    help=f"{FORMS[0].upper()}{FORMS[1:]}; repeats.",
 )
 @click.option(
     "--tasks",
@@ -169,7 +174,7 @@ def run(
     _run(config, dry_run=dry_run, debug=_debug(ctx))
 
 
-def _run(config: Any, *, dry_run: bool = False, debug: bool = False) -> None:
+def _run(config: RunConfig, *, dry_run: bool = False, debug: bool = False) -> None:
     from .plan import make_plan, run_folder
     from .progress import Reporter
 
@@ -198,7 +203,7 @@ def _run(config: Any, *, dry_run: bool = False, debug: bool = False) -> None:
     _print_summary(finished, run_folder(config))
 
 
-def _print_summary(finished: Any, out: Path) -> None:
+def _print_summary(finished: RunFile, out: Path) -> None:
     from rich.console import Console
 
     from ..reports.text import print_summary

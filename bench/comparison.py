@@ -16,11 +16,18 @@ from itertools import permutations
 
 import numpy as np
 
-from .stats import bootstrap, crossed_error, crossed_interval, tango
+from .stats import (
+    CHUNK_ELEMENTS,
+    bootstrap,
+    by_cluster,
+    crossed_error,
+    crossed_interval,
+    is_binary,
+    tango,
+)
 from .types import Array, mean_statistic
 
 PERMUTATIONS = 9999
-_CHUNK_ELEMENTS = 4_000_000
 _MOST_ORDERS = 100_000
 
 
@@ -78,8 +85,8 @@ def compare(
     value = float(difference.mean())
     if crossed:
         return _crossed(difference, value, clusters)
-    groups = _group_sums(difference, clusters)
-    answers = clusters is None and len(groups) > 1 and _binary(a) and _binary(b)
+    groups = by_cluster(difference[:, None], clusters)[0][:, 0]
+    answers = clusters is None and len(groups) > 1 and is_binary(a) and is_binary(b)
     if answers:
         interval: tuple[float, float] | None = tango(int(np.sum(a > b)), int(np.sum(b > a)), len(groups))
     else:
@@ -102,9 +109,9 @@ def _crossed(difference: Array, value: float, clusters: Array | None) -> Differe
 
     items = difference.shape[1]
     # Groups of items as columns, of which each has its share in the mean.
-    table = np.stack([_group_sums(row, clusters) for row in difference])
-    table *= table.shape[1] / items
-    groups = table.shape[1]
+    sums = by_cluster(difference.T, clusters)[0].T
+    groups = sums.shape[1]
+    table = sums * (groups / items)
     interval = crossed_interval(table)
     if interval is None:
         return Difference(value, None, None, None, 0.0, "none: a single draw or item", None, items, groups)
@@ -137,7 +144,7 @@ def sign_flips(groups: Array, rng: np.random.Generator) -> tuple[float, str]:
     if 2 ** len(groups) <= PERMUTATIONS:
         bits = np.arange(2 ** len(groups))[:, None] >> np.arange(len(groups)) & 1
         return float((np.abs((1 - 2 * bits) @ groups) >= observed).mean()), "exact paired permutation test"
-    extreme, chunk = 0, max(1, _CHUNK_ELEMENTS // len(groups))
+    extreme, chunk = 0, max(1, CHUNK_ELEMENTS // len(groups))
     for start in range(0, PERMUTATIONS, chunk):
         signs = rng.integers(0, 2, size=(min(chunk, PERMUTATIONS - start), len(groups)), dtype=np.int8)
         extreme += int((np.abs((1.0 - 2.0 * signs) @ groups) >= observed).sum())
@@ -277,17 +284,6 @@ def p_text(p: float) -> str:
         return "< 0.001"
     text = f"{p:.3f}"
     return f"{p:.4f}" if text == "0.050" and p != 0.05 else text
-
-
-def _binary(items: Array) -> bool:
-    return bool(np.isin(items, (0.0, 1.0)).all())
-
-
-def _group_sums(difference: Array, clusters: Array | None) -> Array:
-    if clusters is None:
-        return difference
-    _, ids = np.unique(clusters, return_inverse=True)
-    return np.bincount(ids, weights=difference)
 
 
 def _effect(groups: Array) -> float | None:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from .errors import ConfigError, did_you_mean
+from .references import FORMS, SCHEMES, is_path, name_of
 from .types import DataKind, Frozen
 
 Overwrite = Literal["only-missing", "never", "always"]
@@ -25,9 +26,7 @@ LONGEST_LABEL = 80
 class CheckpointConfig(Frozen):
     """One checkpoint: where it is, and what it is called in tables."""
 
-    reference: str = Field(
-        description="file, timm:NAME[:pretrained], python:package.module:factory, pixels", min_length=1
-    )
+    reference: str = Field(description=FORMS, min_length=1)
     label: str = Field(description="name in tables and files", min_length=1, max_length=LONGEST_LABEL)
 
     @staticmethod
@@ -36,13 +35,8 @@ class CheckpointConfig(Frozen):
         label, equals, reference = text.partition("=")
         if equals and not Path(text.partition("#")[0]).exists() and _is_label(label, reference):
             return validate(CheckpointConfig, {"label": label.strip(), "reference": reference}, "--ckpt")
-        scheme, _, rest = text.partition(":")
-        if rest and not Path(text).exists() and scheme in ("timm", "python"):
-            name = rest.replace(":pretrained", " (pretrained)")
-        else:
-            path, _, picked = text.partition("#")
-            name = Path(path).stem + (f"#{picked}" if picked else "")
-        return validate(CheckpointConfig, {"label": _shortened(name or text), "reference": text}, "--ckpt")
+        label = _shortened(name_of(text) or text)
+        return validate(CheckpointConfig, {"label": label, "reference": text}, "--ckpt")
 
 
 def _shortened(name: str) -> str:
@@ -52,9 +46,9 @@ def _shortened(name: str) -> str:
 
 def _is_label(label: str, reference: str) -> bool:
     """Whether what stands before ``=`` is a label, not the beginning of a path or of a choice behind #."""
-    if "#" in label or label.startswith(("timm:", "python:")):
+    if "#" in label or label.startswith(SCHEMES):
         return False
-    known = reference.startswith(("timm:", "python:", "pixels")) or Path(reference.partition("#")[0]).exists()
+    known = not is_path(reference) or Path(reference.partition("#")[0]).exists()
     return known or "/" not in label
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .atomic import atomic_write
 from .engine import Engine
-from .plan import slug
+from .names import slug
 from .progress import Reporter
-from .results import atomic_write
 from .types import Array, Artefact, Dataset, FeatureBank, Features, PosInterpolation, Progress, Tap
 
 if TYPE_CHECKING:

@@ -21,11 +21,12 @@ from .doctor_data import data_checks
 from .doctor_system import GB, Check, Subject, device, existing, packages, room, shared_memory
 from .encoders import load_encoder
 from .engine import Engine, resolve_device
-from .errors import ConfigError, LmimBenchError
-from .plan import RunPlan, cell_id, make_plan, run_folder
+from .errors import ConfigError, LmimBenchError, first_line
+from .names import cell_id
+from .plan import RunPlan, make_plan, run_folder
 from .progress import Reporter
 from .results import CheckpointRecord, warnings_in
-from .types import CheckpointInfo, Column, DataKind, Dataset, EncoderSpec, Tap, View
+from .types import CheckpointInfo, DataKind, Dataset, Tap, View
 
 if TYPE_CHECKING:
     import torch
@@ -90,9 +91,8 @@ class _Examination:
         except Exception as error:
             if self.debug:
                 raise
-            reason = (str(error).strip() or "no message").splitlines()[0]
             mend = "`lmim-bench --debug doctor ...` shows where; please report it"
-            yield subject.fails(f"unexpected {type(error).__name__}: {reason}", mend)
+            yield subject.fails(f"unexpected {type(error).__name__}: {first_line(error)}", mend)
 
     def _data_set(self, subject: Subject) -> Iterator[Check]:
         found = detect_layout(subject.name)
@@ -186,7 +186,7 @@ class _Examination:
         for cell, data in self._cells(plan, record):
             groups.setdefault(cell.evaluation.data, (data, []))[1].append(cell)
         return sum(
-            4 * len(data.splits[split]) * sum(_numbers(column, view, record.spec) for column in columns)
+            4 * len(data.splits[split]) * sum(column.numbers(view, record.spec) for column in columns)
             for data, cells in groups.values()
             for (split, view), columns in wanted_by(cells, record.spec, data).items()
         )
@@ -241,8 +241,3 @@ def _encode_blank(engine: Engine, size: int) -> None:
     import torch
 
     engine.encode(torch.zeros(1, 3, size, size), (Tap(),))
-
-
-def _numbers(column: Column, view: View, spec: EncoderSpec) -> int:
-    """How many numbers a column has for one image."""
-    return spec.embed_dim * ((view.size // spec.patch_size) ** 2 if column.kind == "patches" else 1)

@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 
 from .data import Detected
-from .data.files import IMAGE_SUFFIXES
+from .data.files import IMAGE_SUFFIXES, spread
 from .doctor_system import Check, Subject
 from .errors import DataError
 from .progress import Reporter
@@ -74,16 +74,10 @@ def _looks(data: Dataset) -> Iterator[Look]:
         return lambda: (sequence.frame(i), sequence.mask(i))
 
     for split in data.splits.values():
-        yield from (image(split, i) for i in _spread(len(split), SAMPLE))
+        yield from (image(split, i) for i in spread(len(split), SAMPLE))
     for sequence in data.sequences:
         most = max(2, SAMPLE // len(data.sequences))
-        yield from (frame(sequence, i) for i in _spread(len(sequence), most))
-
-
-def _spread(n: int, most: int) -> list[int]:
-    """At most so many of n positions, from the first to the last."""
-    positions: list[int] = np.linspace(0, n - 1, min(n, most)).round().astype(int).tolist()
-    return positions
+        yield from (frame(sequence, i) for i in spread(len(sequence), most))
 
 
 def _class_check(subject: Subject, name: str, split: ImageSplit, classes: tuple[str, ...]) -> Check:
@@ -101,7 +95,7 @@ def _class_check(subject: Subject, name: str, split: ImageSplit, classes: tuple[
 
 def _mask_check(subject: Subject, name: str, split: ImageSplit, data: Dataset) -> Check:
     seen: set[int] = set()
-    for i in _spread(len(split), SAMPLE):
+    for i in spread(len(split), SAMPLE):
         with suppress(DataError):  # counted already
             seen |= set(np.unique(split.mask(i)).tolist())
     seen -= set(data.void)

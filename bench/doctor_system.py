@@ -12,7 +12,7 @@ from shutil import disk_usage
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .engine import resolve_device
-from .errors import ConfigError
+from .errors import ConfigError, first_line
 from .types import Frozen
 
 if TYPE_CHECKING:
@@ -118,9 +118,8 @@ def device(name: str) -> Check:
         ones = torch.ones(64, 64, device=where)
         (ones @ ones).sum().item()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
         mend = "install a build of torch for this device, or use --device cpu"
-        return subject.fails(f"{where} does not compute: {reason}", mend)
+        return subject.fails(f"{where} does not compute: {first_line(error)}", mend)
     free = _free_memory(where)
     memory = "" if free is None else f", {free:.1f} GB of memory free"
     if kind == "cuda":

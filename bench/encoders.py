@@ -27,16 +27,15 @@ from .backbones import ViTEncoder
 from .building import build_model, make_encoder
 from .checkpoints.loading import load_file
 from .cost import encoder_flops
-from .errors import CheckpointError, ConfigError, did_you_mean
+from .errors import CheckpointError, ConfigError, did_you_mean, first_line, first_problem
 from .modules import ModuleEncoder, PixelEncoder, module_info
-from .references import RANDOM, split_reference
+from .references import HUGGING_FACE, PYTHON, RANDOM, TIMM, is_pixels, split_reference
 from .timm_models import create_timm, pooling_notes, timm_encoder, timm_spec
 from .types import CheckpointInfo, Encoder, EncoderSpec
-from .vit import build_vit, first_problem, vit_spec
+from .vit import build_vit, vit_spec
 
 __all__ = ["ViTEncoder", "build_vit", "inspect_checkpoint", "load_encoder", "vit_spec"]
 
-_HF = "hf:"
 SPEC_OPTIONS = (
     "image_size",
     "mean",
@@ -68,17 +67,17 @@ def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, 
         return _randomised(load_encoder(reference.removeprefix(RANDOM), overrides=overrides, seed=seed), seed)
     source, options = split_reference(reference)
     options |= dict(overrides or {})
-    is_file = not source.startswith(("timm:", "python:")) and not _is_pixels(source)
+    is_file = not source.startswith((TIMM, PYTHON)) and not is_pixels(source)
     known = SPEC_OPTIONS + (FILE_OPTIONS if is_file else ())
     for name in options:
         if name not in known:
             raise ConfigError(f"{source} has no option {name!r}. {did_you_mean(name, known)}")
     changes = {name: options[name] for name in SPEC_OPTIONS if name in options}
-    if source.startswith("timm:"):
+    if source.startswith(TIMM):
         encoder = _load_timm(source, seed)
-    elif source.startswith("python:"):
+    elif source.startswith(PYTHON):
         encoder = _load_python(source, seed)
-    elif _is_pixels(source):
+    elif is_pixels(source):
         encoder = _load_pixels(source)
     else:
         encoder = load_file(
@@ -88,10 +87,10 @@ def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, 
 
 
 def _hugging_face(source: str) -> str:
-    """The path of ``hf:FOLDER``; ConfigError where it is no folder of Hugging Face."""
-    if not source.startswith(_HF):
+    """The path of ``hf:FOLDER``; CheckpointError where it is no folder of Hugging Face."""
+    if not source.startswith(HUGGING_FACE):
         return source
-    folder = source.removeprefix(_HF)
+    folder = source.removeprefix(HUGGING_FACE)
     if not (Path(folder) / "config.json").is_file():
         raise CheckpointError(
             f"{source}: {folder} is no folder with a config.json; download one first, such as by "
@@ -119,10 +118,6 @@ def _randomised(encoder: Encoder, seed: int) -> Encoder:
         random_weights=True,
     )
     return make_encoder(build_model(encoder.spec, seed), encoder.spec, fresh)
-
-
-def _is_pixels(source: str) -> bool:
-    return source == "pixels" or source.startswith("pixels:")
 
 
 def _load_pixels(source: str) -> Encoder:
@@ -175,8 +170,7 @@ def _load_python(source: str, seed: int) -> Encoder:
             torch.manual_seed(seed)
             built = factory()
     except Exception as error:
-        detail = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{source} failed: {type(error).__name__}: {detail}") from error
+        raise CheckpointError(f"{source} failed: {type(error).__name__}: {first_line(error)}") from error
     if isinstance(built, Encoder):
         return built
     if not isinstance(built, nn.Module):
@@ -187,7 +181,7 @@ def _load_python(source: str, seed: int) -> Encoder:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
     if ViTEncoder.supports(built) or hasattr(built, "pretrained_cfg"):
-        arch = {"builder": "python", "factory": source.removeprefix("python:")}
+        arch = {"builder": "python", "factory": source.removeprefix(PYTHON)}
         return timm_encoder(built, timm_spec(built, arch, family="python"), module_info(built, source))
     return ModuleEncoder(built, source, factory)
 

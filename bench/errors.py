@@ -7,12 +7,20 @@ traceback (unless ``--debug``). Whatever is not of this family is a bug and keep
     ├── ConfigError       a wrong option, field, suite file or name
     ├── CheckpointError   a checkpoint that cannot be read, is unsafe, or does not fill the encoder
     ├── DataError         a data set that is missing, broken or of the wrong layout
+    │   └── UnreadableError   what the system failed to read: nobody knows whether it is broken
     ├── TaskError         a task that cannot be scored on this encoder and data
+    │   └── NotFiniteError    features that hold NaN or infinity
     └── TrainingError     a training that cannot go on
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class LmimBenchError(Exception):
@@ -29,6 +37,10 @@ class CheckpointError(LmimBenchError):
 
 class DataError(LmimBenchError):
     """A data set that is missing, broken, or laid out in a way that is not known."""
+
+
+class UnreadableError(DataError):
+    """An image or a folder that the system could not read now, so that nobody knows what it holds."""
 
 
 class TaskError(LmimBenchError):
@@ -50,3 +62,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"Did you mean {near[0]!r}?"
     return f"Known: {', '.join(options)}." if options else "None are known."
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first complaint of pydantic in one line: the field and what is wrong with it."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .cells import Cell, requests_of, wanted_by
+from .data.files import spread
 from .engine import Engine
 from .errors import LmimBenchError
 from .features import bank_key
 from .runner import Run
-from .types import Column, Dataset, Step, Tap, View
+from .types import Dataset, Step, Tap, View
 
 REFERENCE_RATE = 2.0e11
 """Matrix products, FLOP/s in float32, of the machine whose seconds ``Work`` counts: two cores."""
@@ -67,7 +68,7 @@ class Estimator:
                 yield Step(checkpoint.label, what, images, failure=str(error))
                 continue
             each = max(encoding, reading / workers) if workers else encoding + reading
-            disk = images * sum(_bytes(cells[0], view, column) for column in missing)
+            disk = 4 * images * sum(column.numbers(view, cells[0].checkpoint.spec) for column in missing)
             yield Step(checkpoint.label, what, images, images * each, disk=disk)
 
     def _cell(self, cell: Cell, data: Dataset) -> Step:
@@ -114,7 +115,7 @@ class Estimator:
             from .data.loading import iterate_batches
 
             images = data.splits[split]
-            places = np.linspace(0, len(images) - 1, min(_MOST_READ, len(images))).round().astype(int)
+            places = np.array(spread(len(images), _MOST_READ))
             begun, read = time.perf_counter(), 0
             chosen, skip_broken = images.subset(places), self.run.store.skip_broken
             for _ in iterate_batches(chosen, view, batch_size=1, skip_broken=skip_broken):
@@ -166,10 +167,3 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _architecture(cell: Cell) -> str:
     return json.dumps(cell.checkpoint.spec.arch, sort_keys=True, default=str)
-
-
-def _bytes(cell: Cell, view: View, column: Column) -> int:
-    """Of a column for one image, as the cache keeps it."""
-    spec = cell.checkpoint.spec
-    tokens = (view.size // spec.patch_size) ** 2 if column.kind == "patches" else 1
-    return 4 * spec.embed_dim * tokens

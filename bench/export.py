@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 import torch
 
+from .atomic import atomic_write
 from .backbones import ViTEncoder
 from .encoders import load_encoder
 from .errors import CheckpointError, ConfigError, did_you_mean
@@ -25,7 +26,6 @@ from .exporting.plain import Draft
 from .exporting.to_hf import draft_hf
 from .exporting.to_mae import draft_mae
 from .exporting.to_timm import draft_timm
-from .results import atomic_write
 
 ExportFormat = Literal["timm", "hf", "mae"]
 

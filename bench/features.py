@@ -11,7 +11,6 @@ the one before (a disk that failed then), the older columns go.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -26,12 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from .cache import staging
+from .atomic import atomic_write, write_json
+from .cache import folder_bytes, staging
 from .config import Precision
 from .engine import Engine
 from .environment import environment
 from .errors import DataError, TaskError
-from .results import atomic_write, write_json
+from .names import digest
 from .room import new_array, room_for
 from .types import Array, Column, Dataset, FeatureBank, Features, Progress, Tap, View
 
@@ -305,7 +305,7 @@ def bank_key(
         "version": FEATURES_VERSION,
         "computed by": _computed_by(),
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    return digest(identity)
 
 
 def _last_used(bank: Path) -> float:
@@ -314,17 +314,6 @@ def _last_used(bank: Path) -> float:
         return (bank / "meta.json").stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def folder_bytes(folder: Path) -> int:
-    """The size of the files directly in a folder; files that vanish meanwhile count nothing."""
-    total = 0
-    for path in folder.glob("*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
-    return total
 
 
 def merge_requests(

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from .backbones import BaseEncoder, Grid
-from .errors import CheckpointError, TaskError
+from .errors import CheckpointError, TaskError, first_problem
+from .references import PYTHON
 from .types import CheckpointInfo, EncoderSpec, Features, Pooling, PosInterpolation, Tap
-from .vit import first_problem
 
 _PIXEL_CELLS = 8
 
@@ -99,7 +99,7 @@ class ModuleEncoder(BaseEncoder):
                 arch={
                     "builder": "module",
                     "class": f"{type(module).__module__}.{type(module).__qualname__}",
-                    "factory": source.removeprefix("python:"),
+                    "factory": source.removeprefix(PYTHON),
                     "prefix_tokens": self._prefix,
                     "code": _code_digest([factory, *map(type, module.modules())]),
                 },

@@ -5,9 +5,6 @@ Nothing here loads a checkpoint or an image: a wrong name or field is refused be
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +21,7 @@ from .config import (
     validate,
 )
 from .errors import ConfigError, did_you_mean
+from .names import slug
 from .types import DataKind, Frozen, TaskSpec
 
 
@@ -184,21 +182,3 @@ def _unique(name: str, taken: Mapping[str, Any]) -> str:
 def run_folder(config: RunConfig) -> Path:
     """Where a run is written: as asked, else below ``runs/`` by the labels of its checkpoints."""
     return config.out or Path("runs") / slug("+".join(c.label for c in config.checkpoints))
-
-
-def slug(text: str) -> str:
-    """A file name for any text: plain characters, and a short hash wherever something was replaced."""
-    plain = re.sub(r"[^A-Za-z0-9._+#-]+", "-", text).strip("-.")[:60]
-    if plain == text:
-        return plain
-    return f"{plain or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-
-
-def cell_id(label: str, task: str, data: str, seed: int) -> str:
-    """The id of a cell, which is also the name of its files."""
-    return f"{slug(label)}--{slug(task)}--{slug(data)}--s{seed}"
-
-
-def digest(identity: Mapping[str, Any]) -> str:
-    """A hash of JSON-able fields that does not depend on their order."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]

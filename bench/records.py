@@ -12,9 +12,10 @@ from contextlib import suppress
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
+from .atomic import read_json, write_json
 from .errors import DataError
-from .references import ENTRY_POINT_GROUP, RANDOM, split_reference
-from .results import CheckpointRecord, read_json, write_json
+from .references import ENTRY_POINT_GROUP, RANDOM, TIMM, split_reference
+from .results import CheckpointRecord
 
 _BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
 """Files in the same folder that have a say in what is loaded."""
@@ -61,7 +62,7 @@ def checkpoint_record(label: str, reference: str, cache: Path) -> CheckpointReco
 
 def _decided(source: str) -> bool:
     """Whether a single file, or this code alone, decides what is loaded."""
-    if source.startswith("timm:"):
+    if source.startswith(TIMM):
         return source.count(":") == 1  # not :pretrained, which others may replace
     # An index (.json) names other files, and a folder holds them.
     return Path(source).is_file() and not source.endswith(".json")

@@ -9,8 +9,33 @@ from .errors import ConfigError
 
 ENTRY_POINT_GROUP = "lmim_bench.loaders"
 """Where other packages register checkpoint families."""
+TIMM, PYTHON, HUGGING_FACE, PIXELS = "timm:", "python:", "hf:", "pixels"
 RANDOM = "random:"
 """Before a reference: random weights in place of its own."""
+SCHEMES = (TIMM, PYTHON, HUGGING_FACE, RANDOM)
+FORMS = "file, folder, timm:NAME[:pretrained], hf:FOLDER, random:REF, python:package.module:factory or pixels"
+
+
+def is_pixels(source: str) -> bool:
+    """Whether a reference asks for the pixels themselves: ``pixels`` or ``pixels:PATCH``."""
+    return source == PIXELS or source.startswith(f"{PIXELS}:")
+
+
+def is_path(source: str) -> bool:
+    """Whether a reference is the path of a file or folder, and not of one of the other forms."""
+    return Path(source).exists() or not (source.startswith(SCHEMES) or is_pixels(source))
+
+
+def name_of(reference: str) -> str:
+    """What a reference is called where no label is given: the name of its file, folder or model."""
+    if not is_path(reference):
+        if reference.startswith(RANDOM):
+            return f"{name_of(reference.removeprefix(RANDOM))} (random)"
+        if reference.startswith((TIMM, PYTHON)):
+            return reference.partition(":")[2].replace(":pretrained", " (pretrained)")
+    path, _, picked = reference.removeprefix(HUGGING_FACE).partition("#")
+    name = Path(path).name if Path(path).is_dir() else Path(path).stem
+    return name + (f"#{picked}" if picked else "")
 
 
 def split_reference(reference: str) -> tuple[str, dict[str, Any]]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
+
+if TYPE_CHECKING:
+    from ..reports.verdicts import Comparison
 
 _FOLDERS = click.argument(
     "folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path)
@@ -60,7 +63,7 @@ def compare(
     click.echo(f"report   {build_report(folders, out, baseline, published=published)}")
 
 
-def _plain(comparison: Any) -> dict[str, Any]:
+def _plain(comparison: Comparison) -> dict[str, Any]:
     return {
         "reference": comparison.reference.label,
         "challenger": comparison.challenger.label,
@@ -125,7 +128,7 @@ def table(folders: tuple[Path, ...], form: str, out: Path | None) -> None:
     """Write the scores of runs as a table for a paper, a README or a spreadsheet."""
     from ..reports.model import read_report
     from ..reports.tables import write_table
-    from .results import atomic_write
+    from .atomic import atomic_write
 
     text = write_table(read_report(folders), form)
     if out is None:

@@ -6,25 +6,22 @@ runs/first/
   items/<cell>.npz          per-item outcomes behind each metric, one array a metric
   artefacts/<cell>/...      pictures and files that the task kept
   results.json              the unified file: every cell's result, the checkpoints, the environment
-  report.html
+  results.csv, report.html  what the report makes of it
 """
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from .errors import ConfigError, DataError
+from .atomic import read_json, write_json
+from .errors import ConfigError, DataError, first_problem
 from .types import Artefact, CheckpointInfo, DataKind, EncoderSpec, Frozen, Score
 
-Model = TypeVar("Model", bound=BaseModel)
 SchemaVersion = Literal["lmim-bench/results/1"]
 SCHEMA: SchemaVersion = "lmim-bench/results/1"
 _WARNING = "WARNING: "
@@ -76,7 +73,7 @@ class Result(Frozen):
     cell: str
     """Id of the cell, also its file name: ``<label>--<task>--<data>--s<seed>``."""
     digest: str
-    """Hash of everything that decides the numbers: encoder, task version, protocol, data, seed, limit."""
+    """Hash of all that decides the numbers: encoder, precision, task, protocol, data, seed, versions."""
     status: Literal["ok", "failed"]
     error: str | None = None
     checkpoint: CheckpointRecord
@@ -84,7 +81,7 @@ class Result(Frozen):
     task_version: int
     task_title: str
     task_summary: str = ""
-    """What the task measures: the first paragraphs of its documentation, as plain text."""
+    """What the task measures: its documentation, as plain text."""
     task_origin: str
     data: DataRecord
     seed: int
@@ -127,29 +124,6 @@ class RunFile(Frozen):
     command: str
     limited: bool
     results: tuple[Result, ...]
-
-
-@contextmanager
-def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file that appears under its name only when it was written whole and synced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open(mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, payload: Any) -> None:
-    """Write JSON atomically, keys in their given order; NaN is refused."""
-    with atomic_write(path) as stream:
-        json.dump(payload, stream, indent=1, allow_nan=False, ensure_ascii=False)
-        stream.write("\n")
 
 
 def read_result(path: Path) -> Result:
@@ -195,17 +169,6 @@ def cell_order(out: Path, planned: Sequence[str]) -> list[str]:
     return [*before, *(cell for cell in planned if cell not in before)]
 
 
-def read_json(path: Path, model: type[Model]) -> Model:
-    """Read a file as a pydantic model. Raises DataError naming the file where it is not a valid one."""
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise DataError(
-            f"{path} is not a {model.__name__.lower()} of this version ({_first_line(error)}); delete it or "
-            "use another --out"
-        ) from error
-
-
 def load_run(folder: str | Path) -> RunFile:
     """Read ``results.json`` of a run folder.
 
@@ -219,11 +182,4 @@ def load_run(folder: str | Path) -> RunFile:
     try:
         return RunFile.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise DataError(f"{path} is not a result file of schema {SCHEMA} ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return ": ".join(filter(None, [".".join(str(part) for part in first["loc"]), first["msg"]]))
-    return str(error).splitlines()[0]
+        raise DataError(f"{path} is not a result file of schema {SCHEMA} ({first_problem(error)})") from error

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any
 
+from .atomic import atomic_write, write_json
 from .cache import cache_folder, clear_stale
 from .cells import Banks, Cell, requests_of, scores_of, wanted_by, write_items
 from .claims import claim
@@ -22,7 +23,8 @@ from .engine import Engine, resolve_device
 from .environment import environment
 from .errors import CheckpointError, ConfigError, LmimBenchError
 from .features import FEATURES_VERSION, FeatureStore
-from .plan import Evaluation, RunPlan, cell_id, digest
+from .names import cell_id, digest
+from .plan import Evaluation, RunPlan
 from .progress import Reporter
 from .records import checkpoint_record
 from .results import (
@@ -30,13 +32,11 @@ from .results import (
     DataRecord,
     Result,
     RunFile,
-    atomic_write,
     cell_order,
     collect,
     read_result,
     result_path,
     warnings_in,
-    write_json,
 )
 from .types import Dataset, Encoder, FeatureBank, Measurement, Score, ignored_files
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
@@ -13,6 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from .types import Step, TaskSpec
+
+if TYPE_CHECKING:
+    from ..pretrain.recipe import Recipe
+    from .doctor import Check
+    from .runner import Run
 
 _MARKS = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 _PIPE_WIDTH = 200
@@ -42,7 +47,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str 
     return table
 
 
-def print_checks(checks: Sequence[Any]) -> None:
+def print_checks(checks: Sequence[Check]) -> None:
     """The findings of the doctor, one a row: the mark as a word, what was looked at, what was found."""
     grid, above = _grid(marked=True), ""
     for check in checks:
@@ -100,7 +105,7 @@ def _natural_width(table: Table, console: Console) -> int:
     return console.measure(table, options=console.options.update(max_width=1_000_000)).maximum
 
 
-def print_plan(opened: Any) -> None:
+def print_plan(opened: Run) -> None:
     """What a run would do: its cells, the fields that differ from the defaults, the data."""
     pending = {cell.id for cell in opened.pending()}
     rows = []
@@ -189,7 +194,7 @@ def print_protocol(spec: TaskSpec) -> None:
     print_table(("field", "default", "meaning"), rows, f"--set {spec.name}.FIELD=VALUE")
 
 
-def print_recipe(recipe: Any, cost: str) -> None:
+def print_recipe(recipe: Recipe, cost: str) -> None:
     """Every field of a recipe with its value and meaning; a star marks what differs from the defaults."""
     defaults = type(recipe)()
     print_line(f"{recipe.name}: {recipe.about}")

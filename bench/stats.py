@@ -21,7 +21,7 @@ from .types import Array, Measurement, Score, Statistic, mean_statistic
 
 LEVEL = 0.95
 RESAMPLES = 2000
-_CHUNK_ELEMENTS = 4_000_000
+CHUNK_ELEMENTS = 4_000_000
 _FEW = 8
 """Fewer independent items than this get Student's interval."""
 _BESIDE = 1e-12
@@ -43,14 +43,14 @@ def score(measurement: Measurement, rng: np.random.Generator) -> Score:
     interval: tuple[float, float] | None
     if measurement.crossed:
         # Outcomes that are all alike have no spread, and are no certainty for that.
-        alike = n > 1 and value in (0, 1) and _binary(items)
+        alike = n > 1 and value in (0, 1) and is_binary(items)
         table = terms(measurement)
         interval = wilson(round(value * n), n) if alike else crossed_interval(table)
         if not is_plain(measurement) and np.ptp(table.mean(axis=0)) == 0:
             interval = None  # no item makes a difference of its own
     else:
         rows = _rows(items)
-        if measurement.clusters is None and items.ndim == 1 and is_plain(measurement) and _binary(items):
+        if measurement.clusters is None and items.ndim == 1 and is_plain(measurement) and is_binary(items):
             interval = wilson(int(items.sum()), n) if n > 1 else None
         else:
             interval = bootstrap(rows, measurement.statistic, rng, clusters=measurement.clusters)
@@ -115,7 +115,7 @@ def _influences(rows: Array, statistic: Statistic) -> Array:
 
 
 def _parts(rows: Array) -> int:
-    return max(1, rows.size // _CHUNK_ELEMENTS)
+    return max(1, rows.size // CHUNK_ELEMENTS)
 
 
 def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -158,7 +158,8 @@ def tango(only_a: int, only_b: int, n: int, level: float = LEVEL) -> tuple[float
     return low, high
 
 
-def _binary(items: Array) -> bool:
+def is_binary(items: Array) -> bool:
+    """Whether there is nothing but 0 and 1."""
     return bool(((items == 0) | (items == 1)).all())
 
 
@@ -191,16 +192,13 @@ def bootstrap(
         The interval, or None where fewer than two independent items leave nothing to resample, or where
         the resamples differ and no item makes a difference of its own.
     """
-    sums, sizes = _by_cluster(rows, clusters)
+    sums, sizes = by_cluster(rows, clusters)
     groups = len(sums)
     if groups < 2:
         return None
     # Equal rows are exchangeable: drawing how often each distinct row comes up is the same resample,
     # and for 0/1 outcomes it turns N draws into one binomial.
-    table, inverse, counts = np.unique(
-        np.column_stack([sums, sizes]), axis=0, return_inverse=True, return_counts=True
-    )
-    del inverse
+    table, counts = np.unique(np.column_stack([sums, sizes]), axis=0, return_counts=True)
     total = counts @ table
     value = float(statistic((total[:-1] / total[-1])[None])[0])
     left_out = total[None] - table
@@ -208,7 +206,7 @@ def bootstrap(
     if groups < _FEW:
         return _student(value, jackknife, counts, level)
     values = np.empty(resamples)
-    chunk = max(1, _CHUNK_ELEMENTS // len(table))
+    chunk = max(1, CHUNK_ELEMENTS // len(table))
     for start in range(0, resamples, chunk):
         stop = min(resamples, start + chunk)
         weights = rng.multinomial(groups, counts / groups, size=stop - start)
@@ -290,7 +288,8 @@ def _reach(level: float, freedom: float, groups: float) -> float:
     return float((groups / (groups - 1)) ** 0.5 * stdtrit(freedom, (1 + level) / 2))
 
 
-def _by_cluster(rows: Array, clusters: Array | None) -> tuple[Array, Array]:
+def by_cluster(rows: Array, clusters: Array | None) -> tuple[Array, Array]:
+    """Rows (N, F) summed within each cluster, (G, F), and how many rows each has, float64 (G,)."""
     if clusters is None:
         return rows, np.ones(len(rows))
     _, ids, sizes = np.unique(clusters, return_inverse=True, return_counts=True)

@@ -15,7 +15,7 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from .backbones import BaseEncoder, Grid, ViTEncoder
-from .errors import CheckpointError, TaskError
+from .errors import CheckpointError, TaskError, first_line
 from .types import CheckpointInfo, Encoder, EncoderSpec, Features, PosInterpolation, Tap
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def create_timm(name: str, *, pretrained: bool, seed: int = 0, **kwargs: Any) ->
             model = make(dynamic_img_size=True)
     except Exception as error:
         what = "the pretrained weights of timm's" if pretrained else "timm's"
-        raise CheckpointError(f"{what} {name} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{what} {name} cannot be loaded: {first_line(error)}") from error
     return model
 
 
@@ -56,10 +56,6 @@ def _takes(model: nn.Module, option: str, given: Mapping[str, Any]) -> bool:
     # A derived class may hand the option on to its base by **kwargs.
     inits = (inspect.signature(base).parameters for base in type(model).__mro__[:3])
     return option not in given and any(option in parameters for parameters in inits)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def timm_spec(
@@ -145,7 +141,7 @@ class _Layout:
                 out = model.forward_features(torch.zeros(1, 3, image_size, image_size))
             except Exception as error:
                 raise CheckpointError(
-                    f"{name} gives no patch features: forward_features failed ({_first_line(error)})"
+                    f"{name} gives no patch features: forward_features failed ({first_line(error)})"
                 ) from error
         if not isinstance(out, torch.Tensor) or out.ndim not in (3, 4):
             raise CheckpointError(f"{name} gives no patch features: forward_features returns no feature map")
@@ -243,7 +239,7 @@ class TimmEncoder(BaseEncoder):
             height, width = images.shape[-2:]
             raise TaskError(
                 f"{name} cannot take images of {height}x{width} pixels, only {size} squared "
-                f"is sure: {_first_line(error)}"
+                f"is sure: {first_line(error)}"
             ) from error
 
     def _at_size(self, grid: Grid) -> Any:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ..pretrain.outcome import Summary
+    from ..pretrain.studies import Budget
+    from .export import ExportFormat
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _cache_dir = click.option("--cache-dir", type=_FOLDER, help="Decoded images, features and embedded data.")
@@ -110,7 +115,7 @@ def _list_recipes() -> None:
     print_table(("recipe", "what"), rows)
 
 
-def _say_training(summary: Any, out: Path) -> None:
+def _say_training(summary: Summary, out: Path) -> None:
     from ..pretrain.api import leading_process
 
     if not leading_process():
@@ -162,7 +167,7 @@ def _say_training(summary: Any, out: Path) -> None:
 def ablate(
     names: tuple[str, ...],
     data: str | None,
-    budget: Any,
+    budget: Budget,
     out: Path | None,
     sets: tuple[str, ...],
     device: str,
@@ -222,7 +227,7 @@ def _list_studies() -> None:
     required=True,
     help="File (mae, timm) or folder (timm, hf).",
 )
-def export(reference: str, layout: Any, out: Path) -> None:
+def export(reference: str, layout: ExportFormat, out: Path) -> None:
     """Write an encoder in the layout of timm, of transformers, or of MAE's official code."""
     from .export import export_encoder
 

@@ -18,17 +18,17 @@ from ..pretrain.api import MAY_CHANGE, pretrain, resume, save_random_weights
 from ..pretrain.recipe import Recipe
 from ..pretrain.signals import stop_signals
 from ..pretrain.studies import Row
+from .atomic import write_json
 from .cores import keep_to, split_cores
 from .errors import LmimBenchError, TrainingError
-from .plan import digest
+from .names import digest
 from .progress import Reporter
-from .results import write_json
 from .types import Dataset
 
 _LOOK_EVERY_SECONDS = 0.5
 
 
-class Trained(NamedTuple):
+class PlannedRow(NamedTuple):
     """One row of a study: its recipe, and the folder with its encoder and its ``summary.json``."""
 
     row: Row
@@ -42,14 +42,14 @@ class Trained(NamedTuple):
         return summary.is_file() and bool(json.loads(summary.read_bytes())["finished"])
 
 
-def plan_row(row: Row, recipe: Recipe, data: Dataset, out: Path) -> Trained:
+def plan_row(row: Row, recipe: Recipe, data: Dataset, out: Path) -> PlannedRow:
     """A row with the folder below ``out`` that only this recipe on these data has."""
     decides = recipe.model_dump(mode="json", exclude={"name", "about", "engine", "watch"})
     decides |= {"trained on": data.fingerprint, "precision": recipe.engine.precision}
     if recipe.over_parts:
         decides["parts"] = recipe.engine.accumulate
     name = f"{row.recipe or 'random'}-{digest(decides)[:8]}"
-    return Trained(row, recipe, out / "trainings" / name)
+    return PlannedRow(row, recipe, out / "trainings" / name)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Trainer:
     cache_dir: Path | None
     command: str
 
-    def train(self, trained: Trained, reporter: Reporter) -> None:
+    def train(self, trained: PlannedRow, reporter: Reporter) -> None:
         """Train a row, go on with it as this recipe's ``engine`` and ``watch`` say, or find it finished.
 
         Raises:
@@ -98,7 +98,7 @@ class Trainer:
         if not summary.finished:
             raise KeyboardInterrupt
 
-    def train_all(self, rows: Sequence[Trained], reporter: Reporter, jobs: int = 1) -> None:
+    def train_all(self, rows: Sequence[PlannedRow], reporter: Reporter, jobs: int = 1) -> None:
         """Train rows in their order, ``jobs`` at a time; rows that share a folder are trained once.
 
         Side by side each training is a process that keeps to its share of the cores; where ``device`` is
@@ -109,7 +109,7 @@ class Trainer:
             LmimBenchError: as ``pretrain`` does; the other trainings are saved.
             KeyboardInterrupt: told to stop; all trainings are saved.
         """
-        folders: dict[Path, Trained] = {}
+        folders: dict[Path, PlannedRow] = {}
         for trained in rows:
             if not trained.finished:
                 folders.setdefault(trained.folder, trained)
@@ -121,7 +121,7 @@ class Trainer:
             reporter.line(f"{trained.row.label}:")
             self.train(trained, reporter)
 
-    def _side_by_side(self, todo: deque[Trained], jobs: int) -> None:
+    def _side_by_side(self, todo: deque[PlannedRow], jobs: int) -> None:
         # A process a training, with nothing shared: one of a pool that is told to stop while it waits for
         # its next training dies with the lock of the pool's queue, and all others wait forever.
         context = multiprocessing.get_context("spawn")
@@ -157,7 +157,7 @@ class _Slot(NamedTuple):
 class _Job(NamedTuple):
     """A training in a process of its own."""
 
-    trained: Trained
+    trained: PlannedRow
     slot: _Slot
     process: SpawnProcess
     outcome: Connection
@@ -185,7 +185,7 @@ class _Job(NamedTuple):
         )
 
 
-def _begin(context: SpawnContext, trainer: Trainer, trained: Trained, slot: _Slot) -> _Job:
+def _begin(context: SpawnContext, trainer: Trainer, trained: PlannedRow, slot: _Slot) -> _Job:
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_train_in_slot, args=(trainer, trained, slot, sending))
     resource_tracker.ensure_running()  # starting it unblocks Ctrl-C
@@ -198,7 +198,7 @@ def _begin(context: SpawnContext, trainer: Trainer, trained: Trained, slot: _Slo
     return _Job(trained, slot, process, receiving)
 
 
-def _train_in_slot(trainer: Trainer, trained: Trained, slot: _Slot, outcome: Connection) -> None:
+def _train_in_slot(trainer: Trainer, trained: PlannedRow, slot: _Slot, outcome: Connection) -> None:
     from rich.console import Console
 
     keep_to(slot.cores, slot.jobs)

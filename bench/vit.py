@@ -13,7 +13,7 @@ from timm.layers.activations import GELUTanh, QuickGELU
 from timm.layers.mlp import Mlp, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 
-from .errors import CheckpointError
+from .errors import CheckpointError, first_problem
 from .types import EncoderSpec, Frozen, Interpolation, Pooling, PosInterpolation
 
 _ACTIVATIONS = {"gelu": torch.nn.GELU, "gelu_tanh": GELUTanh, "quick_gelu": QuickGELU}
@@ -47,6 +47,11 @@ class VitArch(Frozen):
     """A norm before the first block, and no bias in the patch embedding (CLIP)."""
     map_pool: bool = False
     """The global token is an attention pooling over all tokens after the final norm (SigLIP)."""
+
+    @property
+    def timm_ratio(self) -> float:
+        """``mlp_ratio`` as timm takes it."""
+        return ratio_of(round(self.embed_dim * self.mlp_ratio), self.embed_dim)
 
     @model_validator(mode="after")
     def _divides(self) -> VitArch:
@@ -134,13 +139,6 @@ def vit_spec(
     )
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first complaint of pydantic in one line: the field and what is wrong with it."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
-
-
 def build_vit(arch: Mapping[str, Any], device: str = "cpu") -> VisionTransformer:
     """The timm ``VisionTransformer`` without a head that ``EncoderSpec.arch`` describes.
 
@@ -165,12 +163,13 @@ def _global_pool(vit: VitArch) -> Literal["map", "token", "avg"]:
     return "token" if vit.class_token and not vit.fc_norm else "avg"
 
 
+def ratio_of(hidden: int, dim: int) -> float:
+    """The ratio from which timm's ``int(dim * ratio)`` gives the hidden width, and not one less."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
 def _construct(vit: VitArch, device: str) -> VisionTransformer:
-    # timm takes int(dim * ratio), which may fall one short of the hidden width that made the ratio.
-    hidden = round(vit.embed_dim * vit.mlp_ratio)
-    ratio = hidden / vit.embed_dim
-    if int(vit.embed_dim * ratio) != hidden:
-        ratio = math.nextafter(ratio, math.inf)
     with torch.random.fork_rng(devices=[]):
         return VisionTransformer(
             img_size=vit.image_size,
@@ -180,7 +179,7 @@ def _construct(vit: VitArch, device: str) -> VisionTransformer:
             embed_dim=vit.embed_dim,
             depth=vit.depth,
             num_heads=vit.num_heads,
-            mlp_ratio=ratio,
+            mlp_ratio=vit.timm_ratio,
             qkv_bias=vit.qkv_bias,
             init_values=vit.init_values,
             class_token=vit.class_token,

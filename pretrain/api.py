@@ -80,7 +80,7 @@ def pretrain(
     sets: Sequence[str] = (),
     reporter: Reporter | None = None,
     cache_dir: Path | None = None,
-    command: str = "lmim_bench.pretrain(...)",
+    command: str = "lmim_bench.pretrain.api.pretrain(...)",
 ) -> Summary:
     """Train an encoder; ``out/encoder.pth`` is what ``run`` takes.
 

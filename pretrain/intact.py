@@ -13,12 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset as TorchDataset
 
+from ..bench.atomic import write_json
 from ..bench.claims import in_turn
-from ..bench.data.files import UnreadableError
 from ..bench.data.workers import in_order
-from ..bench.errors import DataError
+from ..bench.errors import DataError, UnreadableError
 from ..bench.progress import Reporter
-from ..bench.results import write_json
 from ..bench.types import Array, Dataset, ImageSplit
 
 _RUN = 64

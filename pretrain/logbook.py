@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..bench.results import atomic_write
+from ..bench.atomic import atomic_write
 
 
 class Logbook:

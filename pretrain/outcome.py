@@ -18,8 +18,8 @@ from pathlib import Path
 
 from pydantic import Field
 
+from ..bench.atomic import read_json, write_json
 from ..bench.errors import ConfigError
-from ..bench.results import read_json, write_json
 from ..bench.types import Frozen
 from .recipe import Recipe
 

@@ -19,13 +19,13 @@ import torch
 from PIL.Image import Image, Resampling
 from torch.utils.data import Dataset as TorchDataset
 
+from ..bench.atomic import write_json
 from ..bench.cache import clear_stale, staging
 from ..bench.claims import in_turn
-from ..bench.data.files import UnreadableError
+from ..bench.data.files import spread
 from ..bench.data.workers import in_order, workers_that_fit
-from ..bench.errors import DataError
+from ..bench.errors import DataError, UnreadableError
 from ..bench.progress import Reporter
-from ..bench.results import write_json
 from ..bench.room import new_array, room_for
 from ..bench.types import Array, ImageSplit
 from .recipe import Recipe
@@ -120,8 +120,7 @@ def _decoded(split: ImageSplit, i: int) -> Image:
 
 def longest_side(split: ImageSplit) -> int:
     """The longest side among a hundred images from the whole split, pixels."""
-    spread = np.linspace(0, len(split) - 1, min(_PROBED, len(split)))
-    return max(max(_decoded(split, i).size) for i in spread.round().astype(int).tolist())
+    return max(max(_decoded(split, i).size) for i in spread(len(split), _PROBED))
 
 
 def stored_sides(split: ImageSplit, recipe: Recipe) -> tuple[int, int]:

@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from ..bench.errors import CheckpointError
-from ..bench.results import atomic_write
+from ..bench.atomic import atomic_write
+from ..bench.errors import CheckpointError, first_line
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _UNREADABLE = (
@@ -66,8 +66,7 @@ def restore(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) ->
             options=StateDictOptions(full_state_dict=True, strict=True),
         )
     except (RuntimeError, KeyError, ValueError) as error:
-        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"the training state does not fit the recipe: {detail}") from error
+        raise CheckpointError(f"the training state does not fit the recipe: {first_line(error)}") from error
 
 
 def write_state(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:

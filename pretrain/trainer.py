@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+from ..bench.atomic import write_json
 from ..bench.cache import cache_folder
 from ..bench.checkpoints import save_checkpoint
 from ..bench.claims import claim
@@ -21,7 +22,6 @@ from ..bench.data.workers import MORE_SHARED_MEMORY, decoding_workers, workers_t
 from ..bench.environment import environment
 from ..bench.errors import ConfigError, NotFiniteError, TrainingError
 from ..bench.progress import Reporter
-from ..bench.results import write_json
 from ..bench.types import Dataset
 from .batches import Part, Schedule, part_bytes, parts, plan_steps, to_images
 from .engine import make_fabric, peak_flops
@@ -240,7 +240,6 @@ class _Run:
         self.last_loss = values["loss"]
         done = (step - 1) / self.schedule.total
         speed = tally.steps * self.schedule.batch / tally.busy
-        peak = peak_flops(self.fabric.device)
         values |= {
             "epoch": step / self.schedule.per_epoch,
             "learning_rate": learning_rate(self.recipe.optim, self.recipe.learning_rate, done),
@@ -250,8 +249,9 @@ class _Run:
         }
         if self.recipe.target.kind == "ema":
             values["momentum"] = momentum(self.recipe.target, done)
-        if peak is not None:
-            values["utilisation"] = speed * self.flops / (peak * self.fabric.world_size)
+        utilisation = self._utilisation(speed)
+        if utilisation is not None:
+            values["utilisation"] = utilisation
         if log is not None:
             log.write(step, values)
         tally.clear()
@@ -383,10 +383,14 @@ class _Run:
             "parameters": sum(p.numel() for p in self.model.encoder.vit.parameters()),
         }
 
+    def _utilisation(self, images_per_second: float) -> float | None:
+        """Share of what the matrix units could do; None where that is not known."""
+        peak = peak_flops(self.fabric.device)
+        return None if peak is None else images_per_second * self.flops / (peak * self.fabric.world_size)
+
     def _summary(self, step: int, tally: Tally, seconds: float) -> Summary:
         busy = tally.all_busy or math.inf
         speed = tally.all_steps * self.schedule.batch / busy
-        peak = peak_flops(self.fabric.device)
         return Summary(
             finished=step == self.schedule.total,
             step=step,
@@ -395,7 +399,7 @@ class _Run:
             images_per_second=speed,
             waiting=tally.all_waited / busy,
             flops_per_second=speed * self.flops,
-            utilisation=None if peak is None else speed * self.flops / (peak * self.fabric.world_size),
+            utilisation=self._utilisation(speed),
             seconds=seconds,
             health=None if self.health is None else asdict(self.health),
             knn=self.knn,

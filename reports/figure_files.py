@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from ..bench.plan import slug
-from ..bench.results import atomic_write
+from ..bench.atomic import atomic_write
+from ..bench.names import slug
 from .exhibits import collect
 from .figures import draw_bars, draw_curve, draw_points, draw_ranks, folded, short
 from .model import Report

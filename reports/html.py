@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import quote
 
 from .. import __version__
+from ..bench.atomic import atomic_write
 from ..bench.comparison import p_text
-from ..bench.results import atomic_write
 from .exhibits import Bars, Curve, Exhibits, Gallery, Strip, collect
 from .figures import draw_bars, draw_curve, draw_points, draw_ranks
 from .model import Report, read_report, reason

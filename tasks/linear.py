@@ -24,7 +24,8 @@ the statistics of the whole of train; it is the default because encoders differ 
 the scale of their features, and one grid of C or learning rates must mean the same for all of them.
 ``none`` is what DINOv2 does. MAE's LARS recipe is not reproduced.
 
-Chance: share of the most common test class for top-1 (of the five for top-5), 1/C for the class mean.
+Chance: share of the most common test class for top-1 (of the five for top-5), among the classes that train
+has; 1/C for the class mean.
 """
 
 from __future__ import annotations
@@ -262,10 +263,11 @@ def _fit(
 ) -> tuple[Fitted, dict[str, object]]:
     """Choose the setting on the held-out part and fit it on all of train; test is not in reach here."""
     from ._math.selection import best
-    from ._probe import fit_lbfgs, fit_sgd, judge
+    from ._probe import Solver, fit_lbfgs, fit_sgd, judge
 
     small = cfg.uses_lbfgs(len(train.labels))
-    solve, grid, strength = (fit_lbfgs, cfg.c, "C") if small else (fit_sgd, cfg.lr, "learning rate")
+    solve: Solver = fit_lbfgs if small else fit_sgd
+    grid, strength = (cfg.c, "C") if small else (cfg.lr, "learning rate")
     trials: list[Trial] = []
     for candidate in solve(ctx, cfg, train, choices, grid, train.kept):
         trials += judge(candidate, train, ctx.device)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from .family import TRAINING_STATE
 from .pickles import Inert
 
@@ -120,8 +120,7 @@ def _chunks(
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder} lacks {path.name}, which holds {name}") from error
         except Exception as error:  # torch raises many kinds for damaged archives
-            detail = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{name} in {path} cannot be read: {detail}") from error
+            raise CheckpointError(f"{name} in {path} cannot be read: {first_line(error)}") from error
         if not isinstance(part, torch.Tensor):
             raise CheckpointError(f"{name} in {path} is no tensor")
         yield path, offset, part

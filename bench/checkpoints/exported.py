@@ -7,9 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_problem
 from ..types import EncoderSpec, Frozen, Pooling
-from ..vit import first_problem
 
 _ENTRY = "lmim_bench"
 

@@ -102,9 +102,10 @@ def read_index(path: Path) -> dict[str, list[str]]:
     """
     try:
         mapping = json.loads(path.read_bytes())["weight_map"]
-        assert isinstance(mapping, Mapping)
+        if not isinstance(mapping, Mapping):
+            raise TypeError("weight_map is no table")
         pairs = [(str(key), str(name)) for key, name in mapping.items()]
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not an index of shards (it has no weight_map)") from error
     shards: dict[str, list[str]] = {}
     for key, name in pairs:

@@ -166,14 +166,14 @@ def stated_activation(config: Mapping[str, Any], default: str) -> str:
 
 def config_note(config: Mapping[str, Any], eps: float, activation: str) -> str:
     """Where norm and activation come from."""
-    said = f"norm eps {eps:g} and {_WORDS[activation]}"
+    said = f"norm eps {eps:g} and {ACTIVATIONS[activation]}"
     if config:
         kind = config.get("model_type", "no model_type")
         return f"{said}, from config.json ({kind}) or by the defaults of transformers"
     return f"{said}, the default of transformers, as no config.json is beside the file"
 
 
-_WORDS = {"gelu": "exact GELU", "gelu_tanh": "tanh GELU", "quick_gelu": "QuickGELU"}
+ACTIVATIONS = {"gelu": "exact GELU", "gelu_tanh": "tanh GELU", "quick_gelu": "QuickGELU", "silu": "SiLU"}
 
 
 # ------------------------------------------------------------------------------------------- images

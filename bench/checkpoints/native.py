@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from ..errors import CheckpointError
-from ..results import atomic_write
+from ..atomic import atomic_write
+from ..errors import CheckpointError, first_problem
 from ..types import EncoderSpec, TrainingPoint
-from ..vit import first_problem
 from .family import Draft
 
 FORMAT = "lmim-bench"

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 
 # safe_globals is state of the whole process: two threads must not see each other's.
 _LOCK = threading.Lock()
@@ -122,8 +122,7 @@ def _load(path: Path, zipped: bool, stubs: Mapping[str, Callable[..., Any]]) -> 
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... for damaged files
-        detail = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read as a torch checkpoint: {detail}") from error
+        raise CheckpointError(f"{path} cannot be read as a torch checkpoint: {first_line(error)}") from error
 
 
 def _globals(path: Path, zipped: bool) -> set[str]:

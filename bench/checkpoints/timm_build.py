@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,9 +35,3 @@ def timm_draft(
     arch = {"builder": "timm", "name": name, "kwargs": dict(kwargs)}
     spec = timm_spec(model, arch, family).model_copy(update=fields)
     return Draft(tensors, spec, notes, model)
-
-
-def ratio_of(hidden: int, dim: int) -> float:
-    """The ratio from which ``int(dim * ratio)`` gives the hidden width, which may else fall one short."""
-    ratio = hidden / dim
-    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..atomic import write_json
 from ..cache import cache_folder, clear_stale, staging
 from ..cores import usable_cores
 from ..errors import DataError
-from ..results import write_json
 from .scenes import CLASSES, VERSION, classification_scene, generator, segmentation_scene, video_scene
 
 

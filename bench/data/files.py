@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from ..atomic import write_json
 from ..cache import cache_folder
 from ..cores import usable_cores
-from ..errors import DataError
-from ..results import write_json
+from ..errors import DataError, UnreadableError
 from ..types import Array
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -232,8 +232,10 @@ def read_list(path: Path) -> str:
 # ------------------------------------------------------------------------------------------- decoding
 
 
-class UnreadableError(DataError):
-    """An image or a folder that the system could not read now, so that nobody knows what it holds."""
+def spread(n: int, most: int) -> list[int]:
+    """At most so many of n positions, evenly from the first to the last."""
+    positions: list[int] = np.linspace(0, n - 1, min(n, most)).round().astype(int).tolist()
+    return positions
 
 
 def not_read(name: str | Path, error: Exception, otherwise: str = "is broken") -> DataError:
@@ -407,8 +409,7 @@ class Manifest:
     def _contents(self) -> str:
         digest = hashlib.sha256()
         whole = self.total <= CONTENT_LIMIT
-        spread = np.linspace(0, len(self.files) - 1, min(MOST_SAMPLED, len(self.files)))
-        sampled = set(spread.round().astype(int).tolist())
+        sampled = set(spread(len(self.files), MOST_SAMPLED))
         for i, ((name, label), stat) in enumerate(zip(self.files, self._stats, strict=True)):
             digest.update(f"{name}\0{stat.st_size}\0{label}\n".encode())
             if whole:

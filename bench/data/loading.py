@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 
-from ..errors import DataError
+from ..errors import DataError, UnreadableError
 from ..types import Array, ImageSplit, View
-from .files import UnreadableError
 from .workers import in_order, part_that_fits, workers_that_fit
 
 _FILTERS = {
@@ -81,19 +80,6 @@ def _channels(values: Colour, device: torch.device) -> torch.Tensor:
 def apply_view(image: Image.Image, view: View) -> torch.Tensor:
     """The encoder's input for one image, float32 (3, S, S), normalised."""
     return normalise(_tensor(view_pixels(image, view)), view)
-
-
-def squash_mask(mask: Array, size: int | tuple[int, int]) -> Array:
-    """Resize a label map (H, W) to ``size`` (a side, or height and width).
-
-    Each pixel takes the label under its centre; a centre on a border takes the pixel after it. This is
-    Pillow's nearest filter without its rounding of positions.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
-    cols = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
-    resized: Array = mask[np.ix_(rows, cols)]
-    return resized
 
 
 def iterate_batches(

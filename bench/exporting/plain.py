@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -100,13 +99,6 @@ def arithmetic_parts(model: nn.Module) -> dict[str, str]:
         for name, part in model.named_modules()
         if name and name != "head" and not isinstance(part, nn.Identity | nn.Dropout | DropPath)
     }
-
-
-def mlp_ratio(arch: VitArch) -> float:
-    """The ratio from which timm's ``int(dim * ratio)`` gets the hidden width, which may fall one short."""
-    hidden = round(arch.embed_dim * arch.mlp_ratio)
-    ratio = hidden / arch.embed_dim
-    return ratio if int(arch.embed_dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def require(what: Mapping[str, bool], layout: str) -> None:

@@ -8,7 +8,7 @@ from ..backbones import ViTEncoder
 from ..checkpoints.plain_vit import infer_heads
 from ..errors import CheckpointError
 from ..vit import VitArch
-from .plain import Draft, keywords, mlp_ratio, plain_arch, plain_state, require
+from .plain import Draft, keywords, plain_arch, plain_state, require
 
 MAE_EPS = 1e-6
 _MAE_MODELS = {
@@ -66,7 +66,7 @@ def mae_line(arch: VitArch, weights: Path) -> str:
                 "embed_dim": arch.embed_dim,
                 "depth": arch.depth,
                 "num_heads": arch.num_heads,
-                "mlp_ratio": mlp_ratio(arch),
+                "mlp_ratio": arch.timm_ratio,
                 "qkv_bias": True,
             }
         )

@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from ..timm_models import create_timm
 from ..types import Pooling
 from ..vit import VitArch, build_vit
-from .plain import Draft, arithmetic_parts, keywords, mlp_ratio, plain_arch, plain_state, read_arch
+from .plain import Draft, arithmetic_parts, keywords, plain_arch, plain_state, read_arch
 
 # (width, depth, heads) -> how timm's names call a plain transformer of that size.
 _TIMM_SIZES = {
@@ -112,7 +112,7 @@ def _timm_args(arch: VitArch, global_pool: str) -> dict[str, Any]:
         "embed_dim": arch.embed_dim,
         "depth": arch.depth,
         "num_heads": arch.num_heads,
-        "mlp_ratio": mlp_ratio(arch),
+        "mlp_ratio": arch.timm_ratio,
         "qkv_bias": arch.qkv_bias,
         "init_values": arch.init_values,
         "class_token": arch.class_token,

@@ -10,9 +10,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_problem
 from ..types import Features, Frozen, PosInterpolation
-from ..vit import first_problem
 
 Arch = TypeVar("Arch", bound=Frozen)
 

@@ -9,7 +9,6 @@ from .encoders import CheckpointInfo, Encoder, EncoderSpec, Features, Tap, Train
 from .features import Column, FeatureBank, FeatureRequest, View, pooled_columns
 from .tasks import (
     Artefact,
-    ConfigT,
     Context,
     Measurement,
     Metric,
@@ -27,7 +26,6 @@ __all__ = [
     "Artefact",
     "CheckpointInfo",
     "Column",
-    "ConfigT",
     "Context",
     "DataKind",
     "Dataset",

@@ -51,6 +51,10 @@ class Column:
         """The name of the column in a bank and on disk."""
         return f"{self.kind}@{self.tap.layer}" + ("" if self.tap.norm else ":raw")
 
+    def numbers(self, view: View, spec: EncoderSpec) -> int:
+        """How many numbers, float32 in a bank, the column has for one image."""
+        return spec.embed_dim * ((view.size // spec.patch_size) ** 2 if self.kind == "patches" else 1)
+
 
 def pooled_columns(pooling: Pooling, tap: Tap) -> tuple[Column, ...]:
     """The columns that a pooling needs, in the order in which they are concatenated."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import FiniteFloat
@@ -171,9 +171,6 @@ class Context(Protocol):
 
     def save_file(self, relative: str, content: bytes) -> None:
         """Keep a file of the task's own below its artefact folder (result PNGs of the VOS task)."""
-
-
-ConfigT = TypeVar("ConfigT", bound=Frozen)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .normalise import signs
+
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 
@@ -99,14 +101,8 @@ def fit_reducer(rows: NDArray[np.floating], *, standardise: bool, pca_dim: int) 
     if project:
         _, axes = np.linalg.eigh(covariance / np.outer(scale, scale))
         axes = axes[:, ::-1][:, :pca_dim]
-        components = (axes * _signs(axes)).astype(np.float32)
+        components = (axes * signs(axes)).astype(np.float32)
     return Reducer(mean.astype(np.float32), scale.astype(np.float32), components)
-
-
-def _signs(axes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The signs that make the largest entry of each column positive: eigenvectors have none of their own."""
-    top = np.abs(axes).argmax(axis=0)
-    return np.where(axes[top, np.arange(axes.shape[1])] < 0, -1.0, 1.0)
 
 
 def sample_rows(n: int, k: int, seed: int, max_points: int | None) -> Int:

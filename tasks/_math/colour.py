@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .normalise import signs
 from .segmentation import nearest, nearest_centre
 
 Rgb = NDArray[np.uint8]
@@ -81,7 +82,7 @@ def pca_colours(tokens: NDArray[np.floating], percentile: float = 2.0) -> Rgb:
     x = x - x.mean(axis=0)
     _, axes = np.linalg.eigh(x.T @ x)
     axes = axes[:, ::-1][:, :3]
-    axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1.0, 1.0)
+    axes = axes * signs(axes)
     score = np.zeros((len(x), 3))
     score[:, : axes.shape[1]] = x @ axes
     low, high = np.percentile(score, [percentile, 100 - percentile], axis=0)

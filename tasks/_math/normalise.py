@@ -101,3 +101,9 @@ class Normaliser:
             out -= self.shift
             out *= self.scale
         return out
+
+
+def signs(axes: Array) -> Array:
+    """The signs that make the largest entry of each column positive: eigenvectors have none of their own."""
+    top = np.abs(axes).argmax(axis=0)
+    return np.where(axes[top, np.arange(axes.shape[1])] < 0, -1.0, 1.0)

@@ -76,10 +76,29 @@ def test_wrong_value_says_what_was_expected_and_got():
         ("a/b.pth#heads=6", "b#heads=6", "a/b.pth#heads=6"),
         ("python:pkg.mod:make", "pkg.mod:make", "python:pkg.mod:make"),
         ("pixels", "pixels", "pixels"),
+        ("pixels=pixels", "pixels", "pixels"),
+        ("a/b=pixels:8", "a/b", "pixels:8"),
+        ("timm:x:pretrained", "x (pretrained)", "timm:x:pretrained"),
+        ("random:a/b.pth", "b (random)", "random:a/b.pth"),
+        ("random:timm:vit_base.lvd142m", "vit_base.lvd142m (random)", "random:timm:vit_base.lvd142m"),
+        ("a/b=random:timm:x", "a/b", "random:timm:x"),
+        ("hf:models/vit", "vit", "hf:models/vit"),
+        ("a/b=hf:models/vit", "a/b", "hf:models/vit"),
+        ("hf:runs/lr=1/vit", "vit", "hf:runs/lr=1/vit"),
     ],
 )
 def test_checkpoint_references(text, label, reference):
     assert CheckpointConfig.parse(text) == CheckpointConfig(label=label, reference=reference)
+
+
+def test_a_checkpoint_and_its_control_have_labels_of_their_own(tmp_path):
+    (tmp_path / "vit.b16").mkdir()
+    for path in ("models/mae.pth", str(tmp_path / "vit.b16")):
+        config = make_config([path, f"random:{path}"])
+        assert [c.label for c in config.checkpoints] == [
+            Path(path).name.removesuffix(".pth"),
+            config.checkpoints[0].label + " (random)",
+        ]
 
 
 def test_a_file_whose_name_holds_an_equals_sign_is_a_file(tmp_path):

@@ -9,16 +9,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from lmim_bench.bench.data import files as files_module
-from lmim_bench.bench.data.files import (
-    Manifest,
-    UnreadableError,
-    image_size,
-    list_images,
-    read_image,
-    read_mask,
-)
+from lmim_bench.bench.data.files import Manifest, image_size, list_images, read_image, read_mask
 from lmim_bench.bench.data.layouts import detect
-from lmim_bench.bench.errors import DataError
+from lmim_bench.bench.errors import DataError, UnreadableError
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from lmim_bench.bench.data import files, load_data
-from lmim_bench.bench.data.loading import apply_view, iterate_batches, normalise, squash_mask, view_pixels
+from lmim_bench.bench.data.loading import apply_view, iterate_batches, normalise, view_pixels
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.types import View
 
@@ -72,17 +72,6 @@ def test_squash_equals_torchvision_to_the_bit(height, width, size):
 def test_the_view_turns_any_mode_into_rgb():
     view = View("squash", 4, 4, "bilinear", MEAN, STD)
     assert view_pixels(noise(9, 9).convert("L"), view).shape == (4, 4, 3)
-
-
-@settings(deadline=None, derandomize=True, max_examples=40)
-@given(height=st.integers(1, 20), width=st.integers(1, 20), rows=st.integers(1, 20), cols=st.integers(1, 20))
-def test_squashed_mask_takes_the_label_under_each_new_pixel_centre(height, width, rows, cols):
-    mask = np.random.default_rng(height * 31 + width).integers(0, 256, (height, width), dtype=np.uint8)
-    # Pixel r of the small map covers r/rows .. (r+1)/rows; its centre lies in this pixel of the large one.
-    y = [(2 * r + 1) * height // (2 * rows) for r in range(rows)]
-    x = [(2 * c + 1) * width // (2 * cols) for c in range(cols)]
-    assert np.array_equal(squash_mask(mask, (rows, cols)), mask[np.ix_(y, x)])
-    assert np.array_equal(squash_mask(mask, (height, width)), mask)
 
 
 @pytest.fixture

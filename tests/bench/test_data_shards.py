@@ -17,10 +17,9 @@ from PIL import Image
 from lmim_bench.bench.data import detect_layout, load_data, load_unlabelled
 from lmim_bench.bench.data import parquet as parquet_module
 from lmim_bench.bench.data import tars as tars_module
-from lmim_bench.bench.data.files import UnreadableError
 from lmim_bench.bench.data.layouts import shard_split
 from lmim_bench.bench.data.loading import iterate_batches
-from lmim_bench.bench.errors import DataError
+from lmim_bench.bench.errors import DataError, UnreadableError
 from lmim_bench.bench.types import View
 
 CLASSES = ("cat", "dog", "eel")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 from lmim_bench.bench.checkpoints.exported import as_exported
 from lmim_bench.bench.encoders import load_encoder
@@ -50,7 +51,10 @@ def test_the_global_feature_comes_back(
 
 def test_timm_passes_over_the_entry(tmp_path: Path, save_vit: Callable[..., str]) -> None:
     export_encoder(save_vit(tmp_path / "x.pth", pooling="mean", final_norm=False), "timm", tmp_path / "out")
-    timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    found = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).state_dict()
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert found.keys() == stored.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in stored.items())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

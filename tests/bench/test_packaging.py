@@ -87,7 +87,7 @@ def test_every_public_name_loads_and_an_unknown_one_does_not():
 
 # A module may import from its own level and from those above it.
 LEVELS = [
-    ("bench.errors", "bench.references"),
+    ("bench.errors", "bench.references", "bench.atomic", "bench.names"),
     ("bench.types",),
     (
         "bench.config",
@@ -100,7 +100,6 @@ LEVELS = [
         "bench.cores",
         "bench.environment",
         "bench.progress",
-        "bench.show",
     ),
     (
         "bench.vit",
@@ -126,7 +125,13 @@ LEVELS = [
     ("bench.api",),
     ("bench.ablation",),
     ("bench.demo", "bench.selftest"),
-    ("bench.cli", "bench.training_commands", "bench.checkpoint_commands", "bench.report_commands"),
+    (
+        "bench.cli",
+        "bench.training_commands",
+        "bench.checkpoint_commands",
+        "bench.report_commands",
+        "bench.show",
+    ),
 ]
 
 
@@ -159,6 +164,12 @@ def test_imports_run_one_way():
             if here is not None and there is not None and there > here:
                 wrong.append(f"{module} imports {target}")
     assert not wrong
+
+
+def test_the_architecture_names_every_room():
+    told = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = {p.name + ("/" if p.is_dir() else "") for p in (REPO / "bench").iterdir()}
+    assert [room for room in sorted(rooms) if not room.startswith("_") and room not in told] == []
 
 
 def test_every_module_has_a_level():

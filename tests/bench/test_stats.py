@@ -165,9 +165,9 @@ def test_the_interval_of_a_mean_iou_of_rare_classes_holds_the_value(seed, images
     found = score(
         Measurement("miou", iou_items(counts), MeanIoU(21, absent), bounds=(0, 1)), np.random.default_rng(0)
     )
-    if found.low is not None:
-        assert found.low <= found.value <= found.high
-        assert found.low < found.high
+    assert found.low is not None
+    assert found.low <= found.value <= found.high
+    assert found.low < found.high
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lmim_bench.bench.data.files import UnreadableError
 from lmim_bench.bench.encoders import load_encoder
-from lmim_bench.bench.errors import DataError
+from lmim_bench.bench.errors import DataError, UnreadableError
 from lmim_bench.bench.progress import Reporter
 from lmim_bench.bench.types import Dataset
 from lmim_bench.pretrain.api import pretrain, resume

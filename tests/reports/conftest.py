@@ -12,14 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmim_bench.bench.results import (
-    CheckpointRecord,
-    DataRecord,
-    Environment,
-    Result,
-    RunFile,
-    write_json,
-)
+from lmim_bench.bench.atomic import write_json
+from lmim_bench.bench.results import CheckpointRecord, DataRecord, Environment, Result, RunFile
 from lmim_bench.bench.types import CheckpointInfo, EncoderSpec, Score
 
 METRICS = {

@@ -231,3 +231,12 @@ def test_the_majority_class_of_a_patch_equals_a_count_of_its_pixels(
     place, label = _count(masks, grid, classes).majority()
     assert dict(zip(place.tolist(), label.tolist(), strict=True)) == expected
     assert (np.diff(place) > 0).all()
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_a_smaller_mask_takes_the_label_under_each_new_pixel_centre(source: int, target: int) -> None:
+    # Pixel r of the small map covers r/target .. (r+1)/target; its centre lies in this one of the large map.
+    expected = [(2 * r + 1) * source // (2 * target) for r in range(target)]
+    assert seg.nearest_centre(source, target).tolist() == expected
+    assert seg.nearest_centre(source, source).tolist() == list(range(source))

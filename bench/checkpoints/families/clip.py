@@ -25,7 +25,7 @@ from ..beit_layout import ANCHORS as BEIT_ANCHORS
 from ..beit_layout import DROP as BEIT_DROP
 from ..beit_layout import infer_beit
 from ..family import Draft, Family, Root, Tensors, Tree
-from ..hf import CLIP, HALF, Preprocessing, three_numbers
+from ..hf import ACTIVATIONS, CLIP, HALF, Preprocessing, three_numbers
 from ..plain_vit import ANCHORS as VIT_ANCHORS
 from ..plain_vit import depth_of, infer_spec
 
@@ -156,7 +156,7 @@ def _clip_draft(
         if quick and tanh:
             raise CheckpointError(f"{_CONFIG} beside the file asks for QuickGELU and tanh GELU at once")
         act = activation or ("quick_gelu" if quick else "gelu_tanh" if tanh else "gelu")
-        said = why if activation else f"{_WORDS[act]}, from {_CONFIG}" if config else _ASSUMED
+        said = why if activation else f"{ACTIVATIONS[act]}, from {_CONFIG}" if config else _ASSUMED
         stated = None
         if config:
             if config["head_width"] < 1 or width % config["head_width"]:
@@ -185,7 +185,6 @@ def _clip_draft(
     return draft
 
 
-_WORDS = {"gelu": "exact GELU", "gelu_tanh": "tanh GELU", "quick_gelu": "QuickGELU"}
 _ASSUMED = (
     f"WARNING: exact GELU is assumed, as no {_CONFIG} is beside the file; add #family=open_clip_quickgelu "
     "for weights trained with QuickGELU (OpenAI's, MetaCLIP's, DFN's)"

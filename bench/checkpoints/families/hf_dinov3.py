@@ -70,7 +70,7 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
         "rotary positions: any image size; periods in float32 as transformers has them (Meta's own files are "
         "rounded to bfloat16, which changes features a little)"
     )
-    return Draft(named, spec, (note, config_note(config, eps, "gelu"), said, rotary))
+    return Draft(named, spec, (note, config_note(config, eps, activation), said, rotary))
 
 
 def _mlp_name(name: str, swiglu: bool) -> str:

@@ -13,8 +13,9 @@ import re
 from typing import Any
 
 from ...errors import CheckpointError
+from ...vit import ratio_of
 from ..family import Draft, Family, Root, Tensors
-from ..timm_build import ratio_of, timm_draft
+from ..timm_build import timm_draft
 
 _ANCHORS = (
     "layers.0.blocks.0.attn.relative_position_bias_table",

@@ -1,0 +1,52 @@
+"""Files that are there whole or not at all, and JSON in them. Imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from .errors import DataError, first_line, first_problem
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that appears under its name only when it was written whole and synced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open(mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, payload: Any) -> None:
+    """Write JSON atomically, keys in their given order; NaN is refused."""
+    with atomic_write(path) as stream:
+        json.dump(payload, stream, indent=1, allow_nan=False, ensure_ascii=False)
+        stream.write("\n")
+
+
+def read_json(path: Path, model: type[Model]) -> Model:
+    """Read a file as a pydantic model. Raises DataError naming the file where it is not a valid one."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = first_problem(error) if isinstance(error, ValidationError) else first_line(error)
+        raise DataError(
+            f"{path} is not a {model.__name__.lower()} of this version ({reason}); delete it or "
+            "use another --out"
+        ) from error
