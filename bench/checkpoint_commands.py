@@ -12,10 +12,18 @@ from typing import Any
 
 import click
 
-from .training_commands import command_line
+from .options import (
+    EXIT_FAILED,
+    FOLDER,
+    cache_option,
+    command_line,
+    debugging,
+    device_option,
+    json_option,
+    task_names,
+    tasks_option,
+)
 
-_EXIT_FAILED = 1
-_FOLDER = click.Path(path_type=Path, file_okay=False)
 _SHOWN = 6
 # Of the architecture, what `inspect` prints on lines of their own.
 _HAVE_LINES = (
@@ -23,7 +31,6 @@ _HAVE_LINES = (
     *("class_token", "reg_tokens", "registers"),
 )
 _CKPT = "[LABEL=]REF"
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 _REFERENCES = (
     ("FILE", "a checkpoint of one of these layouts: .pth, .pt, .ckpt, .bin, .safetensors"),
@@ -39,7 +46,7 @@ _REFERENCES = (
 
 @click.command()
 @click.argument("reference")
-@_json
+@json_option
 def inspect(reference: str, as_json: bool) -> None:
     """Say what a checkpoint is: format, architecture, coverage, preprocessing, what was dropped and why."""
     from .encoders import inspect_checkpoint
@@ -123,7 +130,7 @@ def _short(value: Any) -> str:
 
 
 @click.command()
-@_json
+@json_option
 def formats(as_json: bool) -> None:
     """List the layouts of checkpoints that are read, and the other things that --ckpt takes."""
     from .checkpoints.loading import families
@@ -177,19 +184,12 @@ def formats(as_json: bool) -> None:
 @click.option(
     "--ckpt", "-c", "ckpts", multiple=True, required=True, metavar=_CKPT, help="As run takes it; repeats."
 )
-@click.option(
-    "--tasks",
-    "-t",
-    multiple=True,
-    default=("all",),
-    show_default=True,
-    help="Task names, comma-separated, or all.",
-)
+@tasks_option
 @click.option("--data", "-d", multiple=True, help="Data folder or torchvision:NAME; repeats.")
-@click.option("--out", "-o", type=_FOLDER, help="Run folder that is meant. [default: runs/<labels>]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--cache-dir", type=_FOLDER, help="Feature cache and embedded data.")
-@_json
+@click.option("--out", "-o", type=FOLDER, help="Run folder that is meant. [default: runs/<labels>]")
+@device_option
+@cache_option
+@json_option
 @click.pass_context
 def doctor(
     ctx: click.Context,
@@ -209,21 +209,20 @@ def doctor(
     from .progress import Reporter
     from .show import print_checks
 
-    names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
     options = {name: value for name, value in options.items() if value not in (None, ())}
-    config = make_config(list(ckpts), tasks=names, **options)
-    checks = examine(config, Reporter(), bool(ctx.find_root().params.get("debug")))
+    config = make_config(list(ckpts), tasks=task_names(tasks), **options)
+    checks = examine(config, Reporter(), debugging(ctx))
     if as_json:
         click.echo(json.dumps([check.model_dump() for check in checks], indent=1, ensure_ascii=False))
     else:
         print_checks(checks)
     if any(check.status == "fail" for check in checks):
-        sys.exit(_EXIT_FAILED)
+        sys.exit(EXIT_FAILED)
 
 
 @click.command()
 @click.option("--ckpt", "-c", "ckpt", required=True, metavar=_CKPT, help="As run takes it.")
-@click.option("--out", "-o", type=_FOLDER, help="Keep the run folder with its report here.")
+@click.option("--out", "-o", type=FOLDER, help="Keep the run folder with its report here.")
 @click.pass_context
 def selftest(ctx: click.Context, ckpt: str, out: Path | None) -> None:
     """Try a checkpoint in a minute: all tasks, small, on embedded scenes, beside random weights.
@@ -238,7 +237,7 @@ def selftest(ctx: click.Context, ckpt: str, out: Path | None) -> None:
     from .selftest import is_above, self_test
 
     checkpoint = CheckpointConfig.parse(ckpt)
-    debug = bool(ctx.find_root().params.get("debug"))
+    debug = debugging(ctx)
     with tempfile.TemporaryDirectory(prefix="lmim-bench-selftest-") as folder:
         working = Path(folder)
         kept = out or working / "run"
@@ -257,4 +256,4 @@ def selftest(ctx: click.Context, ckpt: str, out: Path | None) -> None:
     if out:
         click.echo(f"report     {out / 'report.html'}")
     if found.failed:
-        sys.exit(_EXIT_FAILED)
+        sys.exit(EXIT_FAILED)

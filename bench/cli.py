@@ -13,17 +13,26 @@ from .. import __version__
 from .cache import PARTS
 from .checkpoint_commands import doctor, formats, inspect, selftest
 from .errors import LmimBenchError
+from .options import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    FOLDER,
+    cache_option,
+    command_line,
+    debugging,
+    device_option,
+    limit_option,
+    task_names,
+    tasks_option,
+)
 from .references import FORMS
 from .report_commands import compare, figures, table
-from .training_commands import ablate, command_line, export, pretrain
+from .training_commands import ablate, export, pretrain
 
 if TYPE_CHECKING:
     from .config import RunConfig
     from .results import RunFile
-
-_EXIT_FAILED_CELLS = 1
-_EXIT_USER_ERROR = 2
-_EXIT_INTERRUPTED = 130
 
 
 class _Group(click.Group):
@@ -36,17 +45,17 @@ class _Group(click.Group):
             if ctx.params.get("debug"):
                 raise
             click.echo(f"lmim-bench: {error}", err=True)
-            sys.exit(_EXIT_USER_ERROR)
+            sys.exit(EXIT_USER_ERROR)
         except OSError as error:  # a full disk, a folder that may not be written
             # A library's own error has no number, and click ends on a pipe that was closed.
             if ctx.params.get("debug") or not error.errno or isinstance(error, BrokenPipeError):
                 raise
             where = f"{error.filename}: " if error.filename else ""
             click.echo(f"lmim-bench: {where}{error.strerror}", err=True)
-            sys.exit(_EXIT_USER_ERROR)
+            sys.exit(EXIT_USER_ERROR)
         except KeyboardInterrupt:
             click.echo("lmim-bench: stopped; the same command goes on with what is not finished", err=True)
-            sys.exit(_EXIT_INTERRUPTED)
+            sys.exit(EXIT_INTERRUPTED)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         from .errors import did_you_mean
@@ -86,11 +95,11 @@ def _run_options(command: Any) -> Any:
         click.option(
             "--out",
             "-o",
-            type=click.Path(path_type=Path, file_okay=False),
+            type=FOLDER,
             help="Run folder. [default: runs/<labels>]",
         ),
-        click.option("--limit", type=int, help="Quick look: at most N images a split, N frames a video."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        limit_option,
+        device_option,
         click.option(
             "--precision",
             type=click.Choice(["fp32", "bf16", "fp16"]),
@@ -105,11 +114,7 @@ def _run_options(command: Any) -> Any:
         click.option("--batch-size", type=int, help="Images a batch at 224 x 224; scaled with the area."),
         click.option("--skip-broken", is_flag=True, help="Leave broken images out, count and list them."),
         click.option("--download", is_flag=True, help="Fetch torchvision data sets that are not there."),
-        click.option(
-            "--cache-dir",
-            type=click.Path(path_type=Path, file_okay=False),
-            help="Feature cache and embedded data.",
-        ),
+        cache_option,
         click.option(
             "--cache-size",
             "cache_size_gb",
@@ -142,14 +147,7 @@ def _run_options(command: Any) -> Any:
     metavar="[LABEL=]REF",
     help=f"{FORMS[0].upper()}{FORMS[1:]}; repeats.",
 )
-@click.option(
-    "--tasks",
-    "-t",
-    multiple=True,
-    default=("all",),
-    show_default=True,
-    help="Task names, comma-separated, or all.",
-)
+@tasks_option
 @_run_options
 @click.option("--dry-run", is_flag=True, help="Print the plan and what it will take, and stop.")
 @click.pass_context
@@ -169,9 +167,8 @@ def run(
         task, field, value = parse_override(text)
         overrides.setdefault(task, {})[field] = value
     options = {name: value for name, value in options.items() if value not in (None, ())}
-    names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
-    config = make_config(list(ckpts), tasks=names, overrides=overrides, **options)
-    _run(config, dry_run=dry_run, debug=_debug(ctx))
+    config = make_config(list(ckpts), tasks=task_names(tasks), overrides=overrides, **options)
+    _run(config, dry_run=dry_run, debug=debugging(ctx))
 
 
 def _run(config: RunConfig, *, dry_run: bool = False, debug: bool = False) -> None:
@@ -195,7 +192,7 @@ def _run(config: RunConfig, *, dry_run: bool = False, debug: bool = False) -> No
             free = disk_usage(existing(opened.store.root)).free
             print_estimate(steps, resident_peak(), free)
             if any(step.failure for step in steps):
-                sys.exit(_EXIT_FAILED_CELLS)
+                sys.exit(EXIT_FAILED)
         return
     from .api import run as run_api
 
@@ -212,14 +209,14 @@ def _print_summary(finished: RunFile, out: Path) -> None:
     click.echo(f"results  {out / 'results.json'}\nreport   {out / 'report.html'}")
     planned = {cell["cell"] for cell in json.loads((out / "plan.json").read_bytes())["cells"]}
     if any(result.status == "failed" for result in finished.results if result.cell in planned):
-        sys.exit(_EXIT_FAILED_CELLS)
+        sys.exit(EXIT_FAILED)
 
 
 @cli.command()
 @click.option(
     "--out",
     "-o",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     default=Path("runs/demo"),
     show_default=True,
     help="Run folder.",
@@ -231,11 +228,9 @@ def _print_summary(finished: RunFile, out: Path) -> None:
     show_default=True,
     help="Optimiser steps of each training.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Feature cache and embedded data."
-)
-@click.option("--limit", type=int, help="Quick look: at most N images a split, N frames a video.")
+@device_option
+@cache_option
+@limit_option
 @click.pass_context
 def demo(
     ctx: click.Context, out: Path, steps: int, limit: int | None, device: str, cache_dir: Path | None
@@ -245,7 +240,7 @@ def demo(
     from .progress import Reporter
 
     config = demo_config(out, steps, limit, device, cache_dir, Reporter(), command_line())
-    _run(config, debug=_debug(ctx))
+    _run(config, debug=debugging(ctx))
 
 
 @cli.command()
@@ -273,11 +268,7 @@ def describe(task_name: str) -> None:
 
 @cli.command()
 @click.argument("reference", metavar="[FOLDER]", required=False)
-@click.option(
-    "--cache-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where the embedded data are kept.",
-)
+@cache_option
 def data(reference: str | None, cache_dir: Path | None) -> None:
     """List the known data sets and layouts; or say what a FOLDER is and what it holds."""
     from .cache import cache_folder
@@ -335,7 +326,7 @@ def report(folder: Path, out: Path | None) -> None:
     type=click.Choice(["all", *PARTS]),
     help="Delete a part of the cache, or all of it but what was downloaded (torchvision).",
 )
-@click.option("--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="The cache folder.")
+@click.option("--cache-dir", type=FOLDER, help="The cache folder.")
 def cache(part: str | None, cache_dir: Path | None) -> None:
     """Show what the cache holds, or clear it."""
     from . import cache as store
@@ -354,10 +345,6 @@ def cache(part: str | None, cache_dir: Path | None) -> None:
 
 for command in (inspect, formats, doctor, selftest, pretrain, ablate, export, compare, table, figures):
     cli.add_command(command)
-
-
-def _debug(ctx: click.Context) -> bool:
-    return bool(ctx.find_root().params.get("debug"))
 
 
 def main() -> None:

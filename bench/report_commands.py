@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from .options import FOLDER
+
 if TYPE_CHECKING:
     from ..reports.verdicts import Comparison
 
@@ -99,7 +101,7 @@ def _plain(comparison: Comparison) -> dict[str, Any]:
 @click.option(
     "--out",
     "-o",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     help="Folder. [default: figures/ in the first run]",
 )
 def figures(folders: tuple[Path, ...], form: Literal["svg", "png", "pdf"], out: Path | None) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from .options import FOLDER, cache_option, command_line, device_option
 
 if TYPE_CHECKING:
     from ..pretrain.outcome import Summary
     from ..pretrain.studies import Budget
     from .export import ExportFormat
 
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_cache_dir = click.option("--cache-dir", type=_FOLDER, help="Decoded images, features and embedded data.")
 _skip_broken = click.option(
     "--skip-broken", is_flag=True, help="Train with another image in the place of each broken one."
 )
@@ -28,11 +27,6 @@ _set = click.option(
 )
 
 
-def command_line() -> str:
-    """This command as it was typed."""
-    return shlex.join(["lmim-bench", *sys.argv[1:]])
-
-
 @click.command()
 @click.option("--recipe", "-r", help="A built-in recipe (--list) or a YAML file.")
 @click.option(
@@ -40,12 +34,12 @@ def command_line() -> str:
     "-d",
     help="Folder of images or shards, torchvision:NAME, or an embedded set; with --resume: its place now.",
 )
-@click.option("--out", "-o", type=_FOLDER, help="Folder of the training. [default: runs/<recipe>]")
-@click.option("--resume", "resumed", type=_FOLDER, help="Go on with the training of this folder.")
+@click.option("--out", "-o", type=FOLDER, help="Folder of the training. [default: runs/<recipe>]")
+@click.option("--resume", "resumed", type=FOLDER, help="Go on with the training of this folder.")
 @_set
 @click.option("--device", help="auto, cpu, cuda or cuda:N; the same as --set engine.device=...")
 @_skip_broken
-@_cache_dir
+@cache_option
 @click.option("--list", "listing", is_flag=True, help="List the built-in recipes and stop.")
 @click.option("--dry-run", is_flag=True, help="Print every field of the recipe and what it costs, and stop.")
 def pretrain(
@@ -150,9 +144,9 @@ def _say_training(summary: Summary, out: Path) -> None:
     show_default=True,
     help="tiny: seconds, to try; small: hours on a CPU; full: an H100.",
 )
-@click.option("--out", "-o", type=_FOLDER, help="Folder of all trainings and reports. [default: runs/ablate]")
+@click.option("--out", "-o", type=FOLDER, help="Folder of all trainings and reports. [default: runs/ablate]")
 @_set
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option(
     "--jobs",
     "-j",
@@ -162,7 +156,7 @@ def _say_training(summary: Summary, out: Path) -> None:
     help="Trainings at a time, each a process with its share of the cores; several GPUs in turn.",
 )
 @_skip_broken
-@_cache_dir
+@cache_option
 @click.option("--list", "listing", is_flag=True, help="List the studies with their rows and stop.")
 def ablate(
     names: tuple[str, ...],

@@ -14,7 +14,7 @@ from timm.layers.mlp import Mlp, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 
 from .errors import CheckpointError, first_problem
-from .types import EncoderSpec, Frozen, Interpolation, Pooling, PosInterpolation
+from .types import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, Frozen, Interpolation, Pooling, PosInterpolation
 
 _ACTIVATIONS = {"gelu": torch.nn.GELU, "gelu_tanh": GELUTanh, "quick_gelu": QuickGELU}
 
@@ -86,8 +86,8 @@ def vit_spec(
     map_pool: bool = False,
     pooling: Pooling | None = None,
     final_norm: bool = True,
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
     interpolation: Interpolation = "bicubic",
     crop_pct: float = 0.875,
     pos_interpolation: PosInterpolation = "timm",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from ..bench.types import Frozen, Pooling
+from ..bench.types import IMAGENET_MEAN, IMAGENET_STD, Frozen, Pooling
 
 Arch = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
 Positions = Literal["sincos", "latent_mim", "learned"]
@@ -170,8 +170,8 @@ class DataConfig(Section):
         (0.75, 1.3333333333333333), description="smallest and largest width to height of a crop"
     )
     flip: bool = Field(True, description="horizontal flips of half of the images")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="of the colours")
-    std: tuple[Positive, Positive, Positive] = Field((0.229, 0.224, 0.225), description="of the colours")
+    mean: tuple[float, float, float] = Field(IMAGENET_MEAN, description="of the colours")
+    std: tuple[Positive, Positive, Positive] = Field(IMAGENET_STD, description="of the colours")
     store_size: int | None = Field(
         None,
         gt=0,

@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 from ..bench.cores import usable_cores
 from ..bench.errors import TaskError
 from ..bench.types import (
+    IMAGENET_STD,
     Context,
     Dataset,
     EncoderSpec,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 Preset = Literal["dino-480", "dinov3-notebook", "crw-like"]
 
-IMAGENET_STD = (0.229, 0.224, 0.225)
 DINO_VOS_STD = (0.228, 0.224, 0.225)
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

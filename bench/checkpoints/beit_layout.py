@@ -14,11 +14,12 @@ import torch
 
 from ..errors import CheckpointError
 from ..networks.beit import beit_spec, rotations
+from ..types import IMAGENET_MEAN, IMAGENET_STD
 from .family import Draft, Root, Tensors, stated_args
-from .plain_vit import depth_of, infer_heads
+from .plain_vit import depth_of, infer_heads, patches_of
 
 Statistics = dict[str, Any]
-IMAGENET: Statistics = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET: Statistics = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 HALF: Statistics = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 CLIP: Statistics = {
     "mean": (0.48145466, 0.4578275, 0.40821073),
@@ -75,12 +76,7 @@ def infer_beit(
     Raises:
         CheckpointError: the shapes do not go together, or ``heads`` is not what the file says.
     """
-    weight = tensors["patch_embed.proj.weight"]
-    if weight.ndim != 4 or weight.shape[1] != 3 or weight.shape[2] != weight.shape[3]:
-        raise CheckpointError(
-            f"patch_embed.proj.weight has shape {tuple(weight.shape)}; expected (D, 3, p, p) for RGB images"
-        )
-    dim, patch = weight.shape[0], weight.shape[2]
+    dim, patch = patches_of(tensors)
     shared, of_block = tensors.get(SHARED_TABLE), tensors.get(BLOCK_TABLE)
     table = shared if shared is not None else of_block
     side = _side(table, tensors.get("pos_embed"))

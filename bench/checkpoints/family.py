@@ -278,3 +278,9 @@ def _outlined(name: str, kept: set[str]) -> str:
     if dot and first not in kept:
         return f"{first}.*"
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def refuse_heads(heads: int | None) -> None:
+    """Raise CheckpointError where a convolutional network is given attention heads."""
+    if heads is not None:
+        raise CheckpointError(f"a convolutional network has no heads; leave out heads={heads}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from ..types import EncoderSpec
+from ..types import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
 from .exported import as_exported
 from .family import Draft, Root, Tensors
 from .plain_vit import depth_of, infer_spec
@@ -49,7 +49,7 @@ class Preprocessing:
     """None: the size that the position table was made for."""
 
 
-IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "ImageNet's mean and std")
+IMAGENET = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, "ImageNet's mean and std")
 HALF = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "mean and std of 0.5")
 CLIP = Preprocessing(
     (0.48145466, 0.4578275, 0.40821073),

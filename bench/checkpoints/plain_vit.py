@@ -113,6 +113,19 @@ def depth_of(tensors: Tensors) -> int:
     return len(numbers)
 
 
+def patches_of(tensors: Tensors, videos: bool = False) -> tuple[int, int]:
+    """Width and patch size that the patch embedding (D, 3, p, p), or (D, 3, t, p, p) of videos, says.
+
+    Raises:
+        CheckpointError: it has another shape.
+    """
+    shape = tuple(tensors["patch_embed.proj.weight"].shape)
+    if len(shape) != 4 + videos or shape[1] != 3 or shape[-2] != shape[-1]:
+        expected = "(D, 3, t, p, p) for RGB videos" if videos else "(D, 3, p, p) for RGB images"
+        raise CheckpointError(f"patch_embed.proj.weight has shape {shape}; expected {expected}")
+    return shape[0], shape[-1]
+
+
 def infer_spec(
     family: str,
     tensors: Tensors,
@@ -130,12 +143,7 @@ def infer_spec(
     Raises:
         CheckpointError: the shapes do not describe a square-image plain vision transformer.
     """
-    weight = tensors["patch_embed.proj.weight"]
-    if weight.ndim != 4 or weight.shape[1] != 3 or weight.shape[2] != weight.shape[3]:
-        raise CheckpointError(
-            f"patch_embed.proj.weight has shape {tuple(weight.shape)}; expected (D, 3, p, p) for RGB images"
-        )
-    dim, patch = weight.shape[0], weight.shape[2]
+    dim, patch = patches_of(tensors)
     depth = depth_of(tensors)
     n_heads, note = infer_heads(dim, depth, heads, stated_heads, usual_heads, mixed_heads)
     has_cls = "cls_token" in tensors

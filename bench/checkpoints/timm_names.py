@@ -18,7 +18,7 @@ from timm.layers.patch_embed import PatchEmbed
 
 from ..errors import CheckpointError
 from ..timm_models import create_timm, pooling_notes, timm_spec
-from ..types import EncoderSpec
+from ..types import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
 from .exported import as_exported
 from .families import clip, timm_vit
 from .family import Draft, Family, Root, Tree
@@ -34,7 +34,7 @@ _TIMMS = (
     "WARNING: mean and std are those of timm's own weights of this name; add #mean=a:b:c,std=a:b:c if these "
     "were trained with others"
 )
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 def named_in(tree: Tree, rank: int | None, heads: int | None) -> Family | None:

@@ -18,6 +18,7 @@ from PIL import Image
 from ..errors import DataError
 from ..types import Array
 from .files import not_read, read_image
+from .splits import Unmasked
 
 RawLabel = int | str | None
 """A label as a shard has it: a number, None where there is none (or -1), or in words what is wrong."""
@@ -58,7 +59,7 @@ class Reader(ABC):
 
 
 @dataclass(eq=False)
-class ShardSplit:
+class ShardSplit(Unmasked):
     """Images inside shards; nothing is read before it is asked for.
 
     ``where`` is int64 (N, 3): the position of the shard in ``shards``, and the two numbers by which the
@@ -84,10 +85,6 @@ class ShardSplit:
         except (OSError, EOFError, DataError) as error:
             raise not_read(name, error, "cannot be read") from error
         return read_image(name, content)
-
-    def mask(self, i: int) -> Array:
-        """Raises DataError: there are no masks."""
-        raise DataError(f"{self.root / self.ids[i]} has no mask: this is a classification data set")
 
     def subset(self, index: Array) -> ShardSplit:
         """The split made of these positions, in this order."""

@@ -14,8 +14,18 @@ from ..types import Array
 from .files import check_size, read_image, read_mask
 
 
+class Unmasked:
+    """What splits without masks have in common."""
+
+    ids: Sequence[str]
+
+    def mask(self, i: int) -> Array:
+        """Raises DataError: there are no masks."""
+        raise DataError(f"{self.ids[i]} has no mask: this is a classification data set")
+
+
 @dataclass(eq=False)
-class FileSplit:
+class FileSplit(Unmasked):
     """Images on disk, each with a class index or a mask; nothing is decoded before it is asked for.
 
     ``masks`` are paths below ``root`` in the order of ``ids``; ``known`` are the labels that masks may hold.
@@ -37,7 +47,7 @@ class FileSplit:
     def mask(self, i: int) -> Array:
         """The label map, uint8 (H, W). Raises DataError where there is none, or it does not fit."""
         if self.masks is None:
-            raise DataError(f"{self.root / self.ids[i]} has no mask: this is a classification data set")
+            return super().mask(i)
         path = self.root / self.masks[i]
         mask = read_mask(path)
         check_size(mask, path, self.root / self.ids[i])
@@ -60,7 +70,7 @@ class FileSplit:
 
 
 @dataclass(eq=False)
-class ArraySplit:
+class ArraySplit(Unmasked):
     """Images that a data set stores as one array, uint8 (N, H, W, 3)."""
 
     pixels: Array
@@ -73,10 +83,6 @@ class ArraySplit:
     def image(self, i: int) -> Image.Image:
         """The image, RGB."""
         return Image.fromarray(self.pixels[i])
-
-    def mask(self, i: int) -> Array:
-        """Raises DataError: there are no masks."""
-        raise DataError(f"{self.ids[i]} has no mask: this is a classification data set")
 
     def subset(self, index: Array) -> ArraySplit:
         """The split made of these positions, in this order."""

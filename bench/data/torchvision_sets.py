@@ -16,6 +16,7 @@ from ..cache import cache_folder
 from ..errors import DataError, did_you_mean
 from ..types import Array, DataKind, Dataset
 from .files import Manifest, not_read, read_image, whole_files_only
+from .splits import Unmasked
 
 SPLITS: dict[str, tuple[str, str]] = {
     "CIFAR10": ("train", "test"),
@@ -49,7 +50,7 @@ _FAILURES = (RuntimeError, OSError, ValueError, EOFError)
 
 
 @dataclass(eq=False)
-class TorchvisionSplit:
+class TorchvisionSplit(Unmasked):
     """A split that torchvision finds; decoded on access. Where it lies in files, ids are their paths below
     ``root``, which is None for others.
     """
@@ -73,10 +74,6 @@ class TorchvisionSplit:
                 return image.convert("RGB")
         except (*_FAILURES, SyntaxError) as error:
             raise not_read(self.ids[i], error) from error
-
-    def mask(self, i: int) -> Array:
-        """Raises DataError: there are no masks."""
-        raise DataError(f"{self.ids[i]} has no mask: this is a classification data set")
 
     def subset(self, index: Array) -> TorchvisionSplit:
         """The split made of these positions, in this order."""

@@ -5,7 +5,16 @@ Nothing here imports torch at run time: the command line, the plan and the repor
 
 from .base import Array, DataKind, Frozen, Interpolation, Pooling, PosInterpolation
 from .data import Dataset, ImageSplit, VideoSequence, ignored_files
-from .encoders import CheckpointInfo, Encoder, EncoderSpec, Features, Tap, TrainingPoint
+from .encoders import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CheckpointInfo,
+    Encoder,
+    EncoderSpec,
+    Features,
+    Tap,
+    TrainingPoint,
+)
 from .features import Column, FeatureBank, FeatureRequest, View, pooled_columns
 from .tasks import (
     Artefact,
@@ -22,6 +31,8 @@ from .tasks import (
 )
 
 __all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "Array",
     "Artefact",
     "CheckpointInfo",

@@ -14,6 +14,8 @@ from .base import Frozen, Interpolation, Pooling, PosInterpolation
 if TYPE_CHECKING:
     import torch
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 class EncoderSpec(Frozen):
     """How an encoder is built and how its images are prepared. Preprocessing belongs to the checkpoint.
@@ -28,8 +30,8 @@ class EncoderSpec(Frozen):
     depth: int
     patch_size: int
     image_size: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     interpolation: Interpolation = "bicubic"
     crop_pct: float = 0.875
     pooling: Pooling = "cls"

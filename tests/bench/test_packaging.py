@@ -87,7 +87,7 @@ def test_every_public_name_loads_and_an_unknown_one_does_not():
 
 # A module may import from its own level and from those above it.
 LEVELS = [
-    ("bench.errors", "bench.references", "bench.atomic", "bench.names"),
+    ("bench.errors", "bench.references", "bench.atomic", "bench.names", "bench.options"),
     ("bench.types",),
     (
         "bench.config",

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ...errors import CheckpointError
-from ..family import Draft, Family, Root, Tensors
+from ...types import IMAGENET_MEAN, IMAGENET_STD
+from ..family import Draft, Family, Root, Tensors, refuse_heads
 from ..timm_build import timm_draft
 
 _FIRST = ("downsample_layers.0.0.weight", "stem.0.weight")
@@ -33,8 +34,7 @@ _DINOV3 = (
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
-    if heads is not None:
-        raise CheckpointError(f"a convolutional network has no heads; leave out heads={heads}")
+    refuse_heads(heads)
     for name, tensor in root.tensors.items():
         if name.startswith("norms.3.") and not torch.equal(
             tensor, tensors["head." + name.replace("s.3", "")]
@@ -65,8 +65,8 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
             *((_DINOV3,) if "norms.3.weight" in root.tensors else ()),
         ),
         image_size=224,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         interpolation="bicubic",
         crop_pct=0.875,
         pooling="mean",

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from ...errors import CheckpointError
 from ...networks.data2vec2 import data2vec2_spec
 from ..family import Draft, Family, Root, Tensors
-from ..plain_vit import depth_of, infer_heads
+from ..plain_vit import depth_of, infer_heads, patches_of
 
 _IMAGE = "modality_encoders.IMAGE."
 _PRENET = re.compile(r"prenet\.(\d+)\.(.*)")
@@ -33,21 +33,19 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
         elif found := _BLOCK.fullmatch(name):
             name = f"blocks.{int(found[1]) + prenet}.{found[2]}"
         column[name] = tensor
-    weight, table = column["patch_embed.proj.weight"], column["pos_embed"]
-    if weight.ndim != 4 or weight.shape[1] != 3 or weight.shape[2] != weight.shape[3]:
-        raise CheckpointError(f"the patch embedding has shape {tuple(weight.shape)}; expected (D, 3, p, p)")
+    (dim, patch), table = patches_of(column), column["pos_embed"]
     side = math.isqrt(table.shape[1]) if table.ndim == 3 else 0
     if side == 0 or side**2 != table.shape[1]:
         raise CheckpointError(f"the position table has shape {tuple(table.shape)}, which is no square grid")
     depth = depth_of(column)
-    n_heads, note = infer_heads(weight.shape[0], depth, heads, _stated_heads(root))
+    n_heads, note = infer_heads(dim, depth, heads, _stated_heads(root))
     extra = column.get("extra_tokens")
     spec = data2vec2_spec(
-        embed_dim=weight.shape[0],
+        embed_dim=dim,
         depth=depth,
         num_heads=n_heads,
-        patch_size=weight.shape[2],
-        image_size=weight.shape[2] * side,
+        patch_size=patch,
+        image_size=patch * side,
         hidden=column["blocks.0.mlp.fc1.weight"].shape[0],
         extra_tokens=0 if extra is None else extra.shape[1],
     )

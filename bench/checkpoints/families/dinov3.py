@@ -12,7 +12,7 @@ import torch
 from ...errors import CheckpointError
 from ...networks.dinov3 import dinov3_spec
 from ..family import Draft, Family, Root, Tensors
-from ..plain_vit import depth_of
+from ..plain_vit import depth_of, patches_of
 
 _SATELLITE = (
     "ImageNet's mean and std, as for web images (LVD-1689M); models of satellite images (SAT-493M) need "
@@ -21,12 +21,7 @@ _SATELLITE = (
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
-    weight, periods = tensors["patch_embed.proj.weight"], tensors["rope.periods"]
-    if weight.ndim != 4 or weight.shape[1] != 3 or weight.shape[2] != weight.shape[3]:
-        raise CheckpointError(
-            f"patch_embed.proj.weight has shape {tuple(weight.shape)}; expected (D, 3, p, p) for RGB images"
-        )
-    dim = weight.shape[0]
+    (dim, patch), periods = patches_of(tensors), tensors["rope.periods"]
     n_heads, rest = divmod(dim, 4 * periods.numel()) if periods.numel() else (0, 1)
     if rest:
         raise CheckpointError(f"{periods.numel()} rotary periods do not go with a width of {dim}")
@@ -40,7 +35,7 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
         embed_dim=dim,
         depth=depth_of(tensors),
         num_heads=n_heads,
-        patch_size=weight.shape[2],
+        patch_size=patch,
         hidden=tensors[f"blocks.0.mlp.{'fc1_g' if swiglu else 'fc1'}.weight"].shape[0],
         swiglu=swiglu,
         registers=tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,

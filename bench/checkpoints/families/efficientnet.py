@@ -13,7 +13,8 @@ import torch
 
 from ...errors import CheckpointError
 from ...timm_models import create_timm
-from ..family import Draft, Family, Root, Tensors
+from ...types import IMAGENET_MEAN, IMAGENET_STD
+from ..family import Draft, Family, Root, Tensors, refuse_heads
 from ..timm_build import timm_draft
 
 _LITE = tuple(f"tf_efficientnet_lite{i}" for i in range(5))
@@ -21,8 +22,7 @@ _FULL = tuple(f"tf_efficientnet_b{i}" for i in range(9))
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
-    if heads is not None:
-        raise CheckpointError(f"a convolutional network has no heads; leave out heads={heads}")
+    refuse_heads(heads)
     lite = not any("._se_reduce." in name for name in tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in _LITE if lite else _FULL:
@@ -35,8 +35,8 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     else:
         raise CheckpointError(f"its shapes are those of none of {', '.join(_LITE if lite else _FULL)}")
     fields: dict[str, Any] = {
-        "mean": (127 / 255,) * 3 if lite else (0.485, 0.456, 0.406),
-        "std": (128 / 255,) * 3 if lite else (0.229, 0.224, 0.225),
+        "mean": (127 / 255,) * 3 if lite else IMAGENET_MEAN,
+        "std": (128 / 255,) * 3 if lite else IMAGENET_STD,
     }
     return timm_draft(
         "efficientnet",

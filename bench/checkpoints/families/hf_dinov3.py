@@ -24,19 +24,14 @@ from ..hf import (
     stated_heads,
     vision_config,
 )
-from ..plain_vit import depth_of, infer_heads
+from ..plain_vit import depth_of, infer_heads, patches_of
 
 # Published widths whose number of heads is not that of other transformers.
 _HEADS = {1152: 18, 1280: 20}
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
-    weight, depth = tensors["patch_embed.proj.weight"], depth_of(tensors)
-    if weight.ndim != 4 or weight.shape[1] != 3 or weight.shape[2] != weight.shape[3]:
-        raise CheckpointError(
-            f"the patch embedding has shape {tuple(weight.shape)}; expected (D, 3, p, p) for RGB images"
-        )
-    dim = weight.shape[0]
+    (dim, patch), depth = patches_of(tensors), depth_of(tensors)
     config = vision_config(root, dim, depth)
     n_heads, note = infer_heads(dim, depth, heads, stated_heads(config, dim), _HEADS)
     swiglu = "blocks.0.mlp.gate.weight" in tensors
@@ -57,7 +52,7 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
         embed_dim=dim,
         depth=depth,
         num_heads=n_heads,
-        patch_size=weight.shape[2],
+        patch_size=patch,
         hidden=named["blocks.0.mlp.fc2.weight"].shape[1],
         swiglu=swiglu,
         registers=registers,

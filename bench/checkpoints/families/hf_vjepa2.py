@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...errors import CheckpointError
 from ...networks.vjepa2 import vjepa2_spec
 from ..family import Draft, Family, Root, Tensors
 from ..hf import IMAGENET, RANK, SOURCE, attention, fuse_qkv, prepared, stated_heads, vision_config
-from ..plain_vit import depth_of, infer_heads
+from ..plain_vit import depth_of, infer_heads, patches_of
 
 _BLOCK = r"layer\.(\d+)\."
 
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     tensors = fuse_qkv(tensors)
-    weight, depth = tensors["patch_embed.proj.weight"], depth_of(tensors)
-    if weight.ndim != 5 or weight.shape[1] != 3 or weight.shape[3] != weight.shape[4]:
-        raise CheckpointError(
-            f"the patch embedding has shape {tuple(weight.shape)}; expected (D, 3, t, p, p) for RGB videos"
-        )
-    config = vision_config(root, weight.shape[0], depth)
-    stated = stated_heads(config, weight.shape[0])
-    n_heads, note = infer_heads(weight.shape[0], depth, heads, stated, {1408: 22, 1664: 26})
+    (dim, patch), depth = patches_of(tensors, videos=True), depth_of(tensors)
+    config = vision_config(root, dim, depth)
+    stated = stated_heads(config, dim)
+    n_heads, note = infer_heads(dim, depth, heads, stated, {1408: 22, 1664: 26})
     size = config.get("crop_size", 256)
     spec = vjepa2_spec(
-        image_size=size if isinstance(size, int) and size >= weight.shape[3] else 256,
-        embed_dim=weight.shape[0],
+        image_size=size if isinstance(size, int) and size >= patch else 256,
+        embed_dim=dim,
         depth=depth,
         num_heads=n_heads,
-        patch_size=weight.shape[3],
-        tubelet=weight.shape[2],
+        patch_size=patch,
+        tubelet=tensors["patch_embed.proj.weight"].shape[2],
         hidden=tensors["blocks.0.mlp.fc1.weight"].shape[0],
     )
     spec, said = prepared(

@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import CheckpointError
 from ...networks.resnet import ResNetArch
 from ...types import EncoderSpec
-from ..family import Draft, Family, Root, Tensors
+from ..family import Draft, Family, Root, Tensors, refuse_heads
 from ..siblings import BESIDE, PREFER
 
 _BLOCK = re.compile(r"layer([1-4])\.(\d+)\.")
@@ -29,8 +29,7 @@ _PROJECTORS = r"(projection_head|projector|proj|predictor|prototypes|head|heads|
 
 
 def _draft(name: str, root: Root, tensors: Tensors, heads: int | None) -> Draft:
-    if heads is not None:
-        raise CheckpointError(f"a convolutional network has no heads; leave out heads={heads}")
+    refuse_heads(heads)
     weight = tensors["conv1.weight"]
     width, _, kernel, _ = weight.shape
     bottleneck = "layer1.0.conv3.weight" in tensors

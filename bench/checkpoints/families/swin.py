@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 from ...errors import CheckpointError
+from ...types import IMAGENET_MEAN, IMAGENET_STD
 from ...vit import ratio_of
 from ..family import Draft, Family, Root, Tensors
 from ..timm_build import timm_draft
@@ -62,8 +63,8 @@ def _draft(family: str, root: Root, tensors: Tensors, heads: int | None) -> Draf
         tensors,
         notes=(f"windows of {window}x{window}", said, "other image sizes keep the windows and pad"),
         image_size=size,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         interpolation="bicubic",
         crop_pct=0.875,
         pooling="mean",

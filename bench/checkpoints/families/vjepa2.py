@@ -21,7 +21,7 @@ from ...errors import CheckpointError
 from ...networks.vjepa import vjepa_spec
 from ...networks.vjepa2 import vjepa2_spec
 from ..family import Draft, Family, Root, Tensors
-from ..plain_vit import depth_of, infer_heads
+from ..plain_vit import depth_of, infer_heads, patches_of
 
 # Rows of the tables that V-JEPA 2's published files may hold: grids of 256 and 384 pixels in patches of 16,
 # by the half of 8, 16 or 64 frames.
@@ -61,19 +61,16 @@ def _shape_of_table(table: torch.Tensor) -> tuple[int, int]:
 
 
 def _draft(name: str, root: Root, tensors: Tensors, heads: int | None) -> Draft:
-    weight = tensors["patch_embed.proj.weight"]
-    if weight.shape[1] != 3 or weight.shape[3] != weight.shape[4]:
-        raise CheckpointError(
-            f"patch_embed.proj.weight has shape {tuple(weight.shape)}; expected (D, 3, t, p, p) for videos"
-        )
-    depth, tubelet, table = depth_of(tensors), weight.shape[2], name == "vjepa"
+    dim, patch = patches_of(tensors, videos=True)
+    depth, table = depth_of(tensors), name == "vjepa"
+    tubelet = tensors["patch_embed.proj.weight"].shape[2]
     usual = {1408: 16, 1664: 16} if table else {1408: 22, 1664: 26}
-    n_heads, note = infer_heads(weight.shape[0], depth, heads, usual=usual)
+    n_heads, note = infer_heads(dim, depth, heads, usual=usual)
     arch: dict[str, Any] = {
-        "embed_dim": weight.shape[0],
+        "embed_dim": dim,
         "depth": depth,
         "num_heads": n_heads,
-        "patch_size": weight.shape[3],
+        "patch_size": patch,
         "tubelet": tubelet,
         "hidden": tensors["blocks.0.mlp.fc1.weight"].shape[0],
     }

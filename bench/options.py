@@ -1,0 +1,48 @@
+"""What several commands have in common: options, exit codes, and the command as it was typed.
+
+Nothing else of this project is imported here, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+limit_option = click.option(
+    "--limit", type=int, help="Quick look: at most N images a split, N frames a video."
+)
+tasks_option = click.option(
+    "--tasks",
+    "-t",
+    multiple=True,
+    default=("all",),
+    show_default=True,
+    help="Task names, comma-separated, or all.",
+)
+cache_option = click.option(
+    "--cache-dir", type=FOLDER, help="Cached features, decoded images, embedded data."
+)
+
+
+def task_names(texts: Sequence[str]) -> list[str]:
+    """The names in ``--tasks knn,vos --tasks linear``."""
+    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+
+
+def debugging(ctx: click.Context) -> bool:
+    """Whether ``lmim-bench --debug`` was asked for."""
+    return bool(ctx.find_root().params.get("debug"))
+
+
+def command_line() -> str:
+    """This command as it was typed."""
+    return shlex.join(["lmim-bench", *sys.argv[1:]])
