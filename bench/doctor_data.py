@@ -8,7 +8,8 @@ from contextlib import suppress
 import numpy as np
 
 from .data import Detected
-from .data.files import IMAGE_SUFFIXES, spread
+from .data.files import IMAGE_SUFFIXES
+from .data.splits import spread
 from .doctor_system import Check, Subject
 from .errors import DataError
 from .progress import Reporter

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .cells import Cell, requests_of, wanted_by
-from .data.files import spread
+from .data.splits import spread
 from .engine import Engine
 from .errors import LmimBenchError
 from .features import bank_key

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..bench.atomic import write_json
 from ..bench.cache import clear_stale, staging
 from ..bench.claims import in_turn
-from ..bench.data.files import spread
+from ..bench.data.splits import spread
 from ..bench.data.workers import in_order, workers_that_fit
 from ..bench.errors import DataError, UnreadableError
 from ..bench.progress import Reporter

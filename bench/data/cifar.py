@@ -15,8 +15,8 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Array, Dataset
-from .files import Manifest
 from .layouts import cifar_folder
+from .manifest import Manifest
 from .splits import ArraySplit
 
 _PARTS = {

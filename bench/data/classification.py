@@ -8,9 +8,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Array, Dataset
-from .files import Manifest, ignored_images, list_images, no_image
+from .files import ignored_images, list_images, no_image
 from .folders import TEST_NAMES
 from .layouts import choose_splits, class_folders
+from .manifest import Manifest
 from .splits import FileSplit
 
 

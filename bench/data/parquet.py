@@ -18,7 +18,8 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Array
-from .files import Manifest, not_read
+from .manifest import Manifest
+from .reading import not_read
 from .shards import Found, RawLabel, Reader, ShardSplit
 
 IMAGE_NAMES = ("image", "img")

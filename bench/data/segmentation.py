@@ -11,9 +11,11 @@ import yaml
 
 from ..errors import DataError
 from ..types import Dataset
-from .files import Manifest, by_stem, ignored_images, labels_present, masks_by_stem, no_image, read_list
+from .files import by_stem, ignored_images, masks_by_stem, no_image
 from .folders import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES
 from .layouts import choose_splits
+from .manifest import Manifest
+from .reading import labels_present, read_list
 from .splits import FileSplit
 
 VOC_CLASSES = (

@@ -13,9 +13,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Array, Dataset
-from .files import Manifest, read_list
 from .folders import SPLIT_NAMES, TEST_NAMES
 from .layouts import find_shards, pick_splits, shard_split
+from .manifest import Manifest
+from .reading import read_list
 from .shards import Found
 
 MOST_CLASSES = 1_000_000

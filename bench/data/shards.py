@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..types import Array
-from .files import not_read, read_image
+from .reading import not_read, read_image
 from .splits import Unmasked
 
 RawLabel = int | str | None

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..types import Array
-from .files import check_size, read_image, read_mask
+from .reading import check_size, read_image, read_mask
 
 
 class Unmasked:
@@ -124,3 +124,9 @@ class FileSequence:
     def head(self, n: int) -> FileSequence:
         """The first n frames."""
         return replace(self, frame_ids=self.frame_ids[:n], frames=self.frames[:n], masks=self.masks[:n])
+
+
+def spread(n: int, most: int) -> list[int]:
+    """At most so many of n positions, evenly from the first to the last."""
+    positions: list[int] = np.linspace(0, n - 1, min(n, most)).round().astype(int).tolist()
+    return positions

@@ -21,8 +21,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Array
-from .files import IMAGE_SUFFIXES, Manifest, not_read
+from .files import IMAGE_SUFFIXES
 from .layouts import COMPRESSED_TARS
+from .manifest import Manifest
+from .reading import not_read
 from .shards import Found, RawLabel, Reader, ShardSplit
 
 OPEN_AT_ONCE = 16

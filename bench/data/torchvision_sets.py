@@ -15,7 +15,8 @@ from PIL import Image
 from ..cache import cache_folder
 from ..errors import DataError, did_you_mean
 from ..types import Array, DataKind, Dataset
-from .files import Manifest, not_read, read_image, whole_files_only
+from .manifest import Manifest
+from .reading import not_read, read_image, whole_files_only
 from .splits import Unmasked
 
 SPLITS: dict[str, tuple[str, str]] = {

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..types import Dataset, ImageSplit
-from .files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Manifest, by_suffix, list_images, no_image, stem
+from .files import IMAGE_SUFFIXES, UNREAD_SUFFIXES, by_suffix, list_images, no_image, stem
 from .folders import FEWEST, TEST_NAMES, TRAIN_NAMES, called_images, called_masks, called_split
 from .layouts import COMPRESSED_TARS, SHARD_SUFFIXES, listing, reasons, shard_split
+from .manifest import Manifest
 from .shard_sets import fingerprint, opener
 from .splits import FileSplit
 

@@ -13,17 +13,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Dataset
-from .files import (
-    Manifest,
-    by_stem,
-    ignored_images,
-    labels_present,
-    masks_by_stem,
-    no_image,
-    read_list,
-    subfolders,
-)
+from .files import by_stem, ignored_images, masks_by_stem, no_image, subfolders
 from .layouts import RESOLUTIONS
+from .manifest import Manifest
+from .reading import labels_present, read_list
 from .splits import FileSequence
 
 _LISTS = ("2017/val.txt", "2016/val.txt", "480p/val.txt", "1080p/val.txt", "val.txt")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from lmim_bench.bench.data import files as files_module
-from lmim_bench.bench.data.files import Manifest, image_size, list_images, read_image, read_mask
+from lmim_bench.bench.data import manifest, reading
+from lmim_bench.bench.data.files import list_images
 from lmim_bench.bench.data.layouts import detect
+from lmim_bench.bench.data.manifest import Manifest
+from lmim_bench.bench.data.reading import image_size, read_image, read_mask
 from lmim_bench.bench.errors import DataError, UnreadableError
 
 
@@ -60,7 +62,7 @@ def test_what_the_system_cannot_read_is_not_broken(tmp_path, noise, monkeypatch,
         code = getattr(errno, number)
         raise OSError(code, os.strerror(code), "x.png")
 
-    monkeypatch.setattr(files_module.Image, "open", fail)
+    monkeypatch.setattr(reading.Image, "open", fail)
     for read in (read_image, read_mask, image_size):
         with pytest.raises(UnreadableError, match=r"x\.png cannot be read: \w+") as caught:
             read(tmp_path / "x.png")
@@ -276,7 +278,7 @@ def test_fingerprint_depends_on_labels_names_and_extra(two_files, tmp_path):
 @pytest.mark.parametrize(("place", "seen"), [(0, True), (-1, True), (10_000, False)])
 def test_of_large_sets_both_ends_of_files_are_read(tmp_path, monkeypatch, place, seen):
     """Uncompressed images that are made anew keep their sizes, but not their first and last bytes."""
-    monkeypatch.setattr(files_module, "CONTENT_LIMIT", 10)
+    monkeypatch.setattr(manifest, "CONTENT_LIMIT", 10)
     monkeypatch.setattr(Path, "read_bytes", _no_reading_of(tmp_path / "set", Path.read_bytes))
     (tmp_path / "set").mkdir()
     content = np.random.default_rng(0).integers(0, 256, (2, 20_000), dtype=np.uint8)
@@ -295,14 +297,14 @@ def test_of_large_sets_both_ends_of_files_are_read(tmp_path, monkeypatch, place,
 
 @pytest.mark.parametrize(("files", "read"), [(3, [0, 1, 2]), (4, [0, 1, 2, 3]), (9, [0, 3, 5, 8])])
 def test_of_large_sets_files_are_read_that_are_spread_evenly(tmp_path, monkeypatch, files, read):
-    monkeypatch.setattr(files_module, "CONTENT_LIMIT", 10)
-    monkeypatch.setattr(files_module, "MOST_SAMPLED", 4)
+    monkeypatch.setattr(manifest, "CONTENT_LIMIT", 10)
+    monkeypatch.setattr(manifest, "MOST_SAMPLED", 4)
     names = [f"{i}.bmp" for i in range(files)]
     for name in names:
         (tmp_path / name).write_bytes(b"not much")
     opened = []
-    ends = files_module._ends
-    monkeypatch.setattr(files_module, "_ends", lambda path: opened.append(path.name) or ends(path))
+    ends = manifest._ends
+    monkeypatch.setattr(manifest, "_ends", lambda path: opened.append(path.name) or ends(path))
     Manifest(tmp_path, [(name, 0) for name in names], tmp_path / "cache").fingerprint()
     assert opened == [f"{i}.bmp" for i in read]
     assert ends(tmp_path / "0.bmp") == b"not much" * 2

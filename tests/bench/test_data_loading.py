@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from lmim_bench.bench.data import files, load_data
+from lmim_bench.bench.data import load_data, reading
 from lmim_bench.bench.data.loading import apply_view, iterate_batches, normalise, view_pixels
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.types import View
@@ -140,7 +140,7 @@ def test_an_image_that_cannot_be_read_now_is_never_left_out(folder, monkeypatch,
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
         return whole(source)
 
-    monkeypatch.setattr(files.Image, "open", open_image)
+    monkeypatch.setattr(reading.Image, "open", open_image)
     split = split_of(folder).subset(np.arange(0 if skip_broken else 1, 26))
     with pytest.raises(DataError, match=r"val/a/06\.png cannot be read: Input/output error$"):
         list(iterate_batches(split, VIEW, 4, workers, skip_broken))

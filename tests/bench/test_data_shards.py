@@ -220,9 +220,9 @@ def test_fingerprint_follows_content_not_place(shards, tmp_path):
 
 
 def test_large_shards_are_told_apart_by_the_samples_inside(tmp_path, monkeypatch):
-    from lmim_bench.bench.data import files
+    from lmim_bench.bench.data import manifest
 
-    monkeypatch.setattr(files, "CONTENT_LIMIT", 10)
+    monkeypatch.setattr(manifest, "CONTENT_LIMIT", 10)
     prints = set()
     for key, label in (("a", b"0"), ("b", b"0"), ("a", b"1")):
         root = tmp_path / f"{key}{label.decode()}"

@@ -1,0 +1,151 @@
+"""Reading images, masks and lists: whole and safely, or an error that names the file."""
+
+from __future__ import annotations
+
+import errno
+import io
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from ..cores import usable_cores
+from ..errors import DataError, UnreadableError
+from ..types import Array
+
+_OF_THE_SYSTEM = {
+    errno.EIO, errno.EACCES, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE
+}  # fmt: skip
+"""Errors of a disk, a network or a limit: they say nothing about what the file holds."""
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_strict = threading.Lock()
+
+
+def not_read(name: str | Path, error: Exception, otherwise: str = "is broken") -> DataError:
+    """The error for something that was not read: that the system failed, or else what is wrong with it."""
+    if isinstance(error, UnreadableError):
+        return error
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        return UnreadableError(f"{name} cannot be read: {error.strerror}")
+    return DataError(f"{name} {otherwise}: {' '.join(str(error).split())}")
+
+
+@contextmanager
+def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    """The fully decoded image. Pillow's global leave to pad truncated files is overruled meanwhile."""
+    source = path if content is None else io.BytesIO(content)
+    try:
+        with whole_files_only(), Image.open(source) as image:
+            image.load()
+            yield image
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} is broken: not an image that can be read") from error
+    except _DECODE_ERRORS as error:
+        raise not_read(path, error) from error
+
+
+@contextmanager
+def whole_files_only() -> Iterator[None]:
+    """Meanwhile Pillow pads no truncated file, whatever another library has told it."""
+    if not ImageFile.LOAD_TRUNCATED_IMAGES:
+        yield
+        return
+    with _strict:  # another library switched it on for the whole process
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def read_image(path: Path, content: bytes | None = None) -> Image.Image:
+    """Decode an image to RGB; its EXIF orientation is not applied, as in torchvision.
+
+    ``content`` is the encoded image where it does not lie in a file of its own; ``path`` then only names it.
+
+    Raises:
+        UnreadableError: the system failed to read the file.
+        DataError: the file is missing, truncated, no image, or not of 8 bits; the message names it.
+    """
+    with _opened(path, content) as image:
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            # Pillow clips at 255, and nobody knows which range of the numbers is black to white.
+            raise DataError(
+                f"{path} has the mode {image.mode}, more than 8 bits a pixel; convert it to 8 bits"
+            )
+        return image.convert("RGB")
+
+
+def read_mask(path: Path) -> Array:
+    """The label of each pixel, uint8 (H, W). Palette indices are kept, never turned into colours.
+
+    Raises:
+        DataError: the file is missing or broken, or holds colours rather than labels.
+    """
+    with _opened(path) as image:
+        values = np.asarray(image)
+    # The alpha of LA, PA and RGBA is no label; and grey written as RGB still says one number a pixel.
+    number = {"LA": 1, "PA": 1, "RGB": 3, "RGBA": 3}.get(image.mode, 0)
+    if number and all(np.array_equal(values[..., 0], values[..., c]) for c in range(1, number)):
+        values = values[..., 0]
+    if values.ndim != 2:
+        raise DataError(
+            f"{path} holds colours ({image.mode}), not labels; masks must be index or grey images"
+        )
+    if values.dtype != np.uint8:
+        if values.size and not 0 <= values.min() <= values.max() <= 255:
+            raise DataError(f"{path} holds labels up to {values.max()}; masks must fit in 0..255")
+        values = values.astype(np.uint8)
+    return values
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the header alone. Raises DataError naming the file."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except _DECODE_ERRORS as error:
+        raise not_read(path, error) from error
+
+
+def check_size(mask: Array, mask_path: Path, image_path: Path) -> None:
+    """Raise DataError naming both files where a mask is not of its image's size."""
+    size = image_size(image_path)
+    if mask.shape != size:
+        raise DataError(
+            f"{mask_path} is {mask.shape[1]}x{mask.shape[0]} pixels, "
+            f"its image {image_path} {size[1]}x{size[0]}"
+        )
+
+
+def labels_present(paths: Sequence[Path]) -> list[int]:
+    """The labels that occur in any of these masks, ascending."""
+
+    def one(path: Path) -> Array:
+        return np.bincount(read_mask(path).ravel(), minlength=256) > 0
+
+    seen = np.zeros(256, dtype=bool)
+    with ThreadPoolExecutor(max_workers=min(8, len(usable_cores()))) as pool:
+        for present in pool.map(one, paths):
+            seen |= present
+    return [int(label) for label in np.flatnonzero(seen)]
+
+
+def read_list(path: Path) -> str:
+    """The text of a list; the mark of byte order that editors on Windows put first is no part of it.
+
+    Raises:
+        DataError: it is not UTF-8, or the system cannot read it.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8; save it as UTF-8") from error
+    except OSError as error:
+        raise not_read(path, error, "cannot be read") from error
