@@ -61,7 +61,7 @@ def plain_arch(model: Any, image_size: int) -> VitArch:
         if kinds != (Block, Attention, Mlp):
             names = ", ".join(kind.__name__ for kind in kinds)
             raise CheckpointError(f"block {i} is not that of a plain vision transformer ({names})")
-    arch = read_arch(model, image_size)
+    arch = arch_of(model, image_size)
     found, plain = arithmetic_parts(model), arithmetic_parts(build_vit(arch.model_dump(), device="meta"))
     for name in sorted({**found, **plain}, key=plain.__contains__):  # what a plain one lacks says most
         if found.get(name) != plain.get(name):
@@ -72,7 +72,7 @@ def plain_arch(model: Any, image_size: int) -> VitArch:
     return arch
 
 
-def read_arch(model: Any, image_size: int) -> VitArch:
+def arch_of(model: Any, image_size: int) -> VitArch:
     """The fields of ``VitArch`` of a model of timm's usual blocks."""
     first = model.blocks[0]
     return VitArch(

@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from ..timm_models import create_timm
 from ..types import Pooling
 from ..vit import VitArch, build_vit
-from .plain import Draft, arithmetic_parts, keywords, plain_arch, plain_state, read_arch
+from .plain import Draft, arch_of, arithmetic_parts, keywords, plain_arch, plain_state
 
 # (width, depth, heads) -> how timm's names call a plain transformer of that size.
 _TIMM_SIZES = {
@@ -126,6 +126,6 @@ def _timm_args(arch: VitArch, global_pool: str) -> dict[str, Any]:
 
 def _known_args(model: Any) -> dict[str, Any]:
     """The same arguments, of a model that timm built."""
-    arch = read_arch(model, model.patch_embed.img_size[0])
+    arch = arch_of(model, model.patch_embed.img_size[0])
     pre_norm = not isinstance(model.norm_pre, nn.Identity)
     return _timm_args(arch, model.global_pool) | {"pre_norm": pre_norm}
