@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .config import Precision
@@ -106,6 +106,13 @@ class Launched:
     finite: Mapping[Tap, torch.Tensor]
     """Whether the sum of the patch features of a tap is finite."""
     precision: Precision
+
+    def asked(self) -> Launched:
+        """The same, with what ``checked`` looks at on its way to the CPU: once it is there (``Moment.wait``),
+        looking waits for nothing that the device was given to do since.
+        """
+        finite = {tap: flag.to("cpu", non_blocking=True) for tap, flag in self.finite.items()}
+        return replace(self, finite=finite)
 
     def checked(self) -> dict[Tap, Features]:
         """The features. Raises NotFiniteError where they are not finite."""

@@ -221,7 +221,7 @@ class _Flight:
 
     def __init__(self, engine: Engine, images: Any, taps: Sequence[Tap], columns: Sequence[Column]) -> None:
         self._begun = engine.moment()
-        self._launched = engine.launch(images, taps)
+        self._launched = engine.launch(images, taps).asked()
         found = self._launched.features
         self._values = {c: _values(c, found[c.tap]).to("cpu", non_blocking=True) for c in columns}
         self._ended = engine.moment()

@@ -36,6 +36,7 @@ __all__ = [
     "clusters",
     "compare",
     "find_peer",
+    "git_blob",
     "options",
     "peak_memory",
     "start",
@@ -117,10 +118,14 @@ def find_peer(args: argparse.Namespace, folder: str, file: str, repository: str)
     path = args.peers / folder / file
     if not path.is_file():
         raise ConfigError(f"--peers {args.peers} holds no {folder}/{file}; clone {repository} there")
-    content = path.read_bytes()
-    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    print(f"against {repository}, {file} (git blob {blob[:12]})", flush=True)
+    print(f"against {repository}, {file} (git blob {git_blob(path)[:12]})", flush=True)
     return Path(args.peers / folder)
+
+
+def git_blob(path: Path) -> str:
+    """What git calls a file of this content."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def clusters(

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from _patches import current_libraries, import_from, spied, their_precision
+from _peer_code import git_blob
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
@@ -47,6 +48,7 @@ class Official(ABC):
         model_module: its file identifies the version.
         engine_module: the one with ``train_one_epoch``.
         names: their names of tensors as patterns, and ours; the first that matches counts.
+        gains_fused_attention: whether its blocks are timm's, which fuses attention only since then.
     """
 
     folder: str
@@ -54,6 +56,7 @@ class Official(ABC):
     model_module: str
     engine_module: str
     names: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+    gains_fused_attention = False
 
     def __init__(self, peers: Path) -> None:
         self.root = peers / self.folder
@@ -96,12 +99,15 @@ class Official(ABC):
         return ours
 
     def version(self) -> dict[str, str | None]:
-        """The commit, which a plain copy does not know, and git's hash of the model's file."""
+        """The commit, which a plain copy (or a machine without git) does not know, and git's hash of the
+        model's file.
+        """
         commit = None
         if (self.root / ".git").exists():
-            changed = self._git("status", "--porcelain", "--untracked-files=no")
-            commit = self._git("rev-parse", "HEAD") + ("-dirty" if changed else "")
-        blob = self._git("hash-object", f"{self.model_module}.py")
+            with contextlib.suppress(OSError, subprocess.CalledProcessError):
+                changed = self._git("status", "--porcelain", "--untracked-files=no")
+                commit = self._git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+        blob = git_blob(self.root / f"{self.model_module}.py")
         return {"repository": self.repository, "commit": commit, "model_blob": blob}
 
     def _git(self, *args: str) -> str:
@@ -112,6 +118,7 @@ class Official(ABC):
 class OfficialMae(Official):
     folder, repository = "mae", "facebookresearch/mae"
     model_module, engine_module = "models_mae", "engine_pretrain"
+    gains_fused_attention = True
     names = (
         ("^decoder_pred", "decoder.head"),
         ("^decoder_", "decoder."),
@@ -236,12 +243,17 @@ OFFICIAL: dict[str, type[Official]] = {"mae": OfficialMae, "latent-mim": Officia
 class Theirs:
     """Their ``train_one_epoch`` on batches that are already on the device."""
 
-    def __init__(self, official: Official, recipe: Recipe, images: torch.Tensor, precision: str) -> None:
-        self.label = official.repository
+    def __init__(
+        self, official: Official, recipe: Recipe, images: torch.Tensor, precision: str, fused: bool = True
+    ) -> None:
+        self.label = official.repository + ("" if fused else ", attention not fused, as published")
         self.engine, self.images, self.precision = official.engine, images, precision
         self.arguments = official.arguments(recipe)
         with current_libraries(), their_precision(images.device, precision):
             self.model = official.build(recipe).to(images.device)
+            if not fused:
+                for block in (*self.model.blocks, *self.model.decoder_blocks):
+                    block.attn.fused_attn = False
             groups = official.groups(self.model, recipe.optim.weight_decay)
             self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
             self.scaler = self.engine.misc.NativeScalerWithGradNormCount()

@@ -123,12 +123,14 @@ def time_sides(
     }
 
 
-def ratio(speeds: Mapping[str, Speed]) -> Spread | None:
-    """Ours over theirs, each block over the block beside it; None where ours is alone."""
-    if "theirs" not in speeds:
-        return None
-    pairs = zip(speeds["ours"].every, speeds["theirs"].every, strict=True)
-    return Spread.of([ours / theirs for ours, theirs in pairs])
+def ratios(speeds: Mapping[str, Speed]) -> dict[str, Spread]:
+    """Ours over each other side, each block over the block beside it."""
+    ours = speeds["ours"].every
+    return {
+        name: Spread.of([a / b for a, b in zip(ours, speed.every, strict=True)])
+        for name, speed in speeds.items()
+        if name != "ours"
+    }
 
 
 def release(device: torch.device) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..bench.cache import cache_folder
 from ..bench.checkpoints import save_checkpoint
 from ..bench.data import detect_layout, load_data, load_unlabelled
+from ..bench.engine import resolve_device
 from ..bench.errors import ConfigError, DataError
 from ..bench.progress import Reporter
 from ..bench.types import Dataset, ignored_files
@@ -161,7 +162,7 @@ def save_random_weights(recipe: Recipe, data: Dataset, out: Path) -> Health:
     """The encoder that a recipe starts from, as ``out/encoder.pth``, and the collapse monitor's measures."""
     encoder = initial_model(recipe).encoder
     weights, projector = encoder.vit.state_dict(), encoder.projector.state_dict()
-    health, _ = Watcher(recipe, data, "cpu", "fp32")(weights, projector)
+    health, _ = Watcher(recipe, data, resolve_device(recipe.engine.device), "fp32")(weights, projector)
     facts = {"recipe": recipe.model_dump(mode="json"), "step": 0}
     notes = [f"random weights, seed {recipe.seed}: not a trained model"]
     save_checkpoint(out / "encoder.pth", recipe.spec(), weights, {**facts, "notes": notes})

@@ -83,7 +83,19 @@ def run_blocks(blocks: Iterable[nn.Module], x: torch.Tensor, recompute: bool) ->
     return x
 
 
-def build_projector(config: ProjectorConfig, dim: int) -> nn.Module:
+class Projector(nn.Sequential):
+    """Layers one after another, with a ``forward`` of its own: torch 2.11 compiles none of a plain
+    ``nn.Sequential``, and does not say so.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Project tokens (..., D)."""
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+def build_projector(config: ProjectorConfig, dim: int) -> Projector:
     """The projector of the official code: linear maps without bias, each followed by a layer norm, GELU
     between them; the identity where its depth is 0 (yibingwei-1/LatentMIM, models_lmim.py).
     """
@@ -95,7 +107,7 @@ def build_projector(config: ProjectorConfig, dim: int) -> nn.Module:
         layers += [nn.Linear(width, out, bias=False), nn.LayerNorm(out)]
         if not last:
             layers.append(nn.GELU())
-    return nn.Sequential(*layers)
+    return Projector(*layers)
 
 
 def initialise(module: nn.Module, config: ModelConfig) -> None:

@@ -18,6 +18,8 @@ _FILE = Path(__file__).with_name("studies.yaml")
 _METHOD = ("target", "projector", "masking", "objective", "decoder")
 """The sections in which methods differ; the others say what is spent on them."""
 
+_WIDTH = ("model.arch", "model.embed_dim", "model.num_heads")
+
 
 class Row(Frozen):
     """One training of a study, or the random weights that it starts from."""
@@ -123,7 +125,8 @@ def row_recipe(row: Row, scale: Scale, side: int, sets: Sequence[str], device: s
     """The recipe of a row at a scale.
 
     Every row gets the same encoder, schedule and images; widths that follow the encoder's in the published
-    recipes keep their ratio to it (decoder 2/3, projector 16/3, gap a quarter of a patch).
+    recipes keep their ratio to it, also where ``sets`` change it (decoder 2/3, projector 16/3, gap a quarter
+    of a patch).
 
     Args:
         row: the row; one without recipe gets that of MAE, whose initial weights it is.
@@ -133,7 +136,8 @@ def row_recipe(row: Row, scale: Scale, side: int, sets: Sequence[str], device: s
         device: where to train.
     """
     base = load_recipe(row.recipe or "mae")
-    width = Recipe.model_validate({"model": {"arch": scale.arch}}).model.shape[0]
+    wide = [text for text in sets if changed_fields([text])[0] in _WIDTH]
+    width = load_recipe("mae", [f"model.arch={scale.arch}", *wide]).model.shape[0]
     patch, size = grid_for(side)
     common = [
         f"model.arch={scale.arch}",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MORE_SHARED_MEMORY = "give the container more shared memory (--ipc=host or --shm-size=8g for Docker)"
 _SHARED = Path("/dev/shm")
+_MOST_IN_A_PART = 64
 _AHEAD = 2
 """Items that each process may make before they are asked for."""
 
@@ -55,11 +56,14 @@ def workers_that_fit(wanted: int, item: int) -> int:
 
 
 def part_that_fits(count: int, each: int, workers: int) -> int:
-    """How many of ``count`` images of so many bytes are to be one item, so that all processes may work."""
-    room = shared_room()
-    if room is None or not workers:
+    """How many of ``count`` images of so many bytes are to be one item, so that all processes may work; few
+    enough that they start and end together.
+    """
+    if not workers:
         return count
-    return max(1, min(count, room // 2 // _under_way(workers) // each))
+    room = shared_room()
+    fits = count if room is None else room // 2 // _under_way(workers) // each
+    return max(1, min(count, _MOST_IN_A_PART, fits))
 
 
 def room_wanted(workers: int) -> int:

@@ -124,6 +124,21 @@ def test_ablate_lists_every_study_and_all_rows_make_recipes(invoke):
             assert len({(r.optim.epochs, r.optim.batch_size, r.optim.base_lr) for r in recipes}) == 1
 
 
+def test_widths_of_a_row_follow_the_encoder_that_is_asked_for():
+    row = load_study("remedies").rows[-3]
+    for sets, width in (
+        ((), 384),
+        (("model.arch=vit_tiny",), 192),
+        (("model.embed-dim=96", "model.num_heads=3", "seed=1"), 96),
+    ):
+        recipe = row_recipe(row, SCALES["full"], 32, sets, "cpu")
+        assert recipe.model.shape[0] == width
+        assert recipe.decoder.width == width * 2 // 3
+        assert recipe.decoder.num_heads == width * 2 // 3 // 32
+        assert recipe.projector.hidden_dim == width * 16 // 3
+    assert row_recipe(row, SCALES["full"], 32, ("decoder.width=64",), "cpu").decoder.width == 64
+
+
 @pytest.mark.slow
 def test_ablate_trains_scores_and_compares_and_keeps_what_is_done(invoke, images, tmp_path, tiny):
     out = tmp_path / "studies"

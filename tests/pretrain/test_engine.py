@@ -111,6 +111,17 @@ def test_blocks_and_projectors_are_compiled_and_compute_the_same(stepper, fed):
     assert traced.model.state_dict().keys() == plain.model.state_dict().keys()
 
 
+def test_a_projector_is_traced_whole(tiny, built):
+    graphs = []
+    projector = built(tiny("latent-mim")).encoder.projector
+    x = torch.randn(3, 5, projector[0].in_features)
+    expected = projector(x)
+    projector.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    torch.testing.assert_close(projector(x), expected)
+    (graph,) = graphs
+    assert sum(node.op == "call_function" for node in graph.graph.nodes) == len(projector)
+
+
 @pytest.mark.usefixtures("uncompiled")
 def test_an_encoder_without_projector_has_nothing_else_compiled(tiny, built):
     recipe = tiny("mae", "engine.compile=on")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from lmim_bench.bench.api import run
 from lmim_bench.bench.data.embedded import Sizes, generate
+from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine
+from lmim_bench.bench.features import FeatureStore
 from lmim_bench.bench.progress import Reporter
-from lmim_bench.bench.types import Tap
+from lmim_bench.bench.types import Column, Dataset, Tap, View
 from lmim_bench.pretrain.api import pretrain, resume
 from lmim_bench.pretrain.logbook import read_metrics
 from lmim_bench.pretrain.step import Stepper
@@ -127,6 +130,30 @@ def test_all_recorded_checkpoints_give_the_features_of_the_cpu(gpu, layouts, tmp
                     if ours is not None:
                         assert ours.is_cuda, (name, field)
                         assert torch.allclose(ours.cpu(), theirs, atol=1e-5), (name, field)
+
+
+def test_features_are_extracted_without_waiting_for_the_batch_in_flight(gpu, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), dtype=np.uint8)
+    data = Dataset(
+        "x", "classification", "x", splits={"val": ArraySplit(pixels, [*map(str, range(120))], None)}
+    )
+    columns, banks = (Column("cls"), Column("patches", Tap(-2))), {}
+    for device, machine in (("cpu", nullcontext()), ("cuda:0", gpu())):
+        with machine as waits:
+            engine = Engine(load_encoder("timm:vit_tiny_patch16_224"), device, "fp32", 1)
+            assert engine.batch_for(32, 32) == 49  # three batches
+            engine.encode(torch.zeros(1, 3, 32, 32), [Tap()])  # tables of this size are made once
+            if waits is not None:
+                waits.clear()
+            store, view = (
+                FeatureStore(tmp_path / device, 10**9, workers=0),
+                View.crop(engine.encoder.spec, 32),
+            )
+            bank, _ = store.bank(engine, data, "val", view, columns, Reporter().progress)
+            assert not waits
+            banks[device] = [np.array(bank.column(column)) for column in columns]
+    for ours, theirs in zip(banks["cuda:0"], banks["cpu"], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------- trainings and tasks
