@@ -1,25 +1,38 @@
-"""One cell at a time: what it is, the features it needs, the scores that come of its measurements."""
+"""One cell at a time: what it is, the features it needs, scoring it, and the record of that."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .atomic import atomic_write
-from .context import generator
+from .context import RunContext, generator
 from .engine import Engine
 from .errors import LmimBenchError, TaskError
-from .features import FeatureStore, merge_requests
+from .features import FEATURES_VERSION, FeatureStore, merge_requests
 from .plan import Evaluation
 from .progress import Reporter
-from .results import CheckpointRecord
+from .results import CheckpointRecord, DataRecord, Environment, Result
 from .stats import is_plain, score, terms
-from .types import Column, Dataset, EncoderSpec, FeatureBank, FeatureRequest, Measurement, Score, View
+from .types import (
+    Column,
+    Dataset,
+    EncoderSpec,
+    FeatureBank,
+    FeatureRequest,
+    Measurement,
+    Score,
+    View,
+    ignored_files,
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,105 @@ class Banks:
         if isinstance(found, LmimBenchError):
             raise found
         return found
+
+
+@dataclass
+class Attempt:
+    """Scoring a cell: what it found, as far as it came."""
+
+    cell: Cell
+    engine: Engine
+    banks: Banks
+    out: Path
+    reporter: Reporter
+    error: str | None = None
+    """Why it came no further, in words."""
+    measurements: Sequence[Measurement] = ()
+    _scores: Sequence[Score] = ()
+    _opened: dict[str, FeatureBank] = field(default_factory=dict)
+    _skipped: tuple[str, ...] = ()
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _context: RunContext | None = None
+
+    def score(self) -> None:
+        """Extract the features, run the task, score what it measured. Raises whatever stops it."""
+        task = self.cell.evaluation.task
+        with self._timed("features"):
+            for request in requests_of(self.cell, self.engine.encoder.spec, self.banks.data):
+                for split in request.splits:
+                    self._opened[split], left_out = self.banks.get(split, request.view)
+                    self._skipped += tuple(one for one in left_out if one not in self._skipped)
+        self._context = context = self._make_context()
+        with self._timed("task"):
+            self.measurements = list(task.run(context, self.cell.evaluation.config))
+        with self._timed("score"):
+            self._scores = scores_of(self.measurements, self.cell)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self._seconds[phase] = round(time.perf_counter() - begun, 4)
+
+    def _make_context(self) -> RunContext:
+        data = self.banks.data
+        context = RunContext(
+            task=self.cell.evaluation.task.name,
+            cell=self.cell.id,
+            reference=self.cell.checkpoint.reference,
+            engine=self.engine,
+            data=data,
+            banks=self._opened,
+            seed=self.cell.seed,
+            out=self.out,
+            reporter=self.reporter,
+        )
+        if self._skipped:
+            first = self._skipped[0]
+            context.note(f"{len(self._skipped)} broken image(s) left out (--skip-broken), first {first}")
+        if data.ignored:
+            context.note(ignored_files(data.ignored))
+        return context
+
+    def result(self, limit: int | None, made_on: Environment) -> Result:
+        """The record of the cell, scored or failed."""
+        cell, task, context = self.cell, self.cell.evaluation.task, self._context
+        defaults = task.config().model_dump(mode="json")
+        return Result(
+            cell=cell.id,
+            digest=cell.digest,
+            status="failed" if self.error else "ok",
+            error=self.error,
+            checkpoint=cell.checkpoint,
+            task=task.name,
+            task_version=task.version,
+            task_title=task.title,
+            task_origin=task.origin,
+            task_summary=task.doc,
+            data=DataRecord.of(self.banks.data, self._skipped),
+            seed=cell.seed,
+            limit=limit,
+            protocol=cell.evaluation.config.model_dump(mode="json"),
+            overrides=cell.evaluation.overrides,
+            defaults={name: defaults[name] for name in cell.evaluation.overrides},
+            headline=task.headline(cell.evaluation.config),
+            scored=task.scored,
+            metrics={m.id: m.model_dump(mode="json", exclude={"id"}) for m in task.metrics},
+            scores=tuple(self._scores),
+            artefacts=tuple(context.artefacts) if context and not self.error else (),
+            notes=tuple(context.notes) if context else (),
+            images_per_second=_speed(self._opened.values()),
+            seconds=self._seconds,
+            features_version=FEATURES_VERSION,
+            environment=made_on,
+            finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+
+
+def _speed(banks: Iterable[FeatureBank]) -> float | None:
+    """Images a second of the largest bank, which its start and end disturb least."""
+    timed = [bank for bank in banks if bank.images_per_second is not None]
+    return max(timed, key=len).images_per_second if timed else None
 
 
 def requests_of(cell: Cell, spec: EncoderSpec, data: Dataset) -> list[FeatureRequest]:

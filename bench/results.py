@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from .atomic import read_json, write_json
 from .errors import ConfigError, DataError, first_problem
-from .types import Artefact, CheckpointInfo, DataKind, EncoderSpec, Frozen, Score
+from .types import Artefact, CheckpointInfo, DataKind, Dataset, EncoderSpec, Frozen, Score
 
 SchemaVersion = Literal["lmim-bench/results/1"]
 SCHEMA: SchemaVersion = "lmim-bench/results/1"
@@ -52,6 +52,20 @@ class DataRecord(Frozen):
     """Broken images that were left out (``--skip-broken``), by id."""
     ignored: dict[str, int] = {}
     """Images beside those of types that are not read, counted by suffix."""
+
+    @staticmethod
+    def of(data: Dataset, skipped: tuple[str, ...] = ()) -> DataRecord:
+        """The record of an opened data set."""
+        return DataRecord(
+            name=data.name,
+            kind=data.kind,
+            fingerprint=data.fingerprint,
+            counts=data.counts(),
+            classes=data.classes,
+            path=data.path,
+            skipped=skipped,
+            ignored=dict(data.ignored),
+        )
 
 
 class Environment(Frozen):

@@ -7,16 +7,14 @@ import time
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any
 
 from .atomic import atomic_write, write_json
 from .cache import cache_folder, clear_stale
-from .cells import Banks, Cell, requests_of, scores_of, wanted_by, write_items
+from .cells import Attempt, Banks, Cell, wanted_by, write_items
 from .claims import claim
 from .config import RunConfig
-from .context import RunContext
 from .data import load_data
 from .data.workers import decoding_workers
 from .engine import Engine, resolve_device
@@ -38,7 +36,7 @@ from .results import (
     result_path,
     warnings_in,
 )
-from .types import Dataset, Encoder, FeatureBank, Measurement, Score, ignored_files
+from .types import Dataset, Encoder, ignored_files
 
 
 @dataclass
@@ -143,7 +141,7 @@ class Run:
             "command": self.command,
             "config": self.plan.config.model_dump(mode="json"),
             "checkpoints": [c.model_dump(mode="json") for c in _in_order(c.checkpoint for c in self.cells)],
-            "data": [self._record(d, ()).model_dump(mode="json") for d in self.data.values()],
+            "data": [DataRecord.of(d).model_dump(mode="json") for d in self.data.values()],
             "cells": [
                 {
                     "cell": c.id,
@@ -183,83 +181,22 @@ class Run:
                 self._score_cell(cell, engine, banks)
 
     def _score_cell(self, cell: Cell, engine: Engine, banks: Banks) -> None:
-        task, data = cell.evaluation.task, banks.data
+        out, config = self.plan.out, self.plan.config
         started = time.perf_counter()
-        seconds: dict[str, float] = {}
-        skipped: tuple[str, ...] = ()
-        shutil.rmtree(self.plan.out / "artefacts" / cell.id, ignore_errors=True)
-        context: RunContext | None = None
-        opened: dict[str, FeatureBank] = {}
-        scores: list[Score] = []
-        measurements: list[Measurement] = []
-        error: str | None = None
+        shutil.rmtree(out / "artefacts" / cell.id, ignore_errors=True)
+        attempt = Attempt(cell, engine, banks, out, self.reporter)
         try:
-            requests = requests_of(cell, engine.encoder.spec, data)
-            for request in requests:
-                for split in request.splits:
-                    opened[split], left_out = banks.get(split, request.view)
-                    skipped += tuple(one for one in left_out if one not in skipped)
-            seconds["features"] = time.perf_counter() - started
-            context = RunContext(
-                task=task.name,
-                cell=cell.id,
-                reference=cell.checkpoint.reference,
-                engine=engine,
-                data=data,
-                banks=opened,
-                seed=cell.seed,
-                out=self.plan.out,
-                reporter=self.reporter,
-            )
-            if skipped:
-                context.note(f"{len(skipped)} broken image(s) left out (--skip-broken), first {skipped[0]}")
-            if data.ignored:
-                context.note(ignored_files(data.ignored))
-            mark = time.perf_counter()
-            measurements = list(task.run(context, cell.evaluation.config))
-            seconds["task"] = time.perf_counter() - mark
-            mark = time.perf_counter()
-            scores = scores_of(measurements, cell)
-            seconds["score"] = time.perf_counter() - mark
+            attempt.score()
         except LmimBenchError as failure:
-            error = str(failure)
+            attempt.error = str(failure)
         except Exception as failure:
             if self.debug:
                 raise
-            error = self._unexpected(cell, failure)
-        defaults = task.config().model_dump(mode="json")
-        result = Result(
-            cell=cell.id,
-            digest=cell.digest,
-            status="failed" if error else "ok",
-            error=error,
-            checkpoint=cell.checkpoint,
-            task=task.name,
-            task_version=task.version,
-            task_title=task.title,
-            task_origin=task.origin,
-            task_summary=task.doc,
-            data=self._record(data, skipped),
-            seed=cell.seed,
-            limit=self.plan.config.limit,
-            protocol=cell.evaluation.config.model_dump(mode="json"),
-            overrides=cell.evaluation.overrides,
-            defaults={name: defaults[name] for name in cell.evaluation.overrides},
-            headline=task.headline(cell.evaluation.config),
-            scored=task.scored,
-            metrics={m.id: m.model_dump(mode="json", exclude={"id"}) for m in task.metrics},
-            scores=tuple(scores),
-            artefacts=tuple(context.artefacts) if context and not error else (),
-            notes=tuple(context.notes) if context else (),
-            images_per_second=_speed(opened.values()),
-            seconds={phase: round(value, 4) for phase, value in seconds.items()},
-            features_version=FEATURES_VERSION,
-            environment=environment(self.device, self.plan.config.precision),
-            finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
-        if not error:
-            write_items(self.plan.out / "items" / f"{cell.id}.npz", measurements)
-        write_json(result_path(self.plan.out, cell.id), result.model_dump(mode="json"))
+            attempt.error = self._unexpected(cell, failure)
+        result = attempt.result(config.limit, environment(self.device, config.precision))
+        if not attempt.error:
+            write_items(out / "items" / f"{cell.id}.npz", attempt.measurements)
+        write_json(result_path(out, cell.id), result.model_dump(mode="json"))
         self.reporter.line(_news(result, time.perf_counter() - started))
 
     def _unexpected(self, cell: Cell, failure: Exception) -> str:
@@ -269,18 +206,6 @@ class Run:
         with atomic_write(self.plan.out / "artefacts" / cell.id / "error.txt") as stream:
             stream.write(traceback.format_exc())
         return f"{type(failure).__name__}: {failure} (a bug: details in artefacts/{cell.id}/error.txt)"
-
-    def _record(self, data: Dataset, skipped: tuple[str, ...]) -> DataRecord:
-        return DataRecord(
-            name=data.name,
-            kind=data.kind,
-            fingerprint=data.fingerprint,
-            counts=data.counts(),
-            classes=data.classes,
-            path=data.path,
-            skipped=skipped,
-            ignored=dict(data.ignored),
-        )
 
 
 def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = False) -> Run:
@@ -405,12 +330,6 @@ def _difference(old: Result, cell: Cell, run: Run) -> str:
     new = cell.evaluation.config.model_dump(mode="json")
     changed = [f"{k}={old.protocol.get(k)}" for k in new if old.protocol.get(k) != new[k]]
     return f"another protocol ({', '.join(changed)}); repeat its --set or --suite"
-
-
-def _speed(banks: Iterable[FeatureBank]) -> float | None:
-    """Images a second of the largest bank, which its start and end disturb least."""
-    timed = [bank for bank in banks if bank.images_per_second is not None]
-    return max(timed, key=len).images_per_second if timed else None
 
 
 def _in_order(items: Iterable[Any]) -> list[Any]:
