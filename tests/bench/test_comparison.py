@@ -386,7 +386,7 @@ def test_items_that_are_not_the_same_are_refused():
 def test_drawing_in_chunks_changes_nothing_but_memory(monkeypatch):
     d = rng(12).normal(0.2, 1, size=50)
     whole = sign_flips(d, rng(1))[0]
-    monkeypatch.setattr(comparison, "_CHUNK_ELEMENTS", 50 * 100)
+    monkeypatch.setattr(comparison, "CHUNK_ELEMENTS", 50 * 100)
     assert sign_flips(d, rng(1))[0] == pytest.approx(whole, abs=0.02)
 
 
