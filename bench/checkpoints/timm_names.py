@@ -101,7 +101,9 @@ def named_family(
         CheckpointError: timm has no such model.
     """
     config = config or {}
-    model, kwargs, resized = _build(name, dict(config.get("model_args") or {}), tree)
+    # An encoder has no classifier, which newer versions of timm state among the arguments.
+    kwargs = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
+    model, kwargs, resized = _build(name, kwargs, tree)
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
     arch = {"builder": "timm", "name": name, "kwargs": kwargs}
     spec = as_exported(timm_spec(model, arch, pretrained_cfg=config.get("pretrained_cfg")), config)

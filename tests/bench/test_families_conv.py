@@ -10,8 +10,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from lmim_bench.bench.encoders import load_encoder
@@ -142,6 +144,20 @@ def test_the_configuration_beside_the_file_comes_first(tmp_path: Path) -> None:
     encoder = load_encoder(str(tmp_path))
     assert encoder.spec.family == "timm"
     assert encoder.spec.mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_byobnet", "test_vit2"])
+def test_a_folder_as_timm_writes_it(name: str, tmp_path: Path) -> None:
+    """Of a model with its classifier, which newer versions of timm state among the arguments."""
+    model = timm.create_model(name, num_classes=7)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_args"] = {**config.get("model_args", {}), "num_classes": 7}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    encoder: Any = load_encoder(str(tmp_path))
+    assert encoder.spec.arch["name"] == name
+    for key, tensor in encoder.model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[key])
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_tiny", "convnextv2_atto"])
