@@ -9,6 +9,7 @@ import torch
 from .backbones import NetworkEncoder
 from .networks import Network, build_network
 from .timm_models import create_timm, timm_encoder
+from .transformers_models import BUILDER, TransformersEncoder, create_transformers
 from .types import CheckpointInfo, Encoder, EncoderSpec
 from .vit import build_vit
 
@@ -29,11 +30,15 @@ def build_model(spec: EncoderSpec, seed: int | None = None) -> Any:
         if builder == "timm" and isinstance(spec.arch.get("name"), str):
             kwargs = spec.arch.get("kwargs", {})
             return create_timm(spec.arch["name"], pretrained=False, seed=seed or 0, **kwargs)
+        if builder == BUILDER:
+            return create_transformers(spec.arch)
         return build_network(spec.arch)
 
 
 def make_encoder(model: Any, spec: EncoderSpec, info: CheckpointInfo) -> Encoder:
     """The encoder around a model that was built from a spec."""
-    return (
-        NetworkEncoder(model, spec, info) if isinstance(model, Network) else timm_encoder(model, spec, info)
-    )
+    if spec.arch.get("builder") == BUILDER:
+        return TransformersEncoder(model, spec, info)
+    if isinstance(model, Network):
+        return NetworkEncoder(model, spec, info)
+    return timm_encoder(model, spec, info)

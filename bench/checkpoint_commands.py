@@ -25,17 +25,21 @@ from .options import (
 )
 
 _SHOWN = 6
-# Of the architecture, what `inspect` prints on lines of their own.
+# Of the architecture, what `inspect` prints on lines of their own, and what only --json has room for.
 _HAVE_LINES = (
     *("builder", "embed_dim", "depth", "num_heads", "patch_size", "image_size"),
     *("class_token", "reg_tokens", "registers"),
+    *("config", "pooler", "probed_at"),
 )
 _CKPT = "[LABEL=]REF"
 
 _REFERENCES = (
     ("FILE", "a checkpoint of one of these layouts: .pth, .pt, .ckpt, .bin, .safetensors"),
     ("FILE#student,heads=6", "the same with choices that it leaves open: an encoder, heads, arch, family"),
-    ("DIR, hf:DIR", "a folder of Hugging Face, of timm, or of torch's distributed checkpoints"),
+    (
+        "DIR, hf:DIR",
+        "a folder of Hugging Face (any image model), of timm, of torch's distributed checkpoints",
+    ),
     ("timm:NAME", "an architecture of timm with seeded random weights"),
     ("timm:NAME:pretrained", "the same with timm's own weights"),
     ("random:REF", "the architecture and preprocessing of REF with seeded random weights"),

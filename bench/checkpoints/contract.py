@@ -49,7 +49,7 @@ def fill(model: Any, tensors: Mapping[str, torch.Tensor], family: str) -> tuple[
     for name, tensor in tensors.items():
         target = expected[name]
         _check_kind(name, tensor, target)
-        _check_values(name, tensor)
+        check_values(name, tensor)
         if tensor.dtype != target.dtype:
             notes.add(f"weights converted from {tensor.dtype} to {target.dtype}".replace("torch.", ""))
         # Copies: the file may change or go away, and its pages need not stay in memory beside them.
@@ -74,7 +74,8 @@ def _check_kind(name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:
         raise CheckpointError(f"{name} is a sparse tensor; save tensor.to_dense() instead")
 
 
-def _check_values(name: str, tensor: torch.Tensor) -> None:
+def check_values(name: str, tensor: torch.Tensor) -> None:
+    """Raise CheckpointError for more numbers than the file holds, NaN, or one number everywhere."""
     if not storage_is_honest(tensor):
         raise CheckpointError(
             f"{name} claims {tensor.numel()} numbers but the file holds fewer; it is refused"

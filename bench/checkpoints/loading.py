@@ -24,6 +24,7 @@ from . import native
 from .contract import few, fill
 from .family import Draft, Family, Tree, choose_root, grow_tree, rename_keys
 from .files import Container, open_checkpoint
+from .hf_models import family_for, way_out
 from .timm_names import named_family, named_in
 
 _SHOWN = 4
@@ -134,7 +135,7 @@ def _understand(container: Container, choice: _Choice) -> Understood:
             raise CheckpointError(f"there is no checkpoint family {choice.family!r}. {hint}")
         return _by_family(known[choice.family], tree, choice)
     matching = [f for f in families() if f.roots(tree)]
-    named = named_in(tree, matching[0].rank if matching else None, choice.heads)
+    named = named_in(tree, matching[0].rank if matching else None, choice.heads) or family_for(tree, matching)
     if named is not None:
         return _by_family(named, tree, choice)
     if not matching:
@@ -182,7 +183,10 @@ def _unknown(tree: Tree) -> str:
     """What the file holds, and what could be meant."""
     kind = tree.config.get("model_type")
     if isinstance(kind, str):
-        text = f"{kind!r} of transformers (model_type in config.json) is not read; it holds {_outline(tree)}"
+        text = (
+            f"{kind!r} of transformers (model_type in config.json) is not read; it holds {_outline(tree)}"
+            f"{way_out()}"
+        )
     else:
         text = f"the layout is not known; it holds {_outline(tree)}{_closest(tree)}"
     return (

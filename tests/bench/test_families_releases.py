@@ -160,9 +160,9 @@ def test_the_norm_of_the_mean_of_openmmlab(tmp_path: Path) -> None:
 
 def test_a_model_of_transformers_that_is_not_read_is_named(tmp_path: Path) -> None:
     save_file({"embedder.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "regnet"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
     with pytest.raises(
-        CheckpointError, match=r"'regnet' of transformers \(model_type in config\.json\) is not read"
+        CheckpointError, match=r"'unheard-of' of transformers \(model_type in config\.json\) is not read"
     ):
         load_encoder(str(tmp_path))
 

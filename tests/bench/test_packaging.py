@@ -106,6 +106,7 @@ LEVELS = [
         "bench.backbones",
         "bench.modules",
         "bench.timm_models",
+        "bench.transformers_models",
         "bench.networks",
         "bench.building",
         "bench.checkpoints",
