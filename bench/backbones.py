@@ -93,6 +93,9 @@ def check_images(images: torch.Tensor, spec: EncoderSpec) -> Grid:
 class BaseEncoder(ABC):
     """What every encoder does around its own arithmetic: hold spec and weights, check taps and images."""
 
+    positions_of: str | None = None
+    """The library by whose rule alone positions are resampled, where the spec's rule is the only one."""
+
     def __init__(self, model: nn.Module | None, spec: EncoderSpec, info: CheckpointInfo) -> None:
         # timm's models have attributes that their common type does not declare.
         self.model: Any = None if model is None else model.eval().requires_grad_(False)

@@ -67,6 +67,13 @@ class RunContext:
         self, images: torch.Tensor, tap: Tap, pos_interpolation: PosInterpolation | None = None
     ) -> Features:
         """Features of already normalised images, in fp32 on the run's device."""
+        library = getattr(self._engine.encoder, "positions_of", None)
+        if library and pos_interpolation not in (None, self.spec.pos_interpolation):
+            self.note(
+                f"positions of other sizes are resampled as {library} does it, not by the rule "
+                f"{pos_interpolation!r}: the model takes no other"
+            )
+            pos_interpolation = None
         return self._engine.encode(images, (tap,), pos_interpolation)[tap]
 
     def rng(self, *purpose: str | int) -> np.random.Generator:

@@ -213,6 +213,7 @@ class TimmEncoder(BaseEncoder):
         self._layout = _Layout(model, spec.image_size)
         self._mean_norm = _norm_of_mean(model)
         self._resized: tuple[Grid, Any] | None = None
+        self.positions_of = None if getattr(model, "pos_embed", None) is None else "timm"
 
     def to(self, device: str | torch.device) -> Self:
         """Move to a device; returns self."""
@@ -226,7 +227,7 @@ class TimmEncoder(BaseEncoder):
         native = all(n * self.spec.patch_size == size for n in grid)
         name = type(self.model).__name__
         timms = method in ("timm", "antialias")
-        if not timms and not native and getattr(self.model, "pos_embed", None) is not None:
+        if not timms and not native and self.positions_of:
             raise TaskError(
                 f"{name} resamples its position embeddings by timm's rule; {method!r} is not available"
             )

@@ -328,14 +328,15 @@ class TransformersEncoder(BaseEncoder):
         super().__init__(model, spec, info)
         self._layout = _Layout(self.model, spec.arch["probed_at"])
         self._resamples = _POSITIONS in inspect.signature(type(model).forward).parameters
-        self._has_table = any(_TABLE.search(key) for key, _ in model.named_parameters())
+        has_table = any(_TABLE.search(key) for key, _ in model.named_parameters())
+        self.positions_of = "transformers" if has_table else None
 
     def _encode(
         self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid, method: PosInterpolation
     ) -> dict[Tap, Features]:
         layout, name = self._layout, type(self.model).__name__
         native = grid == layout.grid
-        if not native and self._has_table and method != _ITS_OWN:
+        if not native and self.positions_of and method != _ITS_OWN:
             raise TaskError(
                 f"transformers resamples the positions of {name} by its own rule, for which {_ITS_OWN!r} "
                 f"stands; {method!r} is not available"

@@ -38,7 +38,7 @@ _DROP = {
 }
 _SIBLINGS = {
     **CLASSIFIERS,
-    r"decoder|lm_head|predictor": "head of the pre-training",
+    r"decoder|lm_head|predictor|encoder_norm|multiscale_fusion": "head of the pre-training",
     r"pooler": "pooling for a classifier",
     r"text_model|text_projection": "text tower",
     r"visual_projection|vision_projection": "projection to the space of the texts",

@@ -126,7 +126,10 @@ class Context(Protocol):
     def encode(
         self, images: torch.Tensor, tap: Tap, pos_interpolation: PosInterpolation | None = None
     ) -> Features:
-        """Features of already normalised images, at the run's device and precision (fp32 out)."""
+        """Features of already normalised images, at the run's device and precision (fp32 out).
+
+        An encoder that resamples positions by its own rule alone follows that, and a note says so.
+        """
 
     def rng(self, *purpose: str | int) -> np.random.Generator:
         """A generator derived from (seed, task, purpose): the order of tasks never changes a number."""

@@ -297,6 +297,10 @@ def test_a_run_scores_it(folder: Callable[..., Path], tmp_path: Path) -> None:
         tasks=["knn", "vos"],
         out=tmp_path / "run",
         limit=40,
-        overrides={"vos": {"size": 32, "pos_interpolation": "bicubic"}},
+        overrides={"vos": {"size": 48}},
     )
-    assert {result.status for result in finished.results} == {"ok"}
+    knn, vos = finished.results
+    assert (knn.status, vos.status) == ("ok", "ok")
+    said = "positions of other sizes are resampled as transformers does it, not by the rule 'dino'"
+    assert any(note.startswith(said) for note in vos.notes)
+    assert not any(said in note for note in knn.notes)
