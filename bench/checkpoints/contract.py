@@ -7,7 +7,7 @@ there is no loading with ``strict=False`` in this project, so random weights are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,8 @@ def fill(model: Any, tensors: Mapping[str, torch.Tensor], family: str) -> tuple[
             if names
         ]
         hint = "; if timm has this very model, name it by #arch=NAME" if family in _TIMMS_KEYS else ""
+        if not missing and not wrong:
+            hint = ignorable(unexpected, tensors) + hint
         raise CheckpointError(f"the file does not fill the {family} encoder: {'; '.join(parts)}{hint}")
     notes = set()
     empty = {}
@@ -94,6 +96,14 @@ def check_values(name: str, tensor: torch.Tensor) -> None:
         flat = tensor.reshape(-1)
         if flat[0] == flat[-1] and (flat == flat[0]).all():
             raise CheckpointError(f"{name} is {float(flat[0])} everywhere; these weights were never trained")
+
+
+def ignorable(unexpected: Collection[str], tensors: Iterable[str]) -> str:
+    """How to leave out what is unexpected, where nothing of the encoder begins with the same name."""
+    beside = dict.fromkeys(name.partition(".")[0] for name in unexpected)
+    if any(name.partition(".")[0] in beside for name in tensors if name not in unexpected):
+        return ""
+    return f"; if it is no part of the encoder, add #ignore={':'.join(list(beside)[:_SHOWN])}"
 
 
 def few(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ one is adding one file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ _TRAINING_NAMES = """
     lr_schedulers scheduler dino_loss loss criterion loops callbacks rng_state amp args cfg config metric
     epoch hyper_parameters
 """
+IGNORED = "ignored, as asked"
 TRAINING_STATE = dict.fromkeys(_TRAINING_NAMES.split(), "training state")
 
 
@@ -245,17 +246,29 @@ def _called(roots: Sequence[Root], name: str) -> list[Root]:
     ]
 
 
-def rename_keys(family: Family, root: Root) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def rename_keys(
+    family: Family, root: Root, ignored: Collection[str] = ()
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Drop and rename the keys below a root; returns the tensors and what was dropped, with the reasons.
 
+    Args:
+        family: the layout.
+        root: the encoder, as it stands in the file.
+        ignored: first components of keys that the user says to be none of the encoder's.
+
     Raises:
-        CheckpointError: two keys get one name.
+        CheckpointError: two keys get one name, or the layout is known by what shall be ignored.
     """
+    for anchor in family.anchors:
+        if (first := _names(anchor)[0].partition(".")[0]) in ignored:
+            raise CheckpointError(f"{first!r} is the encoder itself and cannot be ignored")
     kept: dict[str, torch.Tensor] = {}
     left_out: dict[str, str] = {}
     branches: set[str] = set()
     for name, tensor in root.tensors.items():
         reason = next((r for pattern, r in family.drop.items() if re.fullmatch(pattern, name)), None)
+        if name.partition(".")[0] in ignored:
+            reason = IGNORED
         if reason is not None:
             left_out[name] = reason
             continue

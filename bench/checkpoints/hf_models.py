@@ -24,7 +24,7 @@ from ..transformers_models import (
     transformers_arch,
     transformers_spec,
 )
-from .contract import check_values, few
+from .contract import check_values, few, ignorable
 from .exported import as_exported
 from .family import Draft, Family, Root, Tensors, Tree
 from .hf import CLASSIFIERS, HALF, IMAGENET, RANK, SOURCE, prepared
@@ -133,11 +133,11 @@ def _load(arch: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> tuple
         raise CheckpointError(
             f"transformers' {cls.__name__} does not take the weights: {first_line(error)}"
         ) from error
-    for what, keys in (("lacks", report["missing_keys"]), ("has too", report["unexpected_keys"])):
-        if keys:
-            raise CheckpointError(
-                f"the file does not fill transformers' {cls.__name__}: it {what} {few(sorted(keys))}"
-            )
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing or unexpected:
+        what = f"lacks {few(missing)}" if missing else f"has too {few(unexpected)}"
+        hint = "" if missing else ignorable(unexpected, (*tensors, *model.state_dict()))
+        raise CheckpointError(f"the file does not fill transformers' {cls.__name__}: it {what}{hint}")
     own = model.state_dict()
     left_out = _listed(model._keys_to_ignore_on_load_missing, own.keys() - tensors.keys())
     beyond = _listed(model._keys_to_ignore_on_load_unexpected, tensors.keys() - own.keys())

@@ -22,7 +22,7 @@ from ..types import CheckpointInfo, Encoder, EncoderSpec, TrainingPoint
 from . import families as built_in
 from . import native
 from .contract import few, fill
-from .family import Draft, Family, Tree, choose_root, grow_tree, rename_keys
+from .family import IGNORED, Draft, Family, Tree, choose_root, grow_tree, rename_keys
 from .files import Container, open_checkpoint
 from .hf_models import family_for, way_out
 from .timm_names import named_family, named_in
@@ -154,14 +154,14 @@ def _by_family(family: Family, tree: Tree, choice: _Choice) -> Understood:
             f"the file holds no encoder in the layout of {family.title}; it holds {_outline(tree)}"
         )
     root, of_several = choose_root(family, roots, choice.pick)
-    tensors, dropped = rename_keys(family, root)
+    tensors, dropped = rename_keys(family, root, choice.ignored)
     unknown = []
     others = tuple(other.path for other in roots if other.path != root.path)
     for branch in root.siblings():
         last = branch.rpartition(".")[2]
         reason = next((r for pattern, r in family.siblings.items() if re.fullmatch(pattern, last)), None)
         if branch in choice.ignored or last in choice.ignored:
-            reason = "ignored, as asked"
+            reason = IGNORED
         if reason is None and any(other.startswith(branch + ".") for other in others):
             reason = "another encoder of the file"
         if reason is None:

@@ -61,6 +61,29 @@ def test_left_over_keys_are_named_and_counted(state: State, tmp_path: Path) -> N
     refuse(state, tmp_path, r"2 unexpected \(blocks.0.attn.q_norm.weight, extra\).*#arch=NAME")
 
 
+def test_a_module_beside_the_blocks_can_be_left_out_by_name(state: State, tmp_path: Path) -> None:
+    """As a fork of a method adds it to the encoder's own class."""
+    extended = {**state, "gate.weight": torch.ones(2, 3), "scale": torch.ones(2)}
+    refuse(extended, tmp_path, r"2 unexpected \(gate.weight, scale\); .* add #ignore=gate:scale")
+    torch.save(extended, path := tmp_path / "fork.pth")
+    with pytest.raises(CheckpointError, match=r"1 unexpected \(scale\); .* add #ignore=scale"):
+        load_encoder(f"{path}#heads=2,ignore=gate")
+    found, expected = load_encoder(f"{path}#heads=2,ignore=gate:scale"), load(state, tmp_path)
+    assert found.info.dropped == {"gate.*": "ignored, as asked", "scale": "ignored, as asked"}
+    assert found.fingerprint == expected.fingerprint
+
+
+def test_what_is_inside_of_the_encoder_cannot_be_left_out(state: State, tmp_path: Path) -> None:
+    extended = {**state, "blocks.0.adapter.weight": torch.ones(2, 3)}
+    torch.save(extended, path := tmp_path / "fork.pth")
+    with pytest.raises(CheckpointError, match=r"1 unexpected \(blocks.0.adapter.weight\)") as caught:
+        load_encoder(f"{path}#heads=2")
+    assert "#ignore" not in str(caught.value)
+    for part in {name.partition(".")[0] for name in state}:
+        with pytest.raises(CheckpointError, match=r"cannot be ignored|missing|position table"):
+            load_encoder(f"{path}#heads=2,ignore={part}")
+
+
 def test_other_shapes_are_named_with_both_shapes(state: State, tmp_path: Path) -> None:
     state[QKV] = torch.randn(72, 25)
     refuse(state, tmp_path, r"1 of another shape \(blocks.1.attn.qkv.weight \(72, 25\) for \(72, 24\)\)")

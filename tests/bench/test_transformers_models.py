@@ -194,8 +194,14 @@ def test_what_does_not_fill_the_model_is_refused(folder: Callable[..., Path]) ->
 def test_what_the_model_does_not_know_is_refused(folder: Callable[..., Path]) -> None:
     place = folder("pixio")
     change(place, lambda state: state.update({"encoder.layer.1.adapter.weight": torch.randn(2, 2)}))
-    with pytest.raises(CheckpointError, match=r"does not fill .* PixioModel: it has too .*adapter"):
+    with pytest.raises(CheckpointError, match=r"does not fill .* PixioModel: it has too .*adapter\.weight$"):
         load_encoder(str(place))
+    place = folder("pixio")
+    expected = load_encoder(str(place)).fingerprint
+    change(place, lambda state: state.update({"gate.weight": torch.randn(2, 2)}))
+    with pytest.raises(CheckpointError, match=r"it has too gate\.weight; .* add #ignore=gate$"):
+        load_encoder(str(place))
+    assert load_encoder(f"{place}#ignore=gate").fingerprint == expected
 
 
 def test_another_width_is_refused(folder: Callable[..., Path]) -> None:
