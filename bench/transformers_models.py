@@ -106,14 +106,15 @@ def transformers_arch(config: Any, pooler: bool) -> dict[str, Any]:
 
 
 def create_transformers(arch: Mapping[str, Any]) -> Any:
-    """The model of ``transformers_arch`` with the weights that its constructor draws.
+    """The model of ``transformers_arch`` with random weights, and the global random state left as it was.
 
     Raises:
         CheckpointError: the library is not installed, or does not have the model.
     """
     cls, config = model_of(arch)
     try:
-        return cls(config, **pooling_option(cls, arch))
+        with torch.random.fork_rng(devices=[]):
+            return cls(config, **pooling_option(cls, arch))
     except Exception as error:
         raise CheckpointError(f"transformers' {cls.__name__} cannot be built: {first_line(error)}") from error
 

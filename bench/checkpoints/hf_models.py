@@ -73,8 +73,8 @@ def family_for(tree: Tree, matching: Sequence[Family]) -> Family | None:
     first = next(key.removeprefix(path) for key in tree.tensors if key.startswith(path))
     pooler = any(re.fullmatch(r"pooler\.(?!dense\.).*", key.removeprefix(path)) for key in tree.tensors)
     arch = transformers_arch(config, pooler or not takes_pooler(cls))
-    model = create_transformers(arch)
-    own = set(model.state_dict())
+    with torch.device("meta"):
+        own = set(create_transformers(arch).state_dict())
 
     def draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
         if heads is not None:
@@ -86,7 +86,7 @@ def family_for(tree: Tree, matching: Sequence[Family]) -> Family | None:
         usual = HALF if "siglip" in config.model_type else IMAGENET
         spec, note = prepared(spec, root, usual)
         built = f"built by transformers {version('transformers')} as {cls.__name__}"
-        return Draft(filled.state_dict(), spec, (built, note, *said), model)
+        return Draft(filled.state_dict(), spec, (built, note, *said), filled)
 
     return Family(
         name="transformers",
@@ -120,7 +120,7 @@ def _load(arch: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> tuple
     """
     cls, config = model_of(arch)
     try:
-        with _quiet():
+        with _quiet(), torch.random.fork_rng(devices=[]):
             model, report = cls.from_pretrained(
                 None,
                 config=config,
@@ -139,6 +139,8 @@ def _load(arch: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> tuple
         hint = "" if missing else ignorable(unexpected, (*tensors, *model.state_dict()))
         raise CheckpointError(f"the file does not fill transformers' {cls.__name__}: it {what}{hint}")
     own = model.state_dict()
+    # They are pages of the file, which may change or go away.
+    model.load_state_dict({name: tensor.clone() for name, tensor in own.items()}, assign=True)
     left_out = _listed(model._keys_to_ignore_on_load_missing, own.keys() - tensors.keys())
     beyond = _listed(model._keys_to_ignore_on_load_unexpected, tensors.keys() - own.keys())
     says = f"transformers' {cls.__name__} lets its files"

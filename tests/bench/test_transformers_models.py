@@ -310,3 +310,18 @@ def test_a_run_scores_it(folder: Callable[..., Path], tmp_path: Path) -> None:
     said = "positions of other sizes are resampled as transformers does it, not by the rule 'dino'"
     assert any(note.startswith(said) for note in vos.notes)
     assert not any(said in note for note in knn.notes)
+
+
+def test_the_encoder_is_no_view_of_its_file_and_draws_nothing(folder: Callable[..., Path]) -> None:
+    place = folder("pixio")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    encoder = load_encoder(str(place))
+    assert torch.equal(torch.rand(3), expected)
+    before = encoder(images(32, 32))[Tap()].patches
+    file = place / "model.safetensors"
+    with file.open("r+b") as stream:
+        stream.seek(-4096, 2)
+        stream.write(bytes(4096))
+    assert torch.equal(encoder(images(32, 32))[Tap()].patches, before)
