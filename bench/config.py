@@ -153,15 +153,22 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     current: Any = model
     for part in path:
-        if isinstance(current, type) and issubclass(current, BaseModel):
+        if _is_model(current):
             current = current.model_fields[part].annotation if part in current.model_fields else current
         elif get_origin(current) is dict:
             current = get_args(current)[1]
     if get_origin(current) is dict:
         current = get_args(current)[1]
-    if isinstance(current, type) and issubclass(current, BaseModel):
+    if _is_model(current):
         return list(current.model_fields)
     return list(model.model_fields)
+
+
+def _is_model(annotation: Any) -> bool:
+    # Python 3.10 takes dict[str, int] for a class of its own.
+    return (
+        get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    )
 
 
 def parse_override(text: str) -> tuple[str, str, str]:

@@ -313,7 +313,8 @@ def _cost_axis(axes: Axes, costs: Sequence[float]) -> None:
 def _engineering(x: float) -> str:
     from matplotlib.ticker import EngFormatter
 
-    return str(EngFormatter(sep="\N{NO-BREAK SPACE}").format_eng(float(f"{x:.3g}")))
+    # Matplotlib 3.9 leaves the space where there is no prefix.
+    return str(EngFormatter(sep="\N{NO-BREAK SPACE}").format_eng(float(f"{x:.3g}"))).strip()
 
 
 def _front(

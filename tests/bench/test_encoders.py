@@ -295,7 +295,7 @@ def test_a_model_of_one_size_says_so() -> None:
 
 
 def test_a_model_with_tables_for_one_size_is_resized_and_itself_stays() -> None:
-    encoder: Any = load_encoder("timm:test_vit_relpos")
+    encoder: Any = load_encoder("timm:vit_relpos_small_patch16_224")
     size = encoder.spec.image_size
     native = encoder(images(size, size))[Tap()].patches
     before = {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
