@@ -13,7 +13,16 @@ from ..pretrain.api import open_images
 from ..pretrain.batches import plan_steps
 from ..pretrain.intact import without_broken
 from ..pretrain.pixels import longest_side
-from ..pretrain.studies import SCALES, Budget, Study, load_study, refuse_overruled, row_recipe, study_names
+from ..pretrain.studies import (
+    SCALES,
+    Budget,
+    Study,
+    idle_reason,
+    load_study,
+    refuse_overruled,
+    row_recipe,
+    study_names,
+)
 from .api import run
 from .atomic import atomic_write
 from .cache import cache_folder
@@ -45,7 +54,8 @@ def run_studies(
 ) -> dict[str, RunFile]:
     """Train and score studies; ``out/<study>/report.html`` and ``table.md`` compare the rows of each.
 
-    A row that several studies share is trained once. Finished trainings are kept and interrupted ones go on.
+    A row that several studies share is trained once, and one that could not differ from the others is left
+    out. Finished trainings are kept and interrupted ones go on.
 
     Args:
         names: studies, or ``all``.
@@ -75,12 +85,20 @@ def run_studies(
     side = longest_side(data.splits[data.train_split])
     for study in studies:
         refuse_overruled(study, SCALES[budget], side, sets)
-    plans = {
-        study.name: [
-            plan_row(row, row_recipe(row, SCALES[budget], side, sets, device), data, out)
-            for row in study.rows
-        ]
+    recipes = {
+        study.name: [(row, row_recipe(row, SCALES[budget], side, sets, device)) for row in study.rows]
         for study in studies
+    }
+    left_out = {
+        name: {row.label: why for row, recipe in rows if (why := idle_reason(row, recipe))}
+        for name, rows in recipes.items()
+    }
+    for name, reasons in left_out.items():
+        for label, why in reasons.items():
+            reporter.line(f"{name}: the row {label!r} is left out: {why}")
+    plans = {
+        name: [plan_row(row, recipe, data, out) for row, recipe in rows if row.label not in left_out[name]]
+        for name, rows in recipes.items()
     }
     for recipe in {t.folder: t.recipe for plan in plans.values() for t in plan}.values():
         plan_steps(recipe, len(data.splits[data.train_split]), processes=1)

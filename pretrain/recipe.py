@@ -199,7 +199,7 @@ def idle_fields(recipe: Recipe) -> dict[str, str]:
         (not recipe.latent, "target", f"target.kind is {target.kind}", ("sees", "top_blocks", "normalise")),
         (recipe.latent, "target", f"target.kind is {target.kind}", ("norm_pixels",)),
         (multiblock, "masking", "masking.kind is multiblock", ("visible",)),
-        (not masking.gap, "masking", "masking.gap is 0", ("placement",)),
+        (masking.gap < 2, "masking", f"masking.gap is {masking.gap}", ("placement",)),
         (
             not multiblock,
             "masking",

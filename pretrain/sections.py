@@ -101,7 +101,8 @@ class MaskingConfig(Section):
     )
     gap: int = Field(0, ge=0, description="pixels between the cells that patches are cut from")
     placement: Literal["stochastic", "contiguous"] = Field(
-        "stochastic", description="offset of a patch inside its cell: random in 0..gap-1, or 0"
+        "stochastic",
+        description="offset of a patch inside its cell: random in 0..gap-1, or 0 (the same where gap is 1)",
     )
     blocks: int = Field(4, ge=1, description="target blocks (multiblock)")
     block_scale: tuple[Share, Share] = Field((0.15, 0.2), description="share of the grid of a target block")

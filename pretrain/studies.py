@@ -11,7 +11,7 @@ from pydantic import Field
 from ..bench.config import read_yaml, validate
 from ..bench.errors import ConfigError, did_you_mean
 from ..bench.types import Frozen
-from .recipe import Recipe, changed_fields, load_recipe
+from .recipe import Recipe, changed_fields, idle_fields, load_recipe
 
 Budget = Literal["tiny", "small", "full"]
 _FILE = Path(__file__).with_name("studies.yaml")
@@ -168,6 +168,14 @@ def row_recipe(row: Row, scale: Scale, side: int, sets: Sequence[str], device: s
     if base.masking.gap:
         common.append(f"masking.gap={max(1, patch // 4)}")
     return load_recipe(row.recipe or "mae", [*common, *row.set, *sets])
+
+
+def idle_reason(row: Row, recipe: Recipe) -> str | None:
+    """Why none of what a row changes has an effect at its scale, or None where something has."""
+    idle, changed = idle_fields(recipe), changed_fields(row.set)
+    if not changed or not idle.keys() >= set(changed):
+        return None
+    return f"{changed[0]} changes nothing, as {idle[changed[0]]}"
 
 
 def grid_for(side: int) -> tuple[int, int]:

@@ -11,7 +11,14 @@ from lmim_bench.bench.cli import cli
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.trainings import plan_row
 from lmim_bench.bench.types import Dataset
-from lmim_bench.pretrain.studies import SCALES, load_study, refuse_overruled, row_recipe, study_names
+from lmim_bench.pretrain.studies import (
+    SCALES,
+    idle_reason,
+    load_study,
+    refuse_overruled,
+    row_recipe,
+    study_names,
+)
 
 
 @pytest.fixture
@@ -137,6 +144,28 @@ def test_widths_of_a_row_follow_the_encoder_that_is_asked_for():
         assert recipe.decoder.num_heads == width * 2 // 3 // 32
         assert recipe.projector.hidden_dim == width * 16 // 3
     assert row_recipe(row, SCALES["full"], 32, ("decoder.width=64",), "cpu").decoder.width == 64
+
+
+def test_rows_that_could_not_differ_are_left_out(invoke, images, tmp_path):
+    """A gap of one pixel, which small patches get, leaves no choice of where a patch lies in its cell."""
+    for name in study_names():
+        for scale in SCALES.values():
+            for side in (32, 500):
+                rows = {row.label: row for row in load_study(name).rows}
+                idle = [
+                    label
+                    for label, row in rows.items()
+                    if idle_reason(row, row_recipe(row, scale, side, (), "cpu"))
+                ]
+                assert idle == (["gap, fixed place"] if name == "masking" and side == 32 else [])
+    # Nothing is trained: the batch is larger than the data.
+    args = ("--budget", "tiny", "--out", tmp_path, "--cache-dir", tmp_path, "--set", "optim.batch_size=1000")
+    stopped = invoke("ablate", "--study", "masking", "--data", images, *args)
+    assert stopped.exit_code == 2
+    assert (
+        "'gap, fixed place' is left out: masking.placement changes nothing, as masking.gap is 1"
+        in stopped.stderr
+    )
 
 
 @pytest.mark.slow
