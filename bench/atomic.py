@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -15,11 +16,17 @@ from pydantic import BaseModel, ValidationError
 from .errors import DataError, first_line, first_problem
 
 Model = TypeVar("Model", bound=BaseModel)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a disk, or a user's share of it, has no room."""
 
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file that appears under its name only when it was written whole and synced."""
+    """A file that appears under its name only when it was written whole and synced.
+
+    Raises:
+        OSError: the disk has no room for it, also where what writes into it says something else.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -28,8 +35,14 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        # torch.save complains about its own bookkeeping, with what the disk said behind it.
+        reason: BaseException | None = error
+        while reason is not None and getattr(reason, "errno", None) not in FULL:
+            reason = reason.__cause__ or reason.__context__
+        if isinstance(reason, OSError):
+            raise OSError(reason.errno, reason.strerror, str(path)) from error
         raise
 
 

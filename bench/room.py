@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from .atomic import FULL
 from .errors import DataError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -55,7 +55,7 @@ def room_for(what: str, needed: int, folder: Path, mend: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         raise short() from error
 

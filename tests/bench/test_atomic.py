@@ -1,0 +1,47 @@
+"""Files that are there whole or not at all."""
+
+import errno
+import os
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from lmim_bench.bench.atomic import atomic_write, write_json
+
+
+class Full:
+    """A stream to a disk that is full after so many bytes."""
+
+    def __init__(self, stream, room):
+        self.stream, self.room = stream, room
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.stream.write(data)
+
+    def flush(self):
+        self.stream.flush()
+
+
+@pytest.mark.parametrize("room", [0, 1000, 30_000])
+@pytest.mark.parametrize("write", [lambda t, s: torch.save(t, s), lambda t, s: s.write(save(t))])
+def test_a_full_disk_is_told_as_such_and_leaves_what_was_there(tmp_path, write, room):
+    path = tmp_path / "encoder.pth"
+    path.write_bytes(b"before")
+    with (
+        pytest.raises(OSError, match="No space left on device") as caught,
+        atomic_write(path, "wb") as stream,
+    ):
+        write({"x": torch.zeros(10_000)}, Full(stream, room))
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert [p.name for p in tmp_path.iterdir()] == ["encoder.pth"]
+    assert path.read_bytes() == b"before"
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == []
