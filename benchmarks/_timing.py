@@ -96,9 +96,15 @@ class Speed:
 
 
 def time_sides(
-    builders: Mapping[str, Callable[[], Side]], images: torch.Tensor, steps: int, repeats: int
+    builders: Mapping[str, Callable[[], Side]],
+    images: torch.Tensor,
+    steps: int,
+    repeats: int,
+    look: Callable[[str, Side], None] | None = None,
 ) -> dict[str, Speed]:
-    """Blocks of steps of each side in turn, after a block each that is not counted."""
+    """Blocks of steps of each side in turn, after a block each that is not counted; at the end ``look`` gets
+    each side.
+    """
     device = images.device
     sides: dict[str, Side] = {}
     resident: dict[str, int] = {}
@@ -117,6 +123,9 @@ def time_sides(
             if device.type == "cuda":
                 others = sum(resident.values()) - resident[name]
                 peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(device) - others)
+    if look is not None:
+        for name, side in sides.items():
+            look(name, side)
     return {
         name: Speed(side.label, Spread.of(rates[name]), rates[name], peaks[name] or None)
         for name, side in sides.items()

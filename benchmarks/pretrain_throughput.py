@@ -19,6 +19,7 @@ import click
 import torch
 from _patches import PATCHES
 from _peers import OFFICIAL, Agreement, Official, Theirs, check
+from _profile import Profile, product_peak, profile_side
 from _timing import Ours, Side, Speed, Spread, ratios, release, time_sides
 from timm.layers import use_fused_attn
 
@@ -44,6 +45,8 @@ SIZES = {
     ),
 }
 STEPS = {"cuda": 20, "cpu": 2}
+PROFILED = 3
+"""Steps of a profile."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Comparison:
         speeds: of ``ours`` and, where the official code is there, ``theirs``; on a GPU also ``as published``,
             without the fused attention that current timm gives it.
         ratios: of ours to each other side.
+        profiles: where a step of each side spends its time, where that was asked for.
     """
 
     recipe: dict[str, Any]
@@ -66,9 +70,12 @@ class Comparison:
     agreement: Agreement | None
     speeds: dict[str, Speed]
     ratios: dict[str, Spread]
+    profiles: dict[str, Profile]
 
 
-def compare(recipe: Recipe, official: Official | None, steps: int, repeats: int) -> Comparison:
+def compare(
+    recipe: Recipe, official: Official | None, steps: int, repeats: int, profiled: bool = False
+) -> Comparison:
     """Check, then time; ours alone where there is no official code.
 
     Raises:
@@ -83,7 +90,12 @@ def compare(recipe: Recipe, official: Official | None, steps: int, repeats: int)
         builders["theirs"] = lambda: Theirs(official, recipe, images, precision)
         if official.gains_fused_attention and use_fused_attn() and device.type == "cuda":
             builders["as published"] = lambda: Theirs(official, recipe, images, precision, fused=False)
-    speeds = time_sides(builders, images, steps, repeats)
+    profiles: dict[str, Profile] = {}
+
+    def look(name: str, side: Side) -> None:
+        profiles[name] = profile_side(side, PROFILED, device)
+
+    speeds = time_sides(builders, images, steps, repeats, look if profiled else None)
     release(device)
     return Comparison(
         recipe=recipe.model_dump(mode="json"),
@@ -93,6 +105,7 @@ def compare(recipe: Recipe, official: Official | None, steps: int, repeats: int)
         agreement=agreement,
         speeds=speeds,
         ratios=ratios(speeds),
+        profiles=profiles,
     )
 
 
@@ -155,6 +168,31 @@ def table(comparisons: Sequence[Comparison]) -> str:
             beside = c.ratios.get(side, "" if c.ratios else "no official code, no ratio")
             cells = (c.recipe["name"], speed.label, speed.images_per_second, share, memory, beside)
             lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def profile_table(comparisons: Sequence[Comparison], measured: float) -> str:
+    """Milliseconds of a step by what its kernels do, and the rate at which matrix products and attention ran,
+    beside that of large products.
+    """
+    every = [profile for c in comparisons for profile in c.profiles.values()]
+    kinds = sorted({kind for profile in every for kind in profile.kinds})
+    lines = [
+        f"large bf16 matrix products run at {measured / 1e12:.0f} TFLOP/s here",
+        "| " + " | ".join(["recipe", "code", "step, ms", "GPU busy", *kinds, "TFLOP/s in products"]) + " |",
+        "|---" * (len(kinds) + 5) + "|",
+    ]
+    for c in comparisons:
+        for profile in c.profiles.values():
+            took = [f"{profile.kinds.get(kind, 0.0):.2f}" for kind in kinds]
+            rate = c.flops * c.recipe["optim"]["batch_size"] / (profile.products / 1000) / 1e12
+            cells = [
+                c.recipe["name"],
+                profile.label,
+                f"{profile.step:.1f}",
+                f"{profile.busy / profile.step:.0%}",
+            ]
+            lines.append(f"| {' | '.join([*cells, *took, f'{rate:.0f}'])} |")
     return "\n".join(lines)
 
 
@@ -224,6 +262,9 @@ def find_official(name: str, peers: Path | None) -> Official | None:
     help="Changes of the recipes, of both sides where both have it: optim.batch_size=128, "
     "engine.precision=fp32, engine.compile=off.",
 )
+@click.option(
+    "--profile", "profiled", is_flag=True, help="Say where a step of each side spends its time; on a GPU."
+)
 @click.option("--data", help="Images, to measure the whole loop of the trainer as well: what pretrain takes.")
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Where the numbers go."
@@ -243,6 +284,7 @@ def measure(
     steps: int | None,
     repeats: int,
     sets: Sequence[str],
+    profiled: bool,
     data: str | None,
     json_path: Path | None,
 ) -> None:
@@ -251,6 +293,8 @@ def measure(
     device = resolve_device(device)
     kind = "cuda" if device.startswith("cuda") else "cpu"
     steps = steps or STEPS[kind]
+    if profiled and kind != "cuda":
+        raise click.UsageError("--profile reads what a GPU did, and there is none")
     recipes = {name: load_recipe(name, [*SIZES[kind], *sets, f"engine.device={device}"]) for name in names}
     facts = circumstances(recipes[names[0]], steps, repeats)
     click.echo(describe(facts))
@@ -263,8 +307,11 @@ def measure(
             f"{name}: {model.arch}, {model.shape[1]} blocks {model.shape[0]} wide, patch {model.patch_size}, "
             f"image {size}; {describe_cost(changed)}"
         )
-        comparisons.append(compare(changed, find_official(name, peers), steps, repeats))
+        comparisons.append(compare(changed, find_official(name, peers), steps, repeats, profiled))
     click.echo("\n" + table(comparisons))
+    measured = product_peak(torch.device(device)) if profiled else None
+    if measured:
+        click.echo("\n" + profile_table(comparisons, measured))
     loops = [run_loop(changed, data, steps, repeats) for changed in recipes.values()] if data else []
     if loops:
         click.echo("\n" + loop_table(loops))
@@ -272,6 +319,7 @@ def measure(
         payload = {
             **facts,
             "patches": PATCHES if peers else (),
+            "product_peak": measured,
             "comparisons": [asdict(c) for c in comparisons],
             "loops": [asdict(loop) for loop in loops],
         }

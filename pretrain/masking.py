@@ -98,14 +98,13 @@ def multiblock_masks(
     targets = _placed(grid, draws, height, width)  # (B, M, N)
     contexts = _placed(grid, places, *context)  # (B, tries, N)
     chosen = torch.zeros(batch, grid * grid, dtype=torch.bool)
-    open_ = torch.ones(batch, dtype=torch.bool)
+    still = torch.arange(batch)  # images without a context so far
     for kept in range(masking.blocks, -1, -1):
-        free = contexts & ~targets[:, :kept].any(dim=1)[:, None]
+        free = contexts[still] & ~targets[still, :kept].any(dim=1)[:, None]
         enough = free.sum(-1) > min(masking.min_context, context[0] * context[1] - 1)
-        found = open_ & enough.any(dim=1)
-        first = enough.int().argmax(dim=1)
-        chosen[found] = free[found, first[found]]
-        open_ &= ~found
+        found, first = enough.any(dim=1), enough.int().argmax(dim=1)
+        chosen[still[found]] = free[found, first[found]]
+        still = still[~found]
     seen = int(chosen.sum(-1).min())
     hidden = targets[part].nonzero()[:, 2].reshape(-1, masking.blocks, height * width)
     shown = (chosen[part] + order[part]).argsort(dim=1, descending=True)[:, :seen]
