@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..pretrain.api import MAY_CHANGE, pretrain, resume, save_random_weights
+from ..pretrain.pixels import open_pixels, stored_sides
 from ..pretrain.recipe import Recipe
 from ..pretrain.signals import stop_signals
 from ..pretrain.studies import Row
 from .atomic import write_json
-from .cores import keep_to, split_cores
+from .cache import cache_folder
+from .cores import keep_to, own_cores, split_cores
 from .errors import LmimBenchError, TrainingError
 from .names import digest
 from .progress import Reporter
@@ -115,11 +117,21 @@ class Trainer:
                 folders.setdefault(trained.folder, trained)
         jobs = min(jobs, len(folders))
         if jobs > 1:
+            self._decode_once(
+                [trained.recipe for trained in folders.values() if trained.row.recipe], reporter
+            )
             self._side_by_side(deque(folders.values()), jobs)
             return
         for trained in folders.values():
             reporter.line(f"{trained.row.label}:")
             self.train(trained, reporter)
+
+    def _decode_once(self, recipes: Sequence[Recipe], reporter: Reporter) -> None:
+        """Fill the cache of images with all cores, before each training keeps to its share of them."""
+        split, root = self.data.splits[self.data.train_split], cache_folder(self.cache_dir) / "pixels"
+        by_side = {(stored_sides(split, recipe), recipe.data.cache): recipe for recipe in recipes}
+        for recipe in by_side.values():
+            open_pixels(split, self.data.fingerprint, recipe, root, own_cores(), reporter)
 
     def _side_by_side(self, todo: deque[PlannedRow], jobs: int) -> None:
         # A process a training, with nothing shared: one of a pool that is told to stop while it waits for

@@ -97,6 +97,12 @@ def _last_good(saved: Path | None) -> str:
     return f"the last good state is {saved}" if saved else "nothing was saved before"
 
 
+def _of_the_compiler(error: RuntimeError) -> bool:
+    from torch._dynamo.exc import TorchDynamoException  # only once something is compiled: it takes seconds
+
+    return isinstance(error, TorchDynamoException)
+
+
 class _Run:
     def __init__(
         self,
@@ -164,14 +170,21 @@ class _Run:
             workers=self._able_workers(),
             pin=self.fabric.device.type == "cuda",
         )
-        tally = Tally()
+        tally, kept = Tally(), step
         try:
             with closing(feed), self.reporter.progress(total, f"training {self.recipe.name}") as bar:
                 bar.advance(step)
                 if step == 0:
                     self._look(0, log)
                 while step < total:
-                    self._step(step, feed, tally)
+                    try:
+                        self._step(step, feed, tally)
+                    except RuntimeError as error:
+                        if not (asked.is_set() and _of_the_compiler(error)):
+                            raise
+                        # Ctrl-C ends the processes that compile, too. The target may have moved already.
+                        step = kept
+                        break
                     step += 1
                     bar.advance()
                     stop, overdue = self._agree(asked, step)
@@ -183,6 +196,7 @@ class _Run:
                         self._look(step, log)
                     if save:
                         self._save(step, keep_encoder=step in saves)
+                        kept = step
                     if stop:
                         break
         finally:

@@ -23,11 +23,12 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     # Torch's own notices: of the debug mode below, of the older way to turn TF32 off, of what tracing reads,
-    # of slow guards in Python 3.13.0.
+    # of slow guards in Python 3.13.0, of what its compiler (2.11) imports.
     pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning"),
     pytest.mark.filterwarnings("ignore:Please use the new API settings to control TF32"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:Guards may run slower on Python:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
 ]
 
 

@@ -68,6 +68,18 @@ def test_side_by_side_gives_the_encoders_of_one_at_a_time(planned, capfd):
             np.testing.assert_allclose(ours[name], tensor, atol=1e-5, err_msg=name)
 
 
+def test_images_are_decoded_by_all_cores_before_the_trainings_share_them(planned, monkeypatch):
+    opened, begun = [], []
+    monkeypatch.setattr(trainings, "own_cores", lambda: 7)
+    monkeypatch.setattr(
+        trainings, "open_pixels", lambda split, _, recipe, root, workers, __: opened.append(workers)
+    )
+    monkeypatch.setattr(Trainer, "_side_by_side", lambda self, todo, jobs: begun.append(list(opened)))
+    trainer, rows = planned("mae", "latent-mim", None)
+    trainer.train_all(rows, Reporter(), jobs=2)
+    assert begun == [[7]]
+
+
 @pytest.mark.slow
 def test_an_error_of_one_training_stops_all_and_is_the_error(planned):
     trainer, rows = planned("mae", "latent-mim", sets=("optim.base_lr=1e30", "optim.steps=60"))
@@ -130,7 +142,7 @@ def test_a_killed_training_is_named_and_the_others_are_saved(planned):
 def test_a_fault_of_ours_is_shown_and_ends_all(planned, capfd):
     trainer, rows = planned("mae", "latent-mim")
     with pytest.raises(TrainingError, match=r"row [01]: the training ended by the error above"):
-        replace(trainer, cache_dir=7).train_all(rows, Reporter(), jobs=2)
+        replace(trainer, reference=7).train_all(rows, Reporter(), jobs=2)
     assert "TypeError" in capfd.readouterr().err
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from torch._dynamo.exc import TorchDynamoException
 
 from lmim_bench.bench.claims import claim
 from lmim_bench.bench.encoders import load_encoder
@@ -17,6 +18,7 @@ from lmim_bench.pretrain import trainer
 from lmim_bench.pretrain.api import pretrain, resume
 from lmim_bench.pretrain.logbook import read_metrics
 from lmim_bench.pretrain.recipe import load_recipe
+from lmim_bench.pretrain.step import Stepper
 
 
 @pytest.mark.slow
@@ -174,6 +176,34 @@ def test_the_seconds_of_all_sittings_add_up(start, cache, tmp_path, monkeypatch)
     assert second.finished
     assert 1000 < second.seconds < 1100
     assert json.loads(path.read_text())["seconds"] == second.seconds
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_stop_that_ends_the_compiler_too_goes_back_to_the_last_state(
+    start, cache, tmp_path, monkeypatch, losses, told
+):
+    start("latent-mim", "watch.checkpoints=2", out="whole")
+    step, taken = Stepper.__call__, []
+
+    def interrupted(*args):
+        taken.append(None)
+        if len(taken) == 7:
+            args[0].model.update_target(0.5)  # as far as the step came
+            if told:
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise TorchDynamoException("ptxas failed with error code -15")
+        return step(*args)
+
+    monkeypatch.setattr(Stepper, "__call__", interrupted)
+    if not told:
+        with pytest.raises(TorchDynamoException, match="ptxas"):
+            start("latent-mim", "watch.checkpoints=2")
+        return
+    stopped = start("latent-mim", "watch.checkpoints=2")
+    assert (stopped.finished, stopped.step) == (False, 4)
+    monkeypatch.undo()
+    assert resume(tmp_path / "out", cache_dir=cache).finished
+    assert losses(tmp_path / "out")[-4:] == losses(tmp_path / "whole")[-4:]
 
 
 def test_a_broken_newest_state_is_named_and_the_one_before_is_used(start, cache, tmp_path, capsys):
