@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     Raises:
         OSError: the disk has no room for it, also where what writes into it says something else.
     """
+    handled = sys.exc_info()[1]  # what the caller is dealing with: no reason of an error in here
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -39,9 +41,9 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
         # torch.save complains about its own bookkeeping, with what the disk said behind it.
         reason: BaseException | None = error
-        while reason is not None and getattr(reason, "errno", None) not in FULL:
+        while reason not in (None, handled) and getattr(reason, "errno", None) not in FULL:
             reason = reason.__cause__ or reason.__context__
-        if isinstance(reason, OSError):
+        if isinstance(reason, OSError) and reason is not handled:
             raise OSError(reason.errno, reason.strerror, str(path)) from error
         raise
 

@@ -21,12 +21,12 @@ part() {
 }
 
 part tests 120 -m pytest -q tests/bench/test_gpu.py
-part pretrain 180 benchmarks/pretrain_throughput.py --peers "$peers" --repeats 3 --json "$out/pretrain.json"
+part pretrain 180 benchmarks/pretrain_throughput.py --peers "$peers" --repeats 3 --profile --json "$out/pretrain.json"
 part video 120 benchmarks/video_end_to_end.py --peers "$peers" --precision bf16 --sequences 2 --rounds 1 \
     --json "$out/video.json"
 for model in small base large; do
     part "features-$model" 90 benchmarks/features.py --model "vit_${model}_patch16_224" --jpeg --precision bf16 \
-        --images 8192 --rounds 2 --json "$out/features-$model.json"
+        --images 16384 --rounds 2 --json "$out/features-$model.json"
 done
 part pretrain-plain 120 benchmarks/pretrain_throughput.py --peers "$peers" --set engine.compile=off --repeats 3 \
     --json "$out/pretrain-plain.json"

@@ -99,7 +99,7 @@ class FewShotConfig(PooledConfig):
     _once = field_validator("classifiers")(once)
 
     @model_validator(mode="after")
-    def _something(self) -> FewShotConfig:
+    def _measures_something(self) -> FewShotConfig:
         if not self.shots and not (self.episodes and self.episode_shots):
             raise ValueError("few_shot.shots is empty and there are no episodes: nothing is left to measure")
         return self

@@ -45,3 +45,17 @@ def test_other_errors_stay_what_they_are(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"a": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_that_is_being_handled_is_no_reason_of_another_error(tmp_path):
+    def write():
+        with atomic_write(tmp_path / "out.txt") as stream:
+            stream.write("half")
+            raise ValueError("of our own")
+
+    try:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        with pytest.raises(ValueError, match="of our own"):
+            write()
+    assert not list(tmp_path.iterdir())
