@@ -107,7 +107,7 @@ class RunContext:
             picture = Image.fromarray(np.ascontiguousarray(array))
             picture.thumbnail((downscale, downscale), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
-            # Photographs: a harder compression takes three times as long for 3% of the bytes.
+            # A harder compression takes three times as long, for 3% of the bytes of a photograph.
             picture.save(buffer, format="PNG", compress_level=1)
             files.append(self._write(f"{slug(name)}-{i}.png", buffer.getvalue()))
         data: dict[str, Any] = {"sequence": True} if sequence else {}

@@ -115,8 +115,9 @@ def _say_training(summary: Summary, out: Path) -> None:
     if not leading_process():
         return
     if not summary.finished:
+        saved = " and saved" if summary.step else ""
         click.echo(
-            f"stopped at step {summary.step} of {summary.steps} and saved; go on with: "
+            f"stopped at step {summary.step} of {summary.steps}{saved}; go on with: "
             f"lmim-bench pretrain --resume {shlex.quote(str(out))}"
         )
         return

@@ -21,7 +21,8 @@ from ..pretrain.signals import stop_signals
 from ..pretrain.studies import Row
 from .atomic import write_json
 from .cache import cache_folder
-from .cores import keep_to, own_cores, split_cores
+from .cores import keep_to, split_cores
+from .data.workers import decoding_workers
 from .errors import LmimBenchError, TrainingError
 from .names import digest
 from .progress import Reporter
@@ -131,7 +132,8 @@ class Trainer:
         split, root = self.data.splits[self.data.train_split], cache_folder(self.cache_dir) / "pixels"
         by_side = {(stored_sides(split, recipe), recipe.data.cache): recipe for recipe in recipes}
         for recipe in by_side.values():
-            open_pixels(split, self.data.fingerprint, recipe, root, own_cores(), reporter)
+            workers = decoding_workers("cuda", recipe.data.workers)  # nothing else runs yet, on a CPU as well
+            open_pixels(split, self.data.fingerprint, recipe, root, workers, reporter)
 
     def _side_by_side(self, todo: deque[PlannedRow], jobs: int) -> None:
         # A process a training, with nothing shared: one of a pool that is told to stop while it waits for

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +15,11 @@ from _timing import Side
 from torch.profiler import ProfilerActivity, profile
 
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("attention", ("flash", "fmha", "sdpa", "attention")),
-    ("matrix products", ("gemm", "nvjet", "cutlass", "xmma", "splitk", "triton_tem", "wgrad", "dgrad")),
-    ("optimiser and EMA", ("multi_tensor_apply",)),
+    ("matrix products", ("triton_tem",)),  # a kernel of the compiler's has all that it fuses in its name
     ("fused by the compiler", ("triton_",)),
+    ("attention", ("flash", "fmha", "sdpa", "attention")),
+    ("matrix products", ("gemm", "nvjet", "cutlass", "xmma", "splitk", "wgrad", "dgrad")),
+    ("optimiser and EMA", ("multi_tensor_apply",)),
     ("copies", ("memcpy", "memset")),
     ("norms", ("layer_norm", "layernorm", "gammabeta")),
     ("softmax", ("softmax",)),
@@ -57,23 +58,23 @@ class Profile:
     waits: dict[str, float]
 
     @property
-    def products(self) -> float:
-        """The time of what the model's work is counted in."""
+    def counted(self) -> float:
+        """The time of matrix products and attention, in which the model's work is counted."""
         return sum(self.kinds.get(name, 0.0) for name in ("matrix products", "attention"))
 
 
-def profile_side(side: Side, steps: int, device: torch.device) -> Profile:
-    """Profile a block of steps of a side that is warm."""
+def profile_side(side: Side, steps: int, device: torch.device) -> Profile | None:
+    """Profile a block of steps of a side that is warm; None where the profiler saw no kernel."""
     torch.cuda.synchronize(device)
-    # The device alone: to watch the CPU too makes it twice as slow, and the device wait for it.
+    # The device alone: what it costs to watch the CPU too, the device waits for.
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         side.block(steps)
         torch.cuda.synchronize(device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         found.export_chrome_trace(str(path))
-        events = json.loads(path.read_bytes())["traceEvents"]
-    return summarise(side.label, read_kernels(events), steps)
+        kernels = read_kernels(json.loads(path.read_bytes())["traceEvents"])
+    return summarise(side.label, kernels, steps) if kernels else None
 
 
 def read_kernels(events: Iterable[dict[str, Any]]) -> list[Kernel]:
@@ -82,14 +83,14 @@ def read_kernels(events: Iterable[dict[str, Any]]) -> list[Kernel]:
 
 
 def summarise(label: str, kernels: Sequence[Kernel], steps: int) -> Profile:
-    """Add up kernels of so many steps."""
-    kinds, names, waits = Counter[str](), Counter[str](), Counter[str]()
+    """Add up kernels, one at least, of so many steps."""
+    kinds, names, waits = (defaultdict[str, float](float) for _ in range(3))
     ordered = sorted(kernels, key=lambda k: k.begun)
     busy, end = 0.0, ordered[0].begun
     for kernel in ordered:
-        kinds[kind_of(kernel.name)] += kernel.took  # type: ignore[assignment]
-        names[kernel.name] += kernel.took  # type: ignore[assignment]
-        waits[kernel.name] += max(0.0, kernel.begun - end)  # type: ignore[assignment]
+        kinds[kind_of(kernel.name)] += kernel.took
+        names[kernel.name] += kernel.took
+        waits[kernel.name] += max(0.0, kernel.begun - end)
         last = kernel.begun + kernel.took
         busy += max(0.0, last - max(end, kernel.begun))
         end = max(end, last)
@@ -98,10 +99,15 @@ def summarise(label: str, kernels: Sequence[Kernel], steps: int) -> Profile:
         label=label,
         step=(end - ordered[0].begun) / scale,
         busy=busy / scale,
-        kinds={name: took / scale for name, took in kinds.most_common()},
-        top={name: took / scale for name, took in names.most_common(_MOST)},
-        waits={name: idle / scale for name, idle in waits.most_common(_MOST)},
+        kinds=_longest(kinds, scale, len(kinds)),
+        top=_longest(names, scale, _MOST),
+        waits=_longest(waits, scale, _MOST),
     )
+
+
+def _longest(times: Mapping[str, float], scale: float, most: int) -> dict[str, float]:
+    ordered = sorted(times.items(), key=lambda item: -item[1])
+    return {name: took / scale for name, took in ordered[:most]}
 
 
 def kind_of(name: str) -> str:

@@ -93,7 +93,11 @@ def compare(
     profiles: dict[str, Profile] = {}
 
     def look(name: str, side: Side) -> None:
-        profiles[name] = profile_side(side, PROFILED, device)
+        found = profile_side(side, PROFILED, device)
+        if found is None:
+            click.echo(f"{recipe.name}, {side.label}: the profiler saw no kernel")
+        else:
+            profiles[name] = found
 
     speeds = time_sides(builders, images, steps, repeats, look if profiled else None)
     release(device)
@@ -172,27 +176,31 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 
 def profile_table(comparisons: Sequence[Comparison], measured: float) -> str:
-    """Milliseconds of a step by what its kernels do, and the rate at which matrix products and attention ran,
-    beside that of large products.
+    """Milliseconds of a step by what its kernels do, the rate at which matrix products and attention ran
+    beside that of large products, and before which kernels the device waits longest.
     """
     every = [profile for c in comparisons for profile in c.profiles.values()]
     kinds = sorted({kind for profile in every for kind in profile.kinds})
     lines = [
         f"large bf16 matrix products run at {measured / 1e12:.0f} TFLOP/s here",
-        "| " + " | ".join(["recipe", "code", "step, ms", "GPU busy", *kinds, "TFLOP/s in products"]) + " |",
+        "| " + " | ".join(["recipe", "code", "step, ms", "GPU busy", *kinds, "TFLOP/s in both"]) + " |",
         "|---" * (len(kinds) + 5) + "|",
     ]
     for c in comparisons:
         for profile in c.profiles.values():
             took = [f"{profile.kinds.get(kind, 0.0):.2f}" for kind in kinds]
-            rate = c.flops * c.recipe["optim"]["batch_size"] / (profile.products / 1000) / 1e12
-            cells = [
-                c.recipe["name"],
-                profile.label,
-                f"{profile.step:.1f}",
-                f"{profile.busy / profile.step:.0%}",
-            ]
-            lines.append(f"| {' | '.join([*cells, *took, f'{rate:.0f}'])} |")
+            rate = (
+                c.flops * c.recipe["optim"]["batch_size"] / (profile.counted / 1000) if profile.counted else 0
+            )
+            busy = f"{profile.busy / profile.step:.0%}"
+            cells = [c.recipe["name"], profile.label, f"{profile.step:.1f}", busy, *took]
+            lines.append(f"| {' | '.join([*cells, f'{rate / 1e12:.0f}'])} |")
+    for c in comparisons:
+        for profile in c.profiles.values():
+            waits = ", ".join(
+                f"{took:.2f} before {name[:60]}" for name, took in list(profile.waits.items())[:3]
+            )
+            lines.append(f"{c.recipe['name']}, {profile.label}: the device waits {waits} (ms of a step)")
     return "\n".join(lines)
 
 
@@ -309,12 +317,10 @@ def measure(
         )
         comparisons.append(compare(changed, find_official(name, peers), steps, repeats, profiled))
     click.echo("\n" + table(comparisons))
-    measured = product_peak(torch.device(device)) if profiled else None
-    if measured:
-        click.echo("\n" + profile_table(comparisons, measured))
     loops = [run_loop(changed, data, steps, repeats) for changed in recipes.values()] if data else []
     if loops:
         click.echo("\n" + loop_table(loops))
+    measured = product_peak(torch.device(device)) if profiled else None
     if json_path:
         payload = {
             **facts,
@@ -324,6 +330,8 @@ def measure(
             "loops": [asdict(loop) for loop in loops],
         }
         json_path.write_text(json.dumps(payload, indent=2) + "\n", encoding="utf-8")
+    if measured:
+        click.echo("\n" + profile_table(comparisons, measured))
 
 
 if __name__ == "__main__":

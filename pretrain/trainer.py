@@ -20,7 +20,7 @@ from ..bench.checkpoints import save_checkpoint
 from ..bench.claims import claim
 from ..bench.data.workers import MORE_SHARED_MEMORY, decoding_workers, workers_that_fit
 from ..bench.environment import environment
-from ..bench.errors import ConfigError, NotFiniteError, TrainingError
+from ..bench.errors import ConfigError, NotFiniteError, TrainingError, first_line
 from ..bench.progress import Reporter
 from ..bench.types import Dataset
 from .batches import Part, Schedule, part_bytes, parts, plan_steps, to_images
@@ -54,8 +54,9 @@ def train(
 ) -> Summary:
     """Train, or go on where the folder's last state is, until the schedule ends or a signal comes.
 
-    SIGTERM and Ctrl-C end the step at hand, save, and return a summary that is not ``finished``. A training
-    that is finished already is left alone, and the summary is the one in its folder.
+    SIGTERM and Ctrl-C end the step at hand, save, and return a summary that is not ``finished``; where they
+    end the compiler inside a step, it is that of the last state. A training that is finished already is left
+    alone, and the summary is the one in its folder.
 
     Args:
         training: recipe and data, from ``start_training`` or ``read_training``.
@@ -180,10 +181,11 @@ class _Run:
                     try:
                         self._step(step, feed, tally)
                     except RuntimeError as error:
-                        if not (asked.is_set() and _of_the_compiler(error)):
+                        if not (asked.is_set() and self.fabric.world_size == 1 and _of_the_compiler(error)):
                             raise
-                        # Ctrl-C ends the processes that compile, too. The target may have moved already.
-                        step = kept
+                        # The signal may have gone to the processes that compile as well. The target has
+                        # moved already, so that this step is in no state to be saved.
+                        step = self._back_to(kept, error)
                         break
                     step += 1
                     bar.advance()
@@ -335,6 +337,16 @@ class _Run:
             self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.saved = path
         return int(state["step"])
+
+    def _back_to(self, step: int, error: RuntimeError) -> int:
+        """Say that what came after the last state is lost, and forget what was measured then."""
+        self.reporter.line(
+            f"told to stop while blocks were being compiled ({first_line(error)}), which cannot be saved; "
+            f"{_last_good(self.saved)}"
+        )
+        self.last_loss = self.knn = self.health = None
+        self._recall(step)
+        return step
 
     def _recall(self, step: int) -> None:
         """What earlier sittings last measured, so that their warnings are not lost."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from lmim_bench.bench import cores, trainings
+from lmim_bench.bench.data import workers as data_workers
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.errors import TrainingError
 from lmim_bench.bench.progress import Reporter
@@ -68,16 +69,19 @@ def test_side_by_side_gives_the_encoders_of_one_at_a_time(planned, capfd):
             np.testing.assert_allclose(ours[name], tensor, atol=1e-5, err_msg=name)
 
 
-def test_images_are_decoded_by_all_cores_before_the_trainings_share_them(planned, monkeypatch):
+@pytest.mark.parametrize(("asked", "workers"), [((), 6), (("data.workers=2",), 2)])
+def test_images_are_decoded_by_all_cores_before_the_trainings_share_them(
+    planned, monkeypatch, asked, workers
+):
     opened, begun = [], []
-    monkeypatch.setattr(trainings, "own_cores", lambda: 7)
+    monkeypatch.setattr(data_workers, "own_cores", lambda: 7)
     monkeypatch.setattr(
         trainings, "open_pixels", lambda split, _, recipe, root, workers, __: opened.append(workers)
     )
     monkeypatch.setattr(Trainer, "_side_by_side", lambda self, todo, jobs: begun.append(list(opened)))
-    trainer, rows = planned("mae", "latent-mim", None)
+    trainer, rows = planned("mae", "latent-mim", None, sets=asked)
     trainer.train_all(rows, Reporter(), jobs=2)
-    assert begun == [[7]]
+    assert begun == [[workers]]
 
 
 @pytest.mark.slow

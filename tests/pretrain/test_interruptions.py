@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
 
 from lmim_bench.bench.claims import claim
 from lmim_bench.bench.encoders import load_encoder
@@ -178,32 +178,36 @@ def test_the_seconds_of_all_sittings_add_up(start, cache, tmp_path, monkeypatch)
     assert json.loads(path.read_text())["seconds"] == second.seconds
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(("told", "fails_at", "kept"), [(True, 7, 4), (True, 1, 0), (False, 7, None)])
 def test_a_stop_that_ends_the_compiler_too_goes_back_to_the_last_state(
-    start, cache, tmp_path, monkeypatch, losses, told
+    start, cache, tmp_path, monkeypatch, losses, capsys, told, fails_at, kept
 ):
     start("latent-mim", "watch.checkpoints=2", out="whole")
     step, taken = Stepper.__call__, []
 
     def interrupted(*args):
         taken.append(None)
-        if len(taken) == 7:
+        if len(taken) == fails_at:
             args[0].model.update_target(0.5)  # as far as the step came
             if told:
                 os.kill(os.getpid(), signal.SIGTERM)
-            raise TorchDynamoException("ptxas failed with error code -15")
+            raise InductorError(RuntimeError("ptxas failed with error code -15"), None)
         return step(*args)
 
     monkeypatch.setattr(Stepper, "__call__", interrupted)
     if not told:
-        with pytest.raises(TorchDynamoException, match="ptxas"):
+        with pytest.raises(InductorError, match="ptxas"):
             start("latent-mim", "watch.checkpoints=2")
         return
     stopped = start("latent-mim", "watch.checkpoints=2")
-    assert (stopped.finished, stopped.step) == (False, 4)
+    assert (stopped.finished, stopped.step) == (False, kept)
+    assert stopped.loss == (losses(tmp_path / "whole")[kept - 1] if kept else None)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "told to stop while blocks were being compiled" in said
+    assert ("states/step-00000004.pth" if kept else "nothing was saved before") in said
     monkeypatch.undo()
     assert resume(tmp_path / "out", cache_dir=cache).finished
-    assert losses(tmp_path / "out")[-4:] == losses(tmp_path / "whole")[-4:]
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
 
 
 def test_a_broken_newest_state_is_named_and_the_one_before_is_used(start, cache, tmp_path, capsys):
