@@ -171,7 +171,7 @@ class _Run:
             workers=self._able_workers(),
             pin=self.fabric.device.type == "cuda",
         )
-        tally, kept = Tally(), step
+        tally = Tally()
         try:
             with closing(feed), self.reporter.progress(total, f"training {self.recipe.name}") as bar:
                 bar.advance(step)
@@ -185,7 +185,7 @@ class _Run:
                             raise
                         # The signal may have gone to the processes that compile as well. The target has
                         # moved already, so that this step is in no state to be saved.
-                        step = self._back_to(kept, error)
+                        step = self._back_to_last_state(error)
                         break
                     step += 1
                     bar.advance()
@@ -198,7 +198,6 @@ class _Run:
                         self._look(step, log)
                     if save:
                         self._save(step, keep_encoder=step in saves)
-                        kept = step
                     if stop:
                         break
         finally:
@@ -338,8 +337,9 @@ class _Run:
         self.saved = path
         return int(state["step"])
 
-    def _back_to(self, step: int, error: RuntimeError) -> int:
-        """Say that what came after the last state is lost, and forget what was measured then."""
+    def _back_to_last_state(self, error: RuntimeError) -> int:
+        """Say that what came after it is lost, forget what was measured then, and return its step."""
+        step = next((number for path, number in states(self.out / "states") if path == self.saved), 0)
         self.reporter.line(
             f"told to stop while blocks were being compiled ({first_line(error)}), which cannot be saved; "
             f"{_last_good(self.saved)}"
