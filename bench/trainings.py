@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -144,8 +145,11 @@ class Trainer:
         with stop_signals() as asked:
             try:
                 while (todo or running) and not asked.is_set():
-                    while todo and free:
-                        running.append(_begin(context, self, todo.popleft(), free.pop(0)))
+                    fresh = [(todo.popleft(), free.pop(0)) for _ in range(min(len(todo), len(free)))]
+                    # At once: a process takes the data over only when it has imported what reads them.
+                    with ThreadPoolExecutor(jobs) as starting:
+                        for _ in starting.map(lambda of: running.append(_begin(context, self, *of)), fresh):
+                            pass
                     ready = wait([job.outcome for job in running], _LOOK_EVERY_SECONDS)
                     for job in [job for job in running if job.outcome in ready]:
                         running.remove(job)
