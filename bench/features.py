@@ -141,8 +141,7 @@ class FeatureStore:
             broken: list[str] = []
             flight: _Flight | None = None
             batch_size = engine.batch_for(view.size, view.size)
-            pinned = engine.kind == "cuda"
-            batches = iterate_batches(split, view, batch_size, self.workers, self.skip_broken, pin=pinned)
+            batches = iterate_batches(split, view, batch_size, self.workers, self.skip_broken, engine.device)
             title = f"features of {data.name}/{split_name} at {view.size} px"
             with progress(len(split), title) as bar, closing(batches):
                 for positions, pixels, failed in batches:
@@ -151,7 +150,7 @@ class FeatureStore:
                     if not len(positions):
                         continue
                     kept.append(positions)
-                    images = normalise(pixels.to(engine.device, non_blocking=True), view)
+                    images = normalise(pixels, view)
                     # While a GPU computes these, those of the batch before are written.
                     flight, landed = _Flight(engine, images, taps, columns), flight
                     if landed is not None:

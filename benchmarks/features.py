@@ -105,7 +105,9 @@ def main() -> None:
         name = f"{args.model} on {device}"
         (found,), own, second = compare({name: ours}, theirs, args.rounds, warm=device != "cpu")
         begun = time.perf_counter()
-        read = sum(len(part.positions) for part in iterate_batches(split, view, batch, workers))
+        read = sum(
+            len(part.positions) for part in iterate_batches(split, view, batch, workers, device=device)
+        )
         reading = read / (time.perf_counter() - begun)
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -1,11 +1,14 @@
-"""From images on disk to batches of pixels: decoded in worker processes, in order, errors with file names."""
+"""From images on disk to batches of pixels: decoded in worker processes, in order, errors with file names.
+
+Beside a GPU the processes only decode, and the GPU resizes (see resampling.py); the pixels are the same.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +17,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import DataError, UnreadableError
 from ..types import Array, ImageSplit, View
+from . import resampling
 from .workers import in_order, part_that_fits, workers_that_fit
 
+_MOST_SIDE = 2.5
+"""The longest side of what a GPU is sent of an image, over that of the result; larger ones come resized."""
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -29,7 +35,7 @@ class Batch(NamedTuple):
 
     Attributes:
         positions: position of each image in the split, int64 (B,), ascending.
-        images: pixels, uint8 (B, 3, S, S), the channels of a pixel side by side in memory; see ``normalise``.
+        images: pixels, uint8 (B, 3, S, S), of any strides; see ``normalise``.
         broken: ids of the images of this stretch that could not be decoded (only with ``skip_broken``).
     """
 
@@ -45,19 +51,25 @@ def view_pixels(image: Image.Image, view: View) -> Array:
     (offset rounded to even): ``crop`` equals that pair to the bit, and ``squash`` equals ``Resize((S, S))``.
     """
     image = image if image.mode == "RGB" else image.convert("RGB")
-    width, height = image.size
-    if view.mode == "squash":
-        target = (view.size, view.size)
-    elif width <= height:
-        target = (view.resize, int(view.resize * height / width))
-    else:
-        target = (int(view.resize * width / height), view.resize)
+    target, (left, top) = _geometry(image.size, view)
     if image.size != target:
         image = image.resize(target, _FILTERS[view.interpolation])
     if view.mode == "crop":
-        left, top = (round((side - view.size) / 2.0) for side in target)
         image = image.crop((left, top, left + view.size, top + view.size))
     return np.asarray(image)
+
+
+def _geometry(size: tuple[int, int], view: View) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Width and height that an image is resized to, and the left and top of what is kept of it."""
+    width, height = size
+    if view.mode == "squash":
+        return (view.size, view.size), (0, 0)
+    if width <= height:
+        target = (view.resize, int(view.resize * height / width))
+    else:
+        target = (int(view.resize * width / height), view.resize)
+    left, top = (round((side - view.size) / 2.0) for side in target)
+    return target, (left, top)
 
 
 def normalise(pixels: torch.Tensor, view: View) -> torch.Tensor:
@@ -88,7 +100,7 @@ def iterate_batches(
     batch_size: int,
     workers: int = 0,
     skip_broken: bool = False,
-    pin: bool = False,
+    device: str = "cpu",
 ) -> Generator[Batch]:
     """The images of a split in order, through a view, in batches of uint8 pixels.
 
@@ -100,37 +112,104 @@ def iterate_batches(
         batch_size: images a batch, broken ones counted.
         workers: processes that decode; 0 decodes in this one.
         skip_broken: leave broken images out and name them in the batch, rather than stop.
-        pin: in memory from which a GPU copies by itself.
+        device: where the pixels are wanted; a GPU resizes them too.
 
     Raises:
         DataError: an image is broken (unless ``skip_broken``), or cannot be read; the message names the file.
     """
-    image = 3 * view.size**2
+    way = _way(view, device)
+    image = way.most_bytes
     part = part_that_fits(batch_size, image, workers)
-    whole = part == batch_size
     stretches = [range(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
-    decoded = _Decoded(split, view, skip_broken)
+    decoded = _Decoded(split, way, skip_broken)
     made = in_order(
         decoded,
         workers_that_fit(workers, part * image),
         batch_sampler=[stretch[i : i + part] for stretch in stretches for i in range(0, len(stretch), part)],
         collate_fn=decoded.collate,
-        pin_memory=pin and whole,
+        pin_memory=device.startswith("cuda"),  # a GPU copies by itself from there
     )
     with closing(made):
         for stretch in stretches:
             parts = (_good(next(made)) for _ in range(0, len(stretch), part))
-            joined = next(parts) if whole else _joined(parts, len(stretch), view.size, pin)
-            yield Batch(joined.positions, joined.pixels.permute(0, 3, 1, 2), joined.broken)
+            if part == batch_size:
+                yield _batch(next(parts), way)
+            else:
+                yield _joined((_batch(each, way) for each in parts), len(stretch))
+
+
+class _Way(Protocol):
+    """How an image comes to its pixels: what is made of it in a process, and what of that on the device.
+
+    Attributes:
+        most_bytes: what an image takes on its way from the process, at most.
+    """
+
+    most_bytes: int
+
+    def prepare(self, image: Image.Image) -> Any:
+        """Of an image, in a process."""
+
+    def join(self, prepared: Sequence[Any]) -> Any:
+        """Of several, in a process."""
+
+    def finish(self, joined: Any) -> torch.Tensor:
+        """Their pixels, uint8 (n, 3, S, S), on the device."""
+
+
+class _Resized:
+    """The processes resize, by Pillow."""
+
+    def __init__(self, view: View, device: str) -> None:
+        self.view, self.device = view, device
+        self.most_bytes = 3 * view.size**2
+
+    def prepare(self, image: Image.Image) -> Array:
+        return view_pixels(image, self.view)
+
+    def join(self, prepared: Sequence[Array]) -> torch.Tensor:
+        size = self.view.size
+        return torch.from_numpy(np.stack(prepared) if prepared else np.zeros((0, size, size, 3), np.uint8))
+
+    def finish(self, joined: torch.Tensor) -> torch.Tensor:
+        return joined.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+
+
+class _Resampled:
+    """The device resizes what the processes cut out."""
+
+    def __init__(self, view: View, device: str) -> None:
+        self.view, self.device = view, device
+        self.longest = int(_MOST_SIDE * view.size)
+        self.most_bytes = 3 * self.longest**2 + 2 * 8 * view.size * (1 + resampling.MOST_TAPS)
+
+    def prepare(self, image: Image.Image) -> resampling.Cut:
+        view = self.view
+        target, corner = _geometry(image.size, view)
+        made = resampling.cut(image, target, corner, view.size, view.interpolation)
+        if made is None or max(made.pixels.shape) > self.longest:
+            return resampling.finished(view_pixels(image, view))
+        return made
+
+    def join(self, prepared: Sequence[resampling.Cut]) -> resampling.Cuts:
+        return resampling.join(prepared, self.view.size)
+
+    def finish(self, joined: resampling.Cuts) -> torch.Tensor:
+        return resampling.resample(joined.to(self.device))
+
+
+def _way(view: View, device: str) -> _Way:
+    able = view.interpolation in resampling.FILTERS and resampling.equals_pillow()
+    return _Resampled(view, device) if device != "cpu" and able else _Resized(view, device)
 
 
 class _Part(NamedTuple):
-    """Images that follow each other: positions, pixels (n, S, S, 3), ids of the broken ones; ``stop`` says
+    """Images that follow each other: positions, what is made of them, ids of the broken ones; ``stop`` says
     why nothing may go on.
     """
 
     positions: Array
-    pixels: torch.Tensor
+    content: Any
     broken: list[str]
     stop: str
 
@@ -141,31 +220,38 @@ def _good(part: _Part) -> _Part:
     return part
 
 
-def _joined(parts: Iterator[_Part], most: int, size: int, pin: bool) -> _Part:
-    """One part of several, copied as they come, which frees their shared memory."""
-    pixels = torch.empty((most, size, size, 3), dtype=torch.uint8, pin_memory=pin)
+def _batch(part: _Part, way: _Way) -> Batch:
+    return Batch(part.positions, way.finish(part.content), part.broken)
+
+
+def _joined(parts: Iterator[Batch], most: int) -> Batch:
+    """One batch of several, copied as they come, which frees their shared memory."""
+    images: torch.Tensor | None = None
     positions: list[Array] = []
     broken: list[str] = []
     filled = 0
     for each in parts:
-        pixels[filled : filled + len(each.pixels)] = each.pixels
-        filled += len(each.pixels)
+        if images is None:
+            images = each.images.new_empty((most, *each.images.shape[2:], 3)).permute(0, 3, 1, 2)
+        images[filled : filled + len(each.images)] = each.images
+        filled += len(each.images)
         positions.append(each.positions)
         broken += each.broken
-    return _Part(np.concatenate(positions), pixels[:filled], broken, "")
+    assert images is not None
+    return Batch(np.concatenate(positions), images[:filled], broken)
 
 
 class _Item(NamedTuple):
-    """An image; one without pixels is left out, unless ``stop`` says why nothing may go on without it."""
+    """An image; one without content is left out, unless ``stop`` says why nothing may go on without it."""
 
     position: int
-    pixels: Array | None = None
+    content: Any = None
     stop: str = ""
 
 
 class _Decoded(TorchDataset[_Item]):
-    def __init__(self, split: ImageSplit, view: View, skip_broken: bool) -> None:
-        self.split, self.view, self.skip_broken = split, view, skip_broken
+    def __init__(self, split: ImageSplit, way: _Way, skip_broken: bool) -> None:
+        self.split, self.way, self.skip_broken = split, way, skip_broken
 
     def __len__(self) -> int:
         return len(self.split)
@@ -173,20 +259,18 @@ class _Decoded(TorchDataset[_Item]):
     def __getitem__(self, i: int) -> _Item:
         # An exception that crosses the process border loses its one-line message, so the message travels.
         try:
-            return _Item(i, view_pixels(self.split.image(i), self.view))
+            return _Item(i, self.way.prepare(self.split.image(i)))
         except UnreadableError as error:
             return _Item(i, stop=f"{error}")
         except DataError as error:
             return _Item(i, stop="" if self.skip_broken else f"{error}; --skip-broken leaves such images out")
 
     def collate(self, items: Sequence[_Item]) -> _Part:
-        whole = [(item.position, item.pixels) for item in items if item.pixels is not None]
-        size = self.view.size
-        pixels = np.stack([each for _, each in whole]) if whole else np.zeros((0, size, size, 3), np.uint8)
+        whole = [item for item in items if item.content is not None]
         return _Part(
-            np.asarray([position for position, _ in whole], dtype=np.int64),
-            torch.from_numpy(pixels),
-            [self.split.ids[item.position] for item in items if item.pixels is None],
+            np.asarray([item.position for item in whole], dtype=np.int64),
+            self.way.join([item.content for item in whole]),
+            [self.split.ids[item.position] for item in items if item.content is None],
             next((item.stop for item in items if item.stop), ""),
         )
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from lmim_bench.bench.data import load_data, reading
+from lmim_bench.bench.data import load_data, loading, reading
 from lmim_bench.bench.data.loading import apply_view, iterate_batches, normalise, view_pixels
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.types import View
@@ -156,8 +156,9 @@ def test_pinned_memory_is_asked_for(folder, monkeypatch):
             super().__init__(*args, **rest)
 
     monkeypatch.setattr(torch.utils.data, "DataLoader", Recorded)
-    for pin in (False, True):
-        list(iterate_batches(split_of(folder), VIEW, 8, pin=pin))
+    monkeypatch.setattr(loading, "_way", lambda view, device: loading._Resampled(view, "cpu"))
+    for device in ("cpu", "cuda:0"):
+        list(iterate_batches(split_of(folder), VIEW, 8, device=device))
     assert asked == [False, True]
 
 

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from lmim_bench.bench.data.loading import _Resampled, view_pixels
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine, resolve_device
-from lmim_bench.bench.types import Column, FeatureBank, Tap
+from lmim_bench.bench.types import Column, FeatureBank, Tap, View
 from lmim_bench.pretrain.crops import CROP_NOISE, Crops, crop_and_resize, draw_crops
 from lmim_bench.pretrain.engine import make_fabric
 from lmim_bench.pretrain.masking import Masks, draw_masks
@@ -124,3 +126,18 @@ def test_crops_on_the_gpu_equal_those_on_the_cpu():
     )
     on_gpu = crop_and_resize(images.cuda(), Crops(*(c.cuda() for c in crops)), 32)
     assert torch.allclose(on_gpu.cpu(), crop_and_resize(images, crops, 32), atol=1e-4)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_the_gpu_resizes_to_the_pixels_of_pillow(tf32, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
+    draws = np.random.default_rng(0)
+    shapes = [(375, 500), (500, 333), (480, 500), (300, 120), (224, 224), (900, 1200)]
+    pixels = [draws.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    for mode, interpolation in (("crop", "bicubic"), ("squash", "bilinear")):
+        view = View(mode, 224, 256, interpolation, (0.5,) * 3, (0.5,) * 3)
+        way = _Resampled(view, "cuda:0")
+        found = way.finish(way.join([way.prepare(Image.fromarray(each)) for each in pixels])).cpu()
+        for image, each in zip(found, pixels, strict=True):
+            expected = torch.from_numpy(view_pixels(Image.fromarray(each), view).copy()).permute(2, 0, 1)
+            assert torch.equal(image, expected)

@@ -1,0 +1,247 @@
+"""Pillow's resizing as matrix products: the same pixels, to the bit, of many images at once, on any device.
+
+Pillow (src/libImaging/Resample.c) resizes 8-bit images one axis after the other. A pixel of the result is a
+sum over the few pixels that its filter covers, weighed with whole numbers (weights times 2^22), plus a half,
+shifted back and clipped to 8 bits. Here that sum is a product with a matrix of those numbers. Each is split
+in two of 12 bits, so that no sum outgrows what float32, and the TF32 of a GPU, hold exactly, in whatever
+order they add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+
+from ..types import Array, Interpolation
+
+_BITS = 22
+_LOW_BITS = 12
+MOST_TAPS = 32
+"""Pixels under a filter: the sums of the lower parts stay below 2^24, which float32 counts up to."""
+FILTERS: dict[Interpolation, float] = {"bilinear": 1.0, "bicubic": 2.0}
+"""What can be done, and how far each filter reaches, in pixels of the coarser of both sides."""
+_ROWS_FIRST = int(PIL.__version__.split(".")[0]) >= 13
+"""Whether this Pillow begins with the rows where that saves most; older ones begin with the columns."""
+
+
+class Taps(NamedTuple):
+    """What each of S places of a resized axis sees of the axis before: arrays, or tensors of several images.
+
+    Attributes:
+        first: (..., S) the first pixel.
+        weights: (..., S, K) of this and the following ones, times 2^22.
+    """
+
+    first: Array
+    weights: Array
+
+
+class Cut(NamedTuple):
+    """What a view needs of an image.
+
+    Attributes:
+        pixels: uint8 (h, w, 3), the part of the image that the result depends on.
+        rows, columns: how each axis of it is resized.
+        rows_first: whether the rows are resized before the columns.
+    """
+
+    pixels: Array
+    rows: Taps
+    columns: Taps
+    rows_first: bool
+
+
+class Cuts(NamedTuple):
+    """Several cuts: pixels (n, H, W, 3), padded below and on the right, ``Taps`` of tensors, a flag each."""
+
+    pixels: torch.Tensor
+    rows: tuple[torch.Tensor, torch.Tensor]
+    columns: tuple[torch.Tensor, torch.Tensor]
+    rows_first: list[bool]
+
+    def to(self, device: str | torch.device) -> Cuts:
+        """The same on a device."""
+
+        def move(x: torch.Tensor) -> torch.Tensor:
+            return x.to(device, non_blocking=True)
+
+        rows, columns = ((move(first), move(weights)) for first, weights in (self.rows, self.columns))
+        return Cuts(move(self.pixels), rows, columns, self.rows_first)
+
+
+def cut(
+    image: Image.Image,
+    target: tuple[int, int],
+    corner: tuple[int, int],
+    size: int,
+    interpolation: Interpolation,
+) -> Cut | None:
+    """What is needed to resize an RGB image to ``target`` (width, height) and to take the square of ``size``
+    pixels whose left and top are ``corner``; None where ``resample`` cannot do it.
+    """
+    if interpolation not in FILTERS or min(corner) < 0:  # where a corner lies outside, Pillow pads with black
+        return None
+    (width, height), (left, top) = image.size, corner
+    columns = _taps(width, target[0], left, size, interpolation)
+    rows = _taps(height, target[1], top, size, interpolation)
+    if max(columns.weights.shape[1], rows.weights.shape[1]) > MOST_TAPS:
+        return None
+    right, bottom = (min(side, _end(axis)) for side, axis in ((width, columns), (height, rows)))
+    left, top = int(columns.first[0]), int(rows.first[0])
+    fewer_rows, fewer_columns = height - target[1], width - target[0]
+    return Cut(
+        np.asarray(image)[top:bottom, left:right],
+        rows._replace(first=rows.first - top),
+        columns._replace(first=columns.first - left),
+        _ROWS_FIRST and fewer_rows > 0 and fewer_rows > 2 * fewer_columns,
+    )
+
+
+def finished(pixels: Array) -> Cut:
+    """A cut of pixels (S, S, 3) that is the result already."""
+    same = _taps(len(pixels), len(pixels), 0, len(pixels), "bilinear")
+    return Cut(pixels, same, same, False)
+
+
+def join(cuts: Sequence[Cut], size: int) -> Cuts:
+    """Cuts whose result has ``size`` pixels a side, one beside the other."""
+    height = max((c.pixels.shape[0] for c in cuts), default=1)
+    width = max((c.pixels.shape[1] for c in cuts), default=1)
+    pixels = np.zeros((len(cuts), height, width, 3), np.uint8)
+    for place, each in zip(pixels, cuts, strict=True):
+        place[: each.pixels.shape[0], : each.pixels.shape[1]] = each.pixels
+    rows, columns = (_join([c.rows for c in cuts], size), _join([c.columns for c in cuts], size))
+    return Cuts(torch.from_numpy(pixels), rows, columns, [c.rows_first for c in cuts])
+
+
+def resample(cuts: Cuts) -> torch.Tensor:
+    """The resized pixels, uint8 (n, 3, S, S), where the cuts are."""
+    x = cuts.pixels.permute(0, 1, 3, 2).to(torch.float32)  # (n, H, 3, W)
+    flags = cuts.rows_first
+    if len(set(flags)) < 2:
+        return _both_axes(x, cuts.rows, cuts.columns, any(flags))
+    size = cuts.rows[0].shape[1]
+    out = torch.empty((len(x), 3, size, size), dtype=torch.uint8, device=x.device)
+    for flag in (False, True):
+        index = torch.tensor([i for i, each in enumerate(flags) if each == flag], device=x.device)
+        rows, columns = ((first[index], weights[index]) for first, weights in (cuts.rows, cuts.columns))
+        out[index] = _both_axes(x[index], rows, columns, flag)
+    return out
+
+
+@cache
+def equals_pillow() -> bool:
+    """Whether ``resample`` gives the pixels of the Pillow that is installed; tried on some noise, since a
+    later one may resize in another way.
+    """
+    draws = np.random.default_rng(0)
+    for interpolation in FILTERS:
+        for width, height, target in (
+            *(
+                (37, 53, (11, 16)),
+                (53, 37, (16, 11)),
+                (12, 60, (9, 45)),
+                (30, 90, (10, 12)),
+                (9, 8, (20, 21)),
+            ),
+        ):
+            image = Image.fromarray(draws.integers(0, 256, (height, width, 3), dtype=np.uint8))
+            size = min(target)
+            made = cut(image, target, (0, 0), size, interpolation)
+            whole = image.resize(target, Image.Resampling[interpolation.upper()])
+            expected = torch.from_numpy(np.asarray(whole)[:size, :size].copy()).permute(2, 0, 1)
+            if made is None or not torch.equal(resample(join([made], size))[0], expected):
+                return False
+    return True
+
+
+@lru_cache(maxsize=512)
+def _taps(side: int, target: int, start: int, count: int, interpolation: Interpolation) -> Taps:
+    """``count`` places from ``start`` on, of an axis of ``side`` pixels that is resized to ``target``."""
+    places = np.arange(start, start + count)
+    if side == target:
+        return Taps(places, np.full((count, 1), 1 << _BITS))
+    scale = side / target
+    widened = max(scale, 1.0)
+    reach = FILTERS[interpolation] * widened
+    centres = (places + 0.5) * scale
+    first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
+    counts = np.minimum((centres + reach + 0.5).astype(np.int64), side) - first
+    offsets = np.arange(counts.max())
+    weights = _filter((offsets + first[:, None] - centres[:, None] + 0.5) * (1.0 / widened), interpolation)
+    weights[offsets >= counts[:, None]] = 0.0
+    weights /= weights.cumsum(axis=1)[:, -1:]  # which adds one after the other, as Pillow does
+    return Taps(first, np.trunc(weights * (1 << _BITS) + np.where(weights < 0, -0.5, 0.5)).astype(np.int64))
+
+
+def _filter(x: Array, interpolation: Interpolation) -> Array:
+    x = np.abs(x)
+    if interpolation == "bilinear":
+        return np.maximum(1.0 - x, 0.0)
+    a = -0.5
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def _end(axis: Taps) -> int:
+    """One behind the last pixel that is seen; it may lie outside, under weights of zero."""
+    return int(axis.first[-1]) + int(axis.weights.shape[1])
+
+
+def _join(axes: Sequence[Taps], size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    most = max((axis.weights.shape[1] for axis in axes), default=1)
+    first = np.zeros((len(axes), size), np.int64)
+    weights = np.zeros((len(axes), size, most), np.float64)
+    for i, axis in enumerate(axes):
+        first[i] = axis.first
+        weights[i, :, : axis.weights.shape[1]] = axis.weights
+    return torch.from_numpy(first), torch.from_numpy(weights)
+
+
+def _both_axes(
+    x: torch.Tensor,
+    rows: tuple[torch.Tensor, torch.Tensor],
+    columns: tuple[torch.Tensor, torch.Tensor],
+    rows_first: bool,
+) -> torch.Tensor:
+    """(n, 3, S, S) uint8 of x (n, H, 3, W)."""
+    size = rows[0].shape[1]
+
+    def along_rows(x: torch.Tensor) -> torch.Tensor:
+        n, height, colours, width = x.shape
+        flat = x.reshape(n, height, colours * width)
+        return _rounded([part @ flat for part in _matrices(*rows, height)]).view(n, size, colours, width)
+
+    def along_columns(x: torch.Tensor) -> torch.Tensor:
+        n, height, colours, width = x.shape
+        flat = x.reshape(n, height * colours, width)
+        products = [flat @ part.transpose(1, 2) for part in _matrices(*columns, width)]
+        return _rounded(products).view(n, height, colours, size)
+
+    x = along_columns(along_rows(x)) if rows_first else along_rows(along_columns(x))
+    return x.permute(0, 2, 1, 3).to(torch.uint8)
+
+
+def _matrices(first: torch.Tensor, weights: torch.Tensor, side: int) -> list[torch.Tensor]:
+    """The upper and the lower part of the weights, float32 (n, S, side) each."""
+    n, size, taps = weights.shape
+    places = first[:, :, None] + torch.arange(taps, device=first.device)
+    high = (weights / 2**_LOW_BITS).round()
+    parts = [high.to(torch.float32), (weights - high * 2**_LOW_BITS).to(torch.float32)]
+    # Taps that lie outside, whose weights are zero, go to columns that are cut off again.
+    empty = torch.zeros((n, size, side + taps), device=first.device)
+    return [empty.scatter(2, places, part)[:, :, :side] for part in parts]
+
+
+def _rounded(products: list[torch.Tensor]) -> torch.Tensor:
+    """What Pillow makes of the sums of both parts: whole numbers of 0 to 255, float32."""
+    high, low = (product.to(torch.int32) for product in products)
+    sums = high.mul_(2**_LOW_BITS).add_(low).add_(1 << (_BITS - 1))
+    return sums.bitwise_right_shift_(_BITS).clamp_(0, 255).to(torch.float32)

@@ -1,0 +1,171 @@
+"""Resizing as matrix products: equal to Pillow's to the bit, and batches that a device resizes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lmim_bench.bench.data import loading, resampling
+from lmim_bench.bench.data.loading import iterate_batches, view_pixels
+from lmim_bench.bench.data.splits import ArraySplit
+from lmim_bench.bench.errors import DataError
+from lmim_bench.bench.types import View
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+def picture(height: int, width: int, kind: str = "noise", seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if kind == "black and white":  # where a cubic filter overshoots most
+        pixels = np.where(pixels < 128, 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def resampled(images: list[Image.Image], view: View) -> torch.Tensor:
+    way = loading._Resampled(view, "cpu")
+    return way.finish(way.join([way.prepare(image) for image in images]))
+
+
+def by_pillow(images: list[Image.Image], view: View) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(view_pixels(i, view).copy()).permute(2, 0, 1) for i in images])
+
+
+SIDES = st.integers(1, 120)
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(
+    sizes=st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=4),
+    size=st.integers(1, 50),
+    margin=st.integers(0, 9),
+    mode=st.sampled_from(["crop", "squash"]),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+    kind=st.sampled_from(["noise", "black and white"]),
+)
+def test_pixels_equal_those_of_pillow(sizes, size, margin, mode, interpolation, kind):
+    view = View(mode, size, size + margin, interpolation, MEAN, STD)
+    images = [picture(*each, kind, seed) for seed, each in enumerate(sizes)]
+    found = resampled(images, view)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, by_pillow(images, view))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_photographs_of_several_shapes_are_resized_as_products(interpolation, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("resized by Pillow")
+
+    view = View("crop", 64, 73, interpolation, MEAN, STD)
+    images = [picture(*each) for each in [(107, 143), (143, 107), (95, 143), (64, 64), (73, 73), (40, 50)]]
+    expected = by_pillow(images, view)
+    monkeypatch.setattr(loading, "view_pixels", refuse)
+    assert torch.equal(resampled(images, view), expected)
+
+
+def test_tall_images_among_others_keep_pillows_order():
+    """Pillow 13 begins with the rows of the tall ones."""
+    view = View("squash", 24, 24, "bicubic", MEAN, STD)
+    images = [picture(*each, seed=7) for each in [(50, 50), (60, 25), (50, 55), (59, 24)]]
+    way = loading._Resampled(view, "cpu")
+    flags = [way.prepare(image).rows_first for image in images]
+    assert flags == [False, resampling._ROWS_FIRST, False, resampling._ROWS_FIRST]
+    assert torch.equal(resampled(images, view), by_pillow(images, view))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(200, 60), (30, 10 * 40), (8, 30)],
+    ids=["too long to send", "more taps than are exact", "filled up with black"],
+)
+def test_what_is_not_resized_as_products_is_by_pillow(shape):
+    view = View("crop", 20, 20, "bicubic", MEAN, STD)
+    if shape == (8, 30):
+        view = View("crop", 20, 12, "bicubic", MEAN, STD)
+    elif shape == (30, 400):
+        view = View("squash", 20, 20, "bicubic", MEAN, STD)
+    image = picture(*shape)
+    prepared = loading._Resampled(view, "cpu").prepare(image)
+    assert prepared.pixels.shape == (20, 20, 3)
+    assert torch.equal(resampled([image], view), by_pillow([image], view))
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(
+    side=st.integers(1, 300),
+    target=st.integers(1, 300),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+)
+def test_both_parts_of_a_weight_are_exact_in_tf32(side, target, interpolation):
+    """It has 11 significant bits, and sums below 2^24 are exact in whatever order."""
+    taps = resampling._taps(side, target, 0, target, interpolation)
+    if taps.weights.shape[1] > resampling.MOST_TAPS:
+        return
+    weights = torch.from_numpy(taps.weights)[None]
+    parts = resampling._matrices(torch.from_numpy(taps.first)[None], weights, side)
+    for part in parts:
+        assert part.shape == (1, target, side)
+        assert part.abs().max() <= 2**11
+        assert 255 * part.abs().double().sum(-1).max() < 2**24
+    whole = parts[0].double() * 2**12 + parts[1].double()
+    assert (whole.sum(-1) - 2**22).abs().max() <= taps.weights.shape[1]
+    assert torch.equal(whole.sum(-1), weights.double().sum(-1))
+
+
+def test_it_is_tried_whether_the_installed_pillow_resizes_like_this(monkeypatch):
+    assert resampling.equals_pillow()
+    resampling.equals_pillow.cache_clear()
+    try:
+        monkeypatch.setattr(resampling, "_ROWS_FIRST", not resampling._ROWS_FIRST)
+        assert not resampling.equals_pillow()
+        assert isinstance(
+            loading._way(View("squash", 8, 8, "bilinear", MEAN, STD), "cuda:0"), loading._Resized
+        )
+    finally:
+        resampling.equals_pillow.cache_clear()
+
+
+def test_who_resizes():
+    view = View("squash", 8, 8, "bilinear", MEAN, STD)
+    assert isinstance(loading._way(view, "cpu"), loading._Resized)
+    assert isinstance(loading._way(view, "cuda:0"), loading._Resampled)
+    nearest = View("squash", 8, 8, "nearest", MEAN, STD)
+    assert isinstance(loading._way(nearest, "cuda:0"), loading._Resized)
+
+
+class Pictures(ArraySplit):
+    """Pictures of several shapes, of which two are broken."""
+
+    def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
+        super().__init__(np.zeros((count, 1, 1, 3), np.uint8), [str(i) for i in range(count)], None)
+        self.broken = broken
+
+    def image(self, i):
+        if i in self.broken:
+            raise DataError(f"{i} is broken")
+        return picture(20 + 3 * i, 50 - i, seed=i)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_that_a_device_resizes_are_the_same(workers, monkeypatch):
+    view = View("crop", 16, 18, "bicubic", MEAN, STD)
+    split = Pictures(23, broken=(3, 4, 22))
+    expected = list(iterate_batches(split, view, 5, 0, skip_broken=True))
+    monkeypatch.setattr(loading, "_way", lambda view, device: loading._Resampled(view, device))
+    found = list(iterate_batches(split, view, 5, workers, skip_broken=True))
+    assert len(found) == len(expected) == 5
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.positions.tolist() == theirs.positions.tolist()
+        assert ours.broken == theirs.broken
+        assert torch.equal(ours.images, theirs.images)
+    with pytest.raises(DataError, match="3 is broken; --skip-broken leaves"):
+        list(iterate_batches(split, view, 5, workers))
+
+
+def test_a_batch_of_broken_images_alone_is_empty(monkeypatch):
+    monkeypatch.setattr(loading, "_way", lambda view, device: loading._Resampled(view, device))
+    view = View("squash", 9, 9, "bilinear", MEAN, STD)
+    (batch,) = iterate_batches(Pictures(2, broken=(0, 1)), view, 2, skip_broken=True)
+    assert batch.images.shape == (0, 3, 9, 9)
+    assert batch.broken == ["0", "1"]
