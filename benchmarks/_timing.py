@@ -13,9 +13,10 @@ import torch
 
 from lmim_bench.pretrain.engine import make_fabric
 from lmim_bench.pretrain.masking import Masks, draw_masks
+from lmim_bench.pretrain.model import Fed
 from lmim_bench.pretrain.patches import draw_offsets
 from lmim_bench.pretrain.recipe import Recipe
-from lmim_bench.pretrain.step import Fed, Stepper
+from lmim_bench.pretrain.step import Stepper
 
 _DONE = 0.01
 """Share of the schedule at which our steps are taken: in the warm-up of the rate, so losses stay finite."""
@@ -45,7 +46,7 @@ class Ours:
 
     def block(self, steps: int) -> None:
         for _ in range(steps):
-            self.stepper(_DONE, [self._fed()], 1)
+            self.stepper(_DONE, [self._fed()])
 
     def _fed(self) -> Fed:
         recipe, batch = self.recipe, len(self.images)

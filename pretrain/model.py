@@ -16,6 +16,14 @@ from .patches import cut_patches, standardise, take
 from .recipe import Recipe
 
 
+class Fed(NamedTuple):
+    """What the model is fed of a step, or of an accumulated part of it; see ``MaskedImageModel.forward``."""
+
+    images: torch.Tensor
+    offsets: torch.Tensor | None
+    masks: Masks
+
+
 class Losses(NamedTuple):
     """What a step came to, scalars: the loss, and what it is made of (detached)."""
 
@@ -50,7 +58,11 @@ class MaskedImageModel(nn.Module):
         self.decoder = Decoder(recipe, width, out, self.encoder.prefix)
 
     def forward(
-        self, images: torch.Tensor, offsets: torch.Tensor | None, masks: Masks, similarity_aim: float
+        self,
+        images: torch.Tensor,
+        offsets: torch.Tensor | None,
+        masks: Masks,
+        similarity_aim: float | torch.Tensor,
     ) -> Losses:
         """The loss of normalised crops (B, 3, S, S).
 

@@ -79,7 +79,7 @@ def mean_cosine(x: torch.Tensor) -> torch.Tensor:
     return F.normalize(x.float(), dim=-1).mean(dim=1).square().sum(-1).mean()
 
 
-def similarity_constraint(cosines: list[torch.Tensor], aim: float) -> torch.Tensor:
+def similarity_constraint(cosines: list[torch.Tensor], aim: float | torch.Tensor) -> torch.Tensor:
     """The sum of (mean cosine - aim)^2 over predictions and visible latents.
 
     The mean is over the images of all processes: the square of a mean is not the mean of squares, and the

@@ -200,6 +200,10 @@ class EngineConfig(Section):
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile of blocks and projectors"
     )
+    cuda_graph: bool = Field(
+        False,
+        description="record forward and backward pass once, and replay them: where the CPU is the slower",
+    )
     activation_checkpointing: bool = Field(False, description="less memory for a third more time")
     threads: int | None = Field(None, ge=1, description="CPU threads; torch's choice unless given")
     skip_broken: bool = Field(

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 
 from .engine import attention_kernel, compile_parts, make_optimizer, resolve_precision, set_rates
-from .masking import Masks
-from .model import MaskedImageModel
+from .model import Fed, MaskedImageModel
 from .recipe import Recipe
+from .replay import GraphRecorder, Pass, Replayed, check_replayable
 from .schedules import between, learning_rate, momentum, weight_decay
-
-
-class Fed(NamedTuple):
-    """What the model is fed for one accumulated part; see ``MaskedImageModel.forward``."""
-
-    images: torch.Tensor
-    offsets: torch.Tensor | None
-    masks: Masks
 
 
 def initial_model(recipe: Recipe) -> MaskedImageModel:
@@ -47,14 +39,17 @@ class Stepper:
         self._module = fabric.setup_module(self.model)
         self.optimizer = make_optimizer(self.model, recipe.optim, fused=fabric.device.type == "cuda")
         self._optimizer: Any = fabric.setup_optimizers(self.optimizer)
+        self._pass: Pass = self._pass_once
+        if recipe.engine.cuda_graph:
+            check_replayable(recipe, fabric)
+            self._pass = Replayed(self._pass_once, self.model.parameters(), GraphRecorder(fabric.device))
 
-    def __call__(self, done: float, feed: Iterable[Fed], parts: int) -> dict[str, torch.Tensor]:
+    def __call__(self, done: float, feed: Iterable[Fed]) -> dict[str, torch.Tensor]:
         """Take a step. The target moves first, as in the official code.
 
         Args:
             done: share of the training that is done, which sets all schedules.
-            feed: the accumulated parts, on the device.
-            parts: how many there are.
+            feed: the accumulated parts, ``engine.accumulate`` of them, on the device.
 
         Returns:
             The sums over the parts of the loss and of what it is made of, on the device.
@@ -67,10 +62,10 @@ class Stepper:
         sums: dict[str, torch.Tensor] = {}
         with attention_kernel(self.fabric.device, self.precision):
             for number, part in enumerate(feed):
-                with self.fabric.no_backward_sync(self._module, enabled=number < parts - 1):
-                    losses = self._module(*part, aim)
-                    self.fabric.backward(losses.loss / parts)
-                for name, value in {"loss": losses.loss.detach(), **losses.terms}.items():
+                last = number == recipe.engine.accumulate - 1
+                with self.fabric.no_backward_sync(self._module, enabled=not last):
+                    found = self._pass(part, aim)
+                for name, value in found.items():
                     sums[name] = sums[name] + value if name in sums else value
         if recipe.optim.clip is not None:
             # A norm that is not finite shows in the loss, or is skipped by the scaler of fp16.
@@ -80,3 +75,8 @@ class Stepper:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return sums
+
+    def _pass_once(self, part: Fed, aim: float | torch.Tensor) -> dict[str, torch.Tensor]:
+        losses = self._module(*part, aim)
+        self.fabric.backward(losses.loss / self.recipe.engine.accumulate)
+        return {"loss": losses.loss.detach(), **losses.terms}

@@ -28,13 +28,14 @@ from .engine import make_fabric, peak_flops
 from .flops import training_flops
 from .intact import without_broken
 from .logbook import Logbook, Tally, read_metrics
+from .model import Fed
 from .monitor import Health, Watcher
 from .outcome import Summary, Training, read_summary, start_training
 from .pixels import open_pixels
 from .schedules import learning_rate, milestones, momentum
 from .signals import stop_signals
 from .state import read_state, restore, snapshot, states, whole_weights, write_state
-from .step import Fed, Stepper
+from .step import Stepper
 
 STATE_VERSION = 1
 _DIVERGED = "Lower optim.base_lr, set optim.clip, or train in fp32 (engine.precision=fp32)"
@@ -232,7 +233,7 @@ class _Run:
                 waited += time.monotonic() - mark
                 yield Fed(to_images(part, self.recipe), part.offsets, part.masks)
 
-        tally.add(self.stepper(step / self.schedule.total, fed(), self.schedule.parts))
+        tally.add(self.stepper(step / self.schedule.total, fed()))
         tally.close_step(time.monotonic() - begun, waited)
 
     def _log(self, step: int, tally: Tally, log: Logbook | None) -> None:

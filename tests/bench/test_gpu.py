@@ -8,15 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from lmim_bench.bench.data.loading import _Resampled, view_pixels
+from lmim_bench.bench.data.loading import iterate_batches
+from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine, resolve_device
 from lmim_bench.bench.types import Column, FeatureBank, Tap, View
 from lmim_bench.pretrain.crops import CROP_NOISE, Crops, crop_and_resize, draw_crops
 from lmim_bench.pretrain.engine import make_fabric
 from lmim_bench.pretrain.masking import Masks, draw_masks
+from lmim_bench.pretrain.model import Fed
 from lmim_bench.pretrain.recipe import load_recipe
-from lmim_bench.pretrain.step import Fed, Stepper
+from lmim_bench.pretrain.step import Stepper
 from lmim_bench.tasks._math.propagation import propagate
 from lmim_bench.tasks._probe import FeatureChoice, TrainSplit, fit_lbfgs, fit_sgd, judge
 from lmim_bench.tasks.linear import LinearConfig
@@ -81,8 +83,10 @@ def test_heads_of_the_linear_probe_agree_with_the_cpu():
             assert trial.loss == pytest.approx(known.loss, rel=1e-2)
 
 
-def first_losses(device, precision, compiled, steps=4):
-    """Losses of the first steps of Latent MIM on a fixed batch; on a GPU no step may wait for it."""
+def first_losses(device, precision, compiled, steps=4, free=(0,), recorded=False):
+    """Losses of the first steps of Latent MIM on a fixed batch; on a GPU no step may wait for it, but for the
+    ``free`` ones: the first, which compiles and makes the optimiser's state, and the one that is recorded.
+    """
     recipe = load_recipe(
         "latent-mim",
         [
@@ -90,6 +94,7 @@ def first_losses(device, precision, compiled, steps=4):
             *("data.image_size=64", "masking.gap=2", "decoder.width=32", "decoder.depth=1"),
             *("decoder.num_heads=2", "projector.hidden_dim=64", "optim.batch_size=16", "optim.clip=1.0"),
             *(f"engine.device={device}", f"engine.precision={precision}", f"engine.compile={compiled}"),
+            f"engine.cuda_graph={recorded}",
         ],
     )
     stepper = Stepper(recipe, make_fabric(recipe.engine))
@@ -98,14 +103,15 @@ def first_losses(device, precision, compiled, steps=4):
     masks = draw_masks(recipe, 16, slice(0, 16), draws)
     offsets = torch.zeros(16, recipe.grid**2, 2, dtype=torch.int64)
     fed = Fed(images.to(device), offsets.to(device), Masks(*(m.to(device) for m in masks)))
-    losses = [stepper(0.1, [fed], 1)["loss"]]  # compiles, and makes the optimiser's state
-    try:
-        if device != "cpu":
-            torch.cuda.set_sync_debug_mode("error")
-        losses += [stepper(0.1, [fed], 1)["loss"] for _ in range(steps - 1)]
-    finally:
-        if device != "cpu":
-            torch.cuda.set_sync_debug_mode("default")
+    losses = []
+    for step in range(steps):
+        try:
+            if device != "cpu" and step not in free:
+                torch.cuda.set_sync_debug_mode("error")
+            losses.append(stepper(0.1, [fed])["loss"])
+        finally:
+            if device != "cpu":
+                torch.cuda.set_sync_debug_mode("default")
     return [loss.item() for loss in losses]
 
 
@@ -118,6 +124,13 @@ def test_a_training_on_the_gpu_follows_the_cpu_and_never_waits_in_a_step(precisi
     assert first_losses("cuda:0", precision, compiled) == pytest.approx(on_cpu, rel=tolerance)
 
 
+@pytest.mark.parametrize(("precision", "compiled"), [("fp32", "off"), ("bf16", "on")])
+def test_a_recorded_pass_gives_the_losses_of_one_as_it_is(precision, compiled):
+    plain = first_losses("cuda:0", precision, compiled, steps=7)
+    recorded = first_losses("cuda:0", precision, compiled, steps=7, free=(0, 3), recorded=True)
+    assert recorded == pytest.approx(plain, rel=1e-5)
+
+
 def test_crops_on_the_gpu_equal_those_on_the_cpu():
     draws = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, 3, 40, 40), dtype=torch.uint8, generator=draws)
@@ -128,16 +141,25 @@ def test_crops_on_the_gpu_equal_those_on_the_cpu():
     assert torch.allclose(on_gpu.cpu(), crop_and_resize(images, crops, 32), atol=1e-4)
 
 
-@pytest.mark.parametrize("tf32", [False, True])
-def test_the_gpu_resizes_to_the_pixels_of_pillow(tf32, monkeypatch):
+class Pictures(ArraySplit):
+    """Noise of several shapes: all that are resized in one way or another."""
+
+    shapes = ((375, 500), (500, 333), (480, 500), (300, 120), (224, 224), (900, 1200))
+
+    def __init__(self) -> None:
+        super().__init__(np.zeros((6, 1, 1, 3), np.uint8), list("abcdef"), None)
+
+    def image(self, i):
+        draws = np.random.default_rng(i)
+        return Image.fromarray(draws.integers(0, 256, (*self.shapes[i], 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("workers", "tf32"), [(0, False), (0, True), (2, False)])
+def test_the_gpu_resizes_to_the_pixels_of_pillow(workers, tf32, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
-    draws = np.random.default_rng(0)
-    shapes = [(375, 500), (500, 333), (480, 500), (300, 120), (224, 224), (900, 1200)]
-    pixels = [draws.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
     for mode, interpolation in (("crop", "bicubic"), ("squash", "bilinear")):
         view = View(mode, 224, 256, interpolation, (0.5,) * 3, (0.5,) * 3)
-        way = _Resampled(view, "cuda:0")
-        found = way.finish(way.join([way.prepare(Image.fromarray(each)) for each in pixels])).cpu()
-        for image, each in zip(found, pixels, strict=True):
-            expected = torch.from_numpy(view_pixels(Image.fromarray(each), view).copy()).permute(2, 0, 1)
-            assert torch.equal(image, expected)
+        expected = torch.cat([batch.images for batch in iterate_batches(Pictures(), view, 4)])
+        batches = list(iterate_batches(Pictures(), view, 4, workers, device="cuda:0"))
+        assert all(batch.images.device.type == "cuda" for batch in batches)
+        assert torch.equal(torch.cat([batch.images for batch in batches]).cpu(), expected)

@@ -8,8 +8,9 @@ from lmim_bench.bench.errors import ConfigError
 from lmim_bench.pretrain import model as model_module
 from lmim_bench.pretrain import step as step_module
 from lmim_bench.pretrain.engine import compile_parts, make_fabric, make_optimizer
+from lmim_bench.pretrain.model import Fed
 from lmim_bench.pretrain.patches import cut_patches
-from lmim_bench.pretrain.step import Fed, Stepper
+from lmim_bench.pretrain.step import Stepper
 
 # Notices of torch: of what tracing reads, and of Python 3.13.0.
 pytestmark = [
@@ -34,7 +35,7 @@ def stepper(tiny):
 )
 def test_the_precision_is_the_one_asked_for_and_its_scaler_is_saved(stepper, fed, precision, called):
     one, other = (stepper("mae", f"engine.precision={precision}") for _ in range(2))
-    one(0.5, [Fed(*fed(one.recipe))], 1)
+    one(0.5, [Fed(*fed(one.recipe))])
     plugin, fresh = one.fabric.strategy.precision, other.fabric.strategy.precision
     assert plugin.precision == called
     state = plugin.state_dict()
@@ -68,7 +69,7 @@ def test_targets_of_pixels_are_made_in_fp32_whatever_the_precision(
     monkeypatch.setattr(model_module, "reconstruction_loss", noted)
     one = stepper(name, f"engine.precision={precision}")
     images, offsets, masks = fed(one.recipe)
-    one(0.5, [Fed(images, offsets, masks)], 1)
+    one(0.5, [Fed(images, offsets, masks)])
     expected = one.model.targets(cut_patches(images, 4, offsets), masks)
     assert torch.equal(compared[0], expected)
 
@@ -80,7 +81,7 @@ def test_in_fp16_gradients_are_clipped_whatever_the_optimiser(stepper, fed, monk
         step_module, "make_optimizer", lambda model, config, **_: make_optimizer(model, config, fused)
     )
     one = stepper("mae", "engine.precision=fp16", "optim.clip=1e-3")
-    one(0.5, [Fed(*fed(one.recipe))], 1)
+    one(0.5, [Fed(*fed(one.recipe))])
     moments = [state["exp_avg"].flatten() for state in one.optimizer.state.values()]
     assert torch.cat(moments).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)  # (1 - beta) * clip
 
@@ -106,7 +107,7 @@ def test_blocks_and_projectors_are_compiled_and_compute_the_same(stepper, fed):
     }
     assert found == encoders | {"decoder.blocks.0", "decoder.blocks.1"}
     batch = Fed(*fed(plain.recipe))
-    first, second = ([one(0.1, [batch], 1)["loss"].item() for _ in range(3)] for one in (plain, traced))
+    first, second = ([one(0.1, [batch])["loss"].item() for _ in range(3)] for one in (plain, traced))
     assert second == pytest.approx(first, rel=1e-5)
     assert traced.model.state_dict().keys() == plain.model.state_dict().keys()
 
@@ -136,4 +137,4 @@ def test_many_trainings_of_a_process_do_not_come_to_the_limit_of_recompilations(
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     for width in (8, 16, 24, 32):
         one = stepper("mae", "engine.compile=on", f"model.embed_dim={width}", f"decoder.width={width}")
-        one(0.5, [Fed(*fed(one.recipe))], 1)
+        one(0.5, [Fed(*fed(one.recipe))])

@@ -69,7 +69,7 @@ def test_activation_checkpointing_changes_no_loss(start, tmp_path, losses):
 
 
 def test_an_error_that_is_kept_keeps_no_process(start, monkeypatch):
-    def failing(self, done, feed, parts):
+    def failing(self, done, feed):
         next(feed)
         raise RuntimeError("a fault of ours")
 
@@ -83,10 +83,10 @@ def test_an_error_that_is_kept_keeps_no_process(start, monkeypatch):
 def test_a_gpu_without_room_is_one_line_and_accumulation_mends_it(start, cache, tmp_path, monkeypatch):
     step = trainer.Stepper.__call__
 
-    def crowded(self, done, feed, parts):
-        if done >= 0.5 and parts < 2:
+    def crowded(self, done, feed):
+        if done >= 0.5 and self.recipe.engine.accumulate < 2:
             raise torch.OutOfMemoryError("made up")
-        return step(self, done, feed, parts)
+        return step(self, done, feed)
 
     monkeypatch.setattr(trainer.Stepper, "__call__", crowded)
     wanted = r"cpu has no room for this training.*engine\.accumulate=2.*state is .*step-00000004\.pth"
