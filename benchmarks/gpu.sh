@@ -22,6 +22,8 @@ part() {
 
 part tests 120 -m pytest -q tests/bench/test_gpu.py
 part pretrain 180 benchmarks/pretrain_throughput.py --peers "$peers" --repeats 3 --profile --json "$out/pretrain.json"
+part pretrain-graph 120 benchmarks/pretrain_throughput.py --peers "$peers" --set engine.cuda_graph=true --repeats 3 \
+    --json "$out/pretrain-graph.json"
 part video 120 benchmarks/video_end_to_end.py --peers "$peers" --precision bf16 --sequences 2 --rounds 1 \
     --json "$out/video.json"
 for model in small base large; do
