@@ -23,7 +23,7 @@ from ..pretrain.studies import Row
 from .atomic import write_json
 from .cache import cache_folder
 from .cores import keep_to, split_cores
-from .data.workers import decoding_workers
+from .data.workers import most_workers
 from .errors import LmimBenchError, TrainingError
 from .names import digest
 from .progress import Reporter
@@ -133,7 +133,8 @@ class Trainer:
         split, root = self.data.splits[self.data.train_split], cache_folder(self.cache_dir) / "pixels"
         by_side = {(stored_sides(split, recipe), recipe.data.cache): recipe for recipe in recipes}
         for recipe in by_side.values():
-            workers = decoding_workers("cuda", recipe.data.workers)  # nothing else runs yet, on a CPU as well
+            asked = recipe.data.workers
+            workers = most_workers() if asked is None else asked  # nothing else runs yet
             open_pixels(split, self.data.fingerprint, recipe, root, workers, reporter)
 
     def _side_by_side(self, todo: deque[PlannedRow], jobs: int) -> None:

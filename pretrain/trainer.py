@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from ..bench.environment import environment
 from ..bench.errors import ConfigError, NotFiniteError, TrainingError, first_line
 from ..bench.progress import Reporter
 from ..bench.types import Dataset
+from .account import Account
 from .batches import Part, Schedule, part_bytes, parts, plan_steps, to_images
-from .engine import make_fabric, peak_flops
-from .flops import training_flops
+from .engine import make_fabric
 from .intact import without_broken
-from .logbook import Logbook, Tally, read_metrics
+from .logbook import Logbook, Tally
 from .model import Fed
-from .monitor import Health, Watcher
+from .monitor import Watcher
 from .outcome import Summary, Training, read_summary, start_training
 from .pixels import open_pixels
 from .schedules import learning_rate, milestones, momentum
@@ -117,17 +117,17 @@ class _Run:
         cache_dir: Path | None,
     ) -> None:
         self.training, self.recipe, self.out, self.fabric = training, training.recipe, out, fabric
-        self.reporter, self.schedule, self.data_name = reporter, schedule, data.name
+        self.reporter, self.schedule = reporter, schedule
         recipe = self.recipe
         self.workers = decoding_workers(fabric.device.type, recipe.data.workers)
-        self.broken: tuple[str, ...] = ()
+        broken: tuple[str, ...] = ()
         with fabric.rank_zero_first(local=True):
             root = cache_folder(cache_dir) / "pixels"
             if recipe.engine.skip_broken:
-                data, self.broken = without_broken(data, root, self.workers, reporter)
+                data, broken = without_broken(data, root, self.workers, reporter)
             split = data.splits[data.train_split]
             self.pixels = open_pixels(split, data.fingerprint, recipe, root, self.workers, reporter)
-        self.flops = training_flops(recipe)
+        self.account = Account(recipe, schedule, data.name, broken, fabric.device)
         self.stepper = Stepper(recipe, fabric)
         self.model = self.stepper.model
         self.watcher = (
@@ -135,10 +135,7 @@ class _Run:
             if fabric.is_global_zero and recipe.watch.evaluations
             else None
         )
-        self.health: Health | None = None
-        self.knn: float | None = None
         self.saved: Path | None = None
-        self.last_loss: float | None = None
         self.saved_at = time.monotonic()
 
     def go(self) -> Summary:
@@ -159,7 +156,7 @@ class _Run:
             return before
         if step and self.fabric.is_global_zero:
             self.reporter.line(f"going on at step {step} of {total}")
-            self._recall(step)
+            self.account.recall(self.out, step)
         log = Logbook(self.out, self.recipe.watch.tensorboard, step) if self.fabric.is_global_zero else None
         saves = milestones(total, self.recipe.watch.checkpoints)
         looks = milestones(total, self.recipe.watch.evaluations)
@@ -205,7 +202,7 @@ class _Run:
             if log is not None:
                 log.close()
         earlier = before.seconds if before is not None else 0.0
-        summary = self._summary(step, tally, earlier + time.monotonic() - begun)
+        summary = self.account.summary(step, tally, earlier + time.monotonic() - begun)
         if self.fabric.is_global_zero:
             write_json(self.out / "summary.json", {**asdict(summary), **self._circumstances()})
         return summary
@@ -253,7 +250,7 @@ class _Run:
                 f"the loss is {values['loss']} between steps {step - tally.steps + 1} and {step}; "
                 f"{_last_good(self.saved)}. {_DIVERGED}"
             )
-        self.last_loss = values["loss"]
+        self.account.loss = values["loss"]
         done = (step - 1) / self.schedule.total
         speed = tally.steps * self.schedule.batch / tally.busy
         values |= {
@@ -261,11 +258,11 @@ class _Run:
             "learning_rate": learning_rate(self.recipe.optim, self.recipe.learning_rate, done),
             "images_per_second": speed,
             "waiting": tally.waited / tally.busy,
-            "flops_per_second": speed * self.flops,
+            "flops_per_second": speed * self.account.flops,
         }
         if self.recipe.target.kind == "ema":
             values["momentum"] = momentum(self.recipe.target, done)
-        utilisation = self._utilisation(speed)
+        utilisation = self.account.utilisation(speed)
         if utilisation is not None:
             values["utilisation"] = utilisation
         if log is not None:
@@ -282,22 +279,22 @@ class _Run:
         )
         if self.watcher is None or log is None:
             return
-        before = set(self.health.warnings()) if self.health is not None and step else set()
+        account, before = self.account, self.account.warnings if step else ()
         try:
-            self.health, self.knn = self.watcher(encoder, projector)
+            account.health, account.knn = self.watcher(encoder, projector)
         except NotFiniteError as error:
             raise TrainingError(
                 f"the encoder's features are not finite after step {step}; {_last_good(self.saved)}. "
                 f"{_DIVERGED}"
             ) from error
-        values = {f"health/{name}": value for name, value in asdict(self.health).items()}
-        news = f"step {step}: cosine of different images {self.health.projected_cosine:.3f}"
-        if self.knn is not None:
-            values["knn"] = self.knn
-            news += f", k-NN {100 * self.knn:.1f}%"
+        values = {f"health/{name}": value for name, value in asdict(account.health).items()}
+        news = f"step {step}: cosine of different images {account.health.projected_cosine:.3f}"
+        if account.knn is not None:
+            values["knn"] = account.knn
+            news += f", k-NN {100 * account.knn:.1f}%"
         log.write(step, values)
         self.reporter.line(news)
-        for warning in self.health.warnings():
+        for warning in account.warnings:
             if step and warning.split(":")[0] not in {old.split(":")[0] for old in before}:
                 self.reporter.line(f"WARNING: {warning}")
 
@@ -314,7 +311,7 @@ class _Run:
                 "version": STATE_VERSION,
                 "seed": self.recipe.seed,
             }
-            facts = self._facts(step)
+            facts = self.account.facts(step)
             if self.recipe.watch.keep_encoders and keep_encoder:
                 path = self.out / "encoders" / f"step-{step:08d}.pth"
                 save_checkpoint(path, self.recipe.spec(), encoder, facts)
@@ -345,20 +342,8 @@ class _Run:
             f"told to stop while blocks were being compiled ({first_line(error)}), which cannot be saved; "
             f"{_last_good(self.saved)}"
         )
-        self.last_loss = self.knn = self.health = None
-        self._recall(step)
+        self.account.recall(self.out, step)
         return step
-
-    def _recall(self, step: int) -> None:
-        """What earlier sittings last measured, so that their warnings are not lost."""
-        for line in read_metrics(self.out):
-            if line["step"] > step:
-                break
-            self.last_loss = line.get("loss", self.last_loss)
-            self.knn = line.get("knn", self.knn)
-            health = {f.name: line[f"health/{f.name}"] for f in fields(Health) if f"health/{f.name}" in line}
-            if health:
-                self.health = Health(**health)
 
     def _agree(self, asked: threading.Event, step: int) -> tuple[bool, bool]:
         """Whether this or any other process was told to stop, and whether the last save is too long ago."""
@@ -377,58 +362,13 @@ class _Run:
         self.agreed_at, self.last_agreement, self.next_agreement = now, step, step + max(1, ahead)
         return told > 0, late > 0
 
-    def _facts(self, step: int) -> dict[str, Any]:
-        """What the checkpoint says of its training."""
-        epochs = step / self.schedule.per_epoch
-        warnings = self.health.warnings() if self.health is not None else []
-        return {
-            "recipe": self.recipe.model_dump(mode="json"),
-            "data": self.data_name,
-            "step": step,
-            "epochs": epochs,
-            "notes": [
-                f"trained by the recipe {self.recipe.name} on {self.data_name}: {step} of "
-                f"{self.schedule.total} steps of {self.schedule.batch} images, {epochs:.3g} epochs, seed "
-                f"{self.recipe.seed}",
-                *(
-                    [f"{len(self.broken)} broken image(s) left out, first {self.broken[0]}"]
-                    if self.broken
-                    else []
-                ),
-                *(f"WARNING: {warning}" for warning in warnings),
-            ],
-        }
-
     def _circumstances(self) -> dict[str, Any]:
         found = environment(str(self.fabric.device), str(self.fabric.strategy.precision.precision))
         return {
             "environment": found.model_dump(mode="json"),
             "processes": self.fabric.world_size,
             "compiled": self.stepper.compiled,
-            "broken_images": list(self.broken),
-            "flops_per_image": self.flops,
+            "broken_images": list(self.account.broken),
+            "flops_per_image": self.account.flops,
             "parameters": sum(p.numel() for p in self.model.encoder.vit.parameters()),
         }
-
-    def _utilisation(self, images_per_second: float) -> float | None:
-        """Share of what the matrix units could do; None where that is not known."""
-        peak = peak_flops(self.fabric.device)
-        return None if peak is None else images_per_second * self.flops / (peak * self.fabric.world_size)
-
-    def _summary(self, step: int, tally: Tally, seconds: float) -> Summary:
-        busy = tally.all_busy or math.inf
-        speed = tally.all_steps * self.schedule.batch / busy
-        return Summary(
-            finished=step == self.schedule.total,
-            step=step,
-            steps=self.schedule.total,
-            loss=self.last_loss,
-            images_per_second=speed,
-            waiting=tally.all_waited / busy,
-            flops_per_second=speed * self.flops,
-            utilisation=self._utilisation(speed),
-            seconds=seconds,
-            health=None if self.health is None else asdict(self.health),
-            knn=self.knn,
-            warnings=tuple(self.health.warnings()) if self.health is not None else (),
-        )

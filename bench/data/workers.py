@@ -26,12 +26,17 @@ _AHEAD = 2
 
 
 def decoding_workers(device: str, asked: int | None = None) -> int:
-    """Decoding processes: as many as asked for, else none beside an encoder that keeps the CPU busy, and most
-    cores beside a GPU.
+    """Decoding processes: as many as asked for, else none beside an encoder that keeps the CPU busy, and
+    ``most_workers`` beside a GPU.
     """
     if asked is not None:
         return asked
-    return 0 if device == "cpu" else max(1, min(16, own_cores() - 1))
+    return 0 if device == "cpu" else most_workers()
+
+
+def most_workers() -> int:
+    """Decoding processes on all cores but one, which is left to whoever takes what they decode."""
+    return max(1, min(16, own_cores() - 1))
 
 
 def shared_room() -> int | None:
