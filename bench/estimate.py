@@ -118,7 +118,7 @@ class Estimator:
             places = np.array(spread(len(images), _MOST_READ))
             begun, read = time.perf_counter(), 0
             chosen, skip_broken = images.subset(places), self.run.store.skip_broken
-            for _ in iterate_batches(chosen, view, batch_size=1, skip_broken=skip_broken):
+            for _ in iterate_batches(chosen, view, 1, skip_broken=skip_broken, device=self.run.device):
                 read += 1
                 if time.perf_counter() - begun > _PATIENCE:
                     break

@@ -7,15 +7,14 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from ..pretrain.api import MAY_CHANGE, pretrain, resume, save_random_weights
+from ..pretrain.api import MAY_CHANGE, open_images, pretrain, resume, save_random_weights
 from ..pretrain.pixels import open_pixels, stored_sides
 from ..pretrain.recipe import Recipe
 from ..pretrain.signals import stop_signals
@@ -61,13 +60,13 @@ class Trainer:
     """Trains rows on one data set.
 
     Args:
-        data: the opened data set.
-        reference: what it was opened by.
+        data: the opened data set; None is opened by whoever needs it.
+        reference: what it is opened by.
         cache_dir: where decoded images are kept.
         command: recorded in the trainings.
     """
 
-    data: Dataset
+    data: Dataset | None
     reference: str
     cache_dir: Path | None
     command: str
@@ -83,13 +82,14 @@ class Trainer:
         if trained.finished:
             return
         if row.recipe is None:
-            health = save_random_weights(recipe, self.data, folder)
+            health = save_random_weights(recipe, self._opened(reporter), folder)
             write_json(folder / "summary.json", {"finished": True, "health": asdict(health)})
             return
         if (folder / "recipe.json").is_file():
             fields = recipe.model_dump(mode="json", include=set(MAY_CHANGE))
             sets = [f"{part}.{name}={value}" for part, of in fields.items() for name, value in of.items()]
-            summary = resume(folder, sets=sets, reporter=reporter, cache_dir=self.cache_dir, data=self.data)
+            data = self._opened(reporter)
+            summary = resume(folder, sets=sets, reporter=reporter, cache_dir=self.cache_dir, data=data)
         else:
             summary = pretrain(
                 recipe,
@@ -130,27 +130,31 @@ class Trainer:
 
     def _decode_once(self, recipes: Sequence[Recipe], reporter: Reporter) -> None:
         """Fill the cache of images with all cores, before each training keeps to its share of them."""
-        split, root = self.data.splits[self.data.train_split], cache_folder(self.cache_dir) / "pixels"
+        data, root = self._opened(reporter), cache_folder(self.cache_dir) / "pixels"
+        split = data.splits[data.train_split]
         by_side = {(stored_sides(split, recipe), recipe.data.cache): recipe for recipe in recipes}
         for recipe in by_side.values():
             asked = recipe.data.workers
             workers = most_workers() if asked is None else asked  # nothing else runs yet
-            open_pixels(split, self.data.fingerprint, recipe, root, workers, reporter)
+            open_pixels(split, data.fingerprint, recipe, root, workers, reporter)
+
+    def _opened(self, reporter: Reporter) -> Dataset:
+        return self.data or open_images(self.reference, reporter, self.cache_dir)
 
     def _side_by_side(self, todo: deque[PlannedRow], jobs: int) -> None:
         # A process a training, with nothing shared: one of a pool that is told to stop while it waits for
         # its next training dies with the lock of the pool's queue, and all others wait forever.
         context = multiprocessing.get_context("spawn")
+        # Each opens the data itself: a start waits until what it is sent was taken over, and that is when a
+        # process has imported what reads it.
+        alone = replace(self, data=None)
         free = [_Slot(jobs, *share) for share in zip(split_cores(jobs), _devices(jobs), strict=True)]
         running: list[_Job] = []
         with stop_signals() as asked:
             try:
                 while (todo or running) and not asked.is_set():
-                    fresh = [(todo.popleft(), free.pop(0)) for _ in range(min(len(todo), len(free)))]
-                    # At once: a process takes the data over only when it has imported what reads them.
-                    with ThreadPoolExecutor(jobs) as starting:
-                        for _ in starting.map(lambda of: running.append(_begin(context, self, *of)), fresh):
-                            pass
+                    while todo and free:
+                        running.append(_begin(context, alone, todo.popleft(), free.pop(0)))
                     ready = wait([job.outcome for job in running], _LOOK_EVERY_SECONDS)
                     for job in [job for job in running if job.outcome in ready]:
                         running.remove(job)

@@ -20,7 +20,7 @@ part() {
     echo "$name: $state in $((SECONDS - begun)) s"
 }
 
-part tests 120 -m pytest -q tests/bench/test_gpu.py
+part tests 120 -m pytest -q -m gpu tests/bench/test_gpu.py tests/pretrain/test_replay.py
 part pretrain 180 benchmarks/pretrain_throughput.py --peers "$peers" --repeats 3 --profile --json "$out/pretrain.json"
 part pretrain-graph 120 benchmarks/pretrain_throughput.py --peers "$peers" --set engine.cuda_graph=true --repeats 3 \
     --json "$out/pretrain-graph.json"

@@ -304,6 +304,8 @@ def measure(
     if profiled and kind != "cuda":
         raise click.UsageError("--profile reads what a GPU did, and there is none")
     recipes = {name: load_recipe(name, [*SIZES[kind], *sets, f"engine.device={device}"]) for name in names}
+    if any(changed.engine.accumulate > 1 for changed in recipes.values()):
+        raise click.UsageError("engine.accumulate is not for this: whole steps are compared")
     facts = circumstances(recipes[names[0]], steps, repeats)
     click.echo(describe(facts))
     if peers:

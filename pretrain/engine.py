@@ -59,7 +59,8 @@ def make_fabric(config: EngineConfig) -> Fabric:
     """Fabric for this process: one device, or its place among those that torchrun started.
 
     Raises:
-        ConfigError: a device that is not there, one GPU for several processes, or fp16 with FSDP2.
+        ConfigError: a device that is not there, one GPU for several processes, fp16 with FSDP2, or a pass
+            that cannot be recorded.
     """
     # What Fabric says at the level of news is advice on settings that are the recipe's to choose.
     for package in ("fabric", "pytorch"):  # whichever was imported last does the talking
@@ -75,6 +76,8 @@ def make_fabric(config: EngineConfig) -> Fabric:
         raise ConfigError(
             "engine.strategy=fsdp2 has no loss scaling, which engine.precision=fp16 needs; take bf16 or fp32"
         )
+    if config.cuda_graph:
+        _check_recordable(config, kind, world, precision)
     devices: Any = local if world > 1 or kind == "cpu" else [int(number)]
     return Fabric(
         accelerator=kind,
@@ -83,6 +86,20 @@ def make_fabric(config: EngineConfig) -> Fabric:
         strategy=_strategy(config, world),
         plugins=[Autocast(_MIXED[precision], kind)] if precision in _MIXED else [],
     )
+
+
+def _check_recordable(config: EngineConfig, kind: str, world: int, precision: Precision) -> None:
+    reasons = {
+        "runs on a CPU": kind == "cpu",
+        f"has {world} processes": world > 1,
+        "shards its weights (engine.strategy=fsdp2)": config.strategy == "fsdp2",
+        f"cuts its batch into parts (engine.accumulate={config.accumulate})": config.accumulate > 1,
+        "scales its loss (engine.precision=fp16)": precision == "fp16",
+        "computes activations again (engine.activation_checkpointing)": config.activation_checkpointing,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(f"engine.cuda_graph=true is not for a training that {reason}; leave it out")
 
 
 def resolve_precision(config: EngineConfig, kind: str) -> Precision:

@@ -134,6 +134,11 @@ class Recipe(Section):
                 f"masking.visible {self.masking.visible} leaves {self.visible_patches} of {total} patches "
                 "visible; at least one must be seen and one hidden"
             )
+        if self.engine.cuda_graph and self.masking.kind == "multiblock":
+            raise ValueError(
+                "engine.cuda_graph=true is not for masking.kind=multiblock, which hides another number of "
+                "patches in each step; leave it out"
+            )
         hides_one = self.masking.kind != "multiblock" and self.visible_patches == total - 1
         within = self.objective.negatives == "image" or self.objective.standardise
         if self.masking.visible > 1 and self.masking.visible % 1:

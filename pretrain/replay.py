@@ -11,13 +11,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
-from lightning.fabric import Fabric
 from torch import nn
 
-from ..bench.errors import ConfigError
 from .masking import Masks
 from .model import Fed
-from .recipe import Recipe
 
 Pass = Callable[[Fed, float | torch.Tensor], dict[str, torch.Tensor]]
 """Forward and backward pass of a part, given the aim of the similarity constraint: gradients are added to
@@ -58,26 +55,23 @@ class GraphRecorder:
         self, work: Callable[[], dict[str, torch.Tensor]]
     ) -> tuple[dict[str, torch.Tensor], Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # The thread that pins the next batch allocates memory meanwhile, which would end a recording of all.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             found = work()
         return found, graph.replay
 
 
 class Replayed:
-    """A pass that is called like the one given, with parts of the same shapes.
-
-    Parts of other shapes are passed as before. Gradients are those of one pass: they must be gone (None) when
-    the next one begins.
+    """The passes of a training, parts of one shape. Gradients are those of one pass: they must be gone (None)
+    when the next one begins.
 
     Args:
-        work: the pass; nothing in it may wait for the device.
         parameters: what gets gradients.
-        recorder: how it is recorded.
+        recorder: how passes are recorded.
     """
 
-    def __init__(self, work: Pass, parameters: Iterable[nn.Parameter], recorder: Recorder) -> None:
-        self._work, self._recorder = work, recorder
-        self._parameters = list(parameters)
+    def __init__(self, parameters: Iterable[nn.Parameter], recorder: Recorder) -> None:
+        self._recorder, self._parameters = recorder, list(parameters)
         self._calls = 0
         self._replay: Callable[[], None] | None = None
         self._inputs: list[torch.Tensor] = []
@@ -85,16 +79,14 @@ class Replayed:
         self._names: list[str] = []
         self._values = torch.empty(0)
 
-    def __call__(self, part: Fed, aim: float | torch.Tensor) -> dict[str, torch.Tensor]:
+    def __call__(self, work: Pass, part: Fed, aim: float) -> dict[str, torch.Tensor]:
+        """What the pass returns. ``work`` is always the same one; nothing in it may wait for the device."""
         if self._calls < _WARM:
             self._calls += 1
-            return self._recorder.warm(lambda: self._work(part, aim))
-        given = [*_tensors(part), torch.full((), float(aim), device=part.images.device)]
+            return self._recorder.warm(lambda: work(part, aim))
+        given = [*_tensors(part), torch.full((), aim, device=part.images.device)]
         if self._replay is None:
-            self._record(part, given)
-        if any(x.shape != kept.shape for x, kept in zip(given, self._inputs, strict=True)):
-            return self._work(part, aim)
-        assert self._replay is not None
+            self._replay = self._record(work, part, given)
         for kept, x in zip(self._inputs, given, strict=True):
             kept.copy_(x)
         self._replay()
@@ -102,19 +94,20 @@ class Replayed:
             parameter.grad = gradient
         return dict(zip(self._names, self._values.clone().unbind(), strict=True))
 
-    def _record(self, part: Fed, given: list[torch.Tensor]) -> None:
+    def _record(self, work: Pass, part: Fed, given: list[torch.Tensor]) -> Callable[[], None]:
         self._inputs = [x.clone() for x in given]
         *tensors, aim = self._inputs
         kept = _like(part, tensors)
 
-        def work() -> dict[str, torch.Tensor]:
-            found = self._work(kept, aim)
+        def recorded() -> dict[str, torch.Tensor]:
+            found = work(kept, aim)
             self._names = list(found)
             return {"all": torch.stack([value.float() for value in found.values()])}
 
-        found, self._replay = self._recorder.record(work)
+        found, replay = self._recorder.record(recorded)
         self._values = found["all"]
         self._gradients = [(p, p.grad) for p in self._parameters if p.grad is not None]
+        return replay
 
 
 def _tensors(part: Fed) -> list[torch.Tensor]:
@@ -126,22 +119,3 @@ def _like(part: Fed, tensors: list[torch.Tensor]) -> Fed:
     left = iter(tensors)
     images = next(left)
     return Fed(images, None if part.offsets is None else next(left), Masks(*left))
-
-
-def check_replayable(recipe: Recipe, fabric: Fabric) -> None:
-    """Raise ConfigError where a pass of this training cannot be recorded, with what to change."""
-    engine = recipe.engine
-    found = {
-        f"runs on {fabric.device}, not on a GPU": fabric.device.type != "cuda",
-        f"has {fabric.world_size} processes": fabric.world_size > 1,
-        "shards its weights (engine.strategy=fsdp2)": engine.strategy == "fsdp2",
-        f"cuts its batch into parts (engine.accumulate={engine.accumulate})": engine.accumulate > 1,
-        "scales its loss (engine.precision=fp16)": engine.precision == "fp16",
-        "computes activations again (engine.activation_checkpointing)": engine.activation_checkpointing,
-        "hides another number of patches in each step (masking.kind=multiblock)": (
-            recipe.masking.kind == "multiblock"
-        ),
-    }
-    for reason, holds in found.items():
-        if holds:
-            raise ConfigError(f"engine.cuda_graph=true is not for a training that {reason}; leave it out")

@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from .engine import attention_kernel, compile_parts, make_optimizer, resolve_precision, set_rates
 from .model import Fed, MaskedImageModel
 from .recipe import Recipe
-from .replay import GraphRecorder, Pass, Replayed, check_replayable
+from .replay import GraphRecorder, Replayed
 from .schedules import between, learning_rate, momentum, weight_decay
 
 
@@ -39,10 +39,9 @@ class Stepper:
         self._module = fabric.setup_module(self.model)
         self.optimizer = make_optimizer(self.model, recipe.optim, fused=fabric.device.type == "cuda")
         self._optimizer: Any = fabric.setup_optimizers(self.optimizer)
-        self._pass: Pass = self._pass_once
+        self._replayed: Replayed | None = None
         if recipe.engine.cuda_graph:
-            check_replayable(recipe, fabric)
-            self._pass = Replayed(self._pass_once, self.model.parameters(), GraphRecorder(fabric.device))
+            self._replayed = Replayed(self.model.parameters(), GraphRecorder(fabric.device))
 
     def __call__(self, done: float, feed: Iterable[Fed]) -> dict[str, torch.Tensor]:
         """Take a step. The target moves first, as in the official code.
@@ -64,7 +63,8 @@ class Stepper:
             for number, part in enumerate(feed):
                 last = number == recipe.engine.accumulate - 1
                 with self.fabric.no_backward_sync(self._module, enabled=not last):
-                    found = self._pass(part, aim)
+                    replayed = self._replayed
+                    found = replayed(self._pass, part, aim) if replayed else self._pass(part, aim)
                 for name, value in found.items():
                     sums[name] = sums[name] + value if name in sums else value
         if recipe.optim.clip is not None:
@@ -76,7 +76,7 @@ class Stepper:
         self._optimizer.zero_grad(set_to_none=True)
         return sums
 
-    def _pass_once(self, part: Fed, aim: float | torch.Tensor) -> dict[str, torch.Tensor]:
+    def _pass(self, part: Fed, aim: float | torch.Tensor) -> dict[str, torch.Tensor]:
         losses = self._module(*part, aim)
         self.fabric.backward(losses.loss / self.recipe.engine.accumulate)
         return {"loss": losses.loss.detach(), **losses.terms}

@@ -87,10 +87,12 @@ def train(
         try:
             return _Run(training, data, schedule, out, reporter, fabric, cache_dir).go()
         except torch.OutOfMemoryError:
+            engine = training.recipe.engine
+            graph = "leave out engine.cuda_graph, " if engine.cuda_graph else ""
             raise TrainingError(
-                f"{fabric.device} has no room for this training; cut the batch into more parts "
-                f"(engine.accumulate={2 * training.recipe.engine.accumulate}), set "
-                "engine.activation_checkpointing=true, or train fewer at once there; "
+                f"{fabric.device} has no room for this training; {graph}cut the batch into more parts "
+                f"(engine.accumulate={2 * engine.accumulate}), set engine.activation_checkpointing=true, or "
+                "train fewer at once there; "
                 f"{_last_good(next((path for path, _ in states(out / 'states')), None))}"
             ) from None
 

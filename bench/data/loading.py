@@ -1,6 +1,7 @@
 """From images on disk to batches of pixels: decoded in worker processes, in order, errors with file names.
 
-Beside a GPU the processes only decode, and the GPU resizes (see resampling.py); the pixels are the same.
+Beside a GPU the processes only decode images of ordinary size, and the GPU resizes them (see resampling.py);
+the pixels are the same.
 """
 
 from __future__ import annotations
@@ -50,13 +51,17 @@ def view_pixels(image: Image.Image, view: View) -> Array:
     Sizes are rounded as in torchvision's ``Resize`` (long side cut to a whole number) and ``CenterCrop``
     (offset rounded to even): ``crop`` equals that pair to the bit, and ``squash`` equals ``Resize((S, S))``.
     """
-    image = image if image.mode == "RGB" else image.convert("RGB")
+    image = _rgb(image)
     target, (left, top) = _geometry(image.size, view)
     if image.size != target:
         image = image.resize(target, _FILTERS[view.interpolation])
     if view.mode == "crop":
         image = image.crop((left, top, left + view.size, top + view.size))
     return np.asarray(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _geometry(size: tuple[int, int], view: View) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -117,14 +122,13 @@ def iterate_batches(
     Raises:
         DataError: an image is broken (unless ``skip_broken``), or cannot be read; the message names the file.
     """
-    way = _way(view, device)
-    image = way.most_bytes
-    part = part_that_fits(batch_size, image, workers)
+    way = _way(view, device, batch_size, workers)
+    part, able = _room(way, batch_size, workers)
     stretches = [range(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
     decoded = _Decoded(split, way, skip_broken)
     made = in_order(
         decoded,
-        workers_that_fit(workers, part * image),
+        able,
         batch_sampler=[stretch[i : i + part] for stretch in stretches for i in range(0, len(stretch), part)],
         collate_fn=decoded.collate,
         pin_memory=device.startswith("cuda"),  # a GPU copies by itself from there
@@ -181,10 +185,10 @@ class _Resampled:
     def __init__(self, view: View, device: str) -> None:
         self.view, self.device = view, device
         self.longest = int(_MOST_SIDE * view.size)
-        self.most_bytes = 3 * self.longest**2 + 2 * 8 * view.size * (1 + resampling.MOST_TAPS)
+        self.most_bytes = 3 * self.longest**2 + 2 * view.size * (8 + 4 * resampling.MOST_TAPS)
 
     def prepare(self, image: Image.Image) -> resampling.Cut:
-        view = self.view
+        view, image = self.view, _rgb(image)
         target, corner = _geometry(image.size, view)
         made = resampling.cut(image, target, corner, view.size, view.interpolation)
         if made is None or max(made.pixels.shape) > self.longest:
@@ -198,9 +202,20 @@ class _Resampled:
         return resampling.resample(joined.to(self.device))
 
 
-def _way(view: View, device: str) -> _Way:
-    able = view.interpolation in resampling.FILTERS and resampling.equals_pillow()
-    return _Resampled(view, device) if device != "cpu" and able else _Resized(view, device)
+def _way(view: View, device: str, batch_size: int, workers: int) -> _Way:
+    ready = _Resized(view, device)
+    if device == "cpu" or view.interpolation not in resampling.FILTERS or not resampling.equals_pillow():
+        return ready
+    whole = _Resampled(view, device)
+    # Whole images take more of the shared memory; where they leave it to fewer processes, nothing is won.
+    fewer = _room(whole, batch_size, workers)[1] < _room(ready, batch_size, workers)[1]
+    return ready if fewer else whole
+
+
+def _room(way: _Way, batch_size: int, workers: int) -> tuple[int, int]:
+    """How many images are one item on their way from the processes, and how many of those may work."""
+    part = part_that_fits(batch_size, way.most_bytes, workers)
+    return part, workers_that_fit(workers, part * way.most_bytes)
 
 
 class _Part(NamedTuple):

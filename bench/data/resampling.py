@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -26,20 +27,35 @@ MOST_TAPS = 32
 """Pixels under a filter: the sums of the lower parts stay below 2^24, which float32 counts up to."""
 FILTERS: dict[Interpolation, float] = {"bilinear": 1.0, "bicubic": 2.0}
 """What can be done, and how far each filter reaches, in pixels of the coarser of both sides."""
+_AT_ONCE = 32
+"""Images that are resized at a time: at 224 pixels they take about 15 MB each meanwhile."""
+_TRIED = ((37, 53, (11, 16)), (53, 37, (16, 11)), (12, 60, (9, 45)), (30, 90, (10, 12)), (9, 8, (20, 21)))
+"""Width, height and what they are resized to: some begin with the rows, some with the columns."""
 _ROWS_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 """Whether this Pillow begins with the rows where that saves most; older ones begin with the columns."""
 
 
 class Taps(NamedTuple):
-    """What each of S places of a resized axis sees of the axis before: arrays, or tensors of several images.
+    """What each of S places of a resized axis sees of the axis before.
 
     Attributes:
-        first: (..., S) the first pixel.
-        weights: (..., S, K) of this and the following ones, times 2^22.
+        first: int64 (S,) the first pixel.
+        weights: float32 (S, K) of this and the following ones: whole numbers, times 2^22.
     """
 
     first: Array
     weights: Array
+
+
+class Axis(NamedTuple):
+    """``Taps`` of n images: (n, S) and (n, S, K)."""
+
+    first: torch.Tensor
+    weights: torch.Tensor
+
+    def of(self, images: slice) -> Axis:
+        """Those of some of the images."""
+        return Axis(self.first[images], self.weights[images])
 
 
 class Cut(NamedTuple):
@@ -58,11 +74,11 @@ class Cut(NamedTuple):
 
 
 class Cuts(NamedTuple):
-    """Several cuts: pixels (n, H, W, 3), padded below and on the right, ``Taps`` of tensors, a flag each."""
+    """Several cuts: pixels (n, H, W, 3), padded below and on the right, both axes, a flag each."""
 
     pixels: torch.Tensor
-    rows: tuple[torch.Tensor, torch.Tensor]
-    columns: tuple[torch.Tensor, torch.Tensor]
+    rows: Axis
+    columns: Axis
     rows_first: list[bool]
 
     def to(self, device: str | torch.device) -> Cuts:
@@ -71,7 +87,7 @@ class Cuts(NamedTuple):
         def move(x: torch.Tensor) -> torch.Tensor:
             return x.to(device, non_blocking=True)
 
-        rows, columns = ((move(first), move(weights)) for first, weights in (self.rows, self.columns))
+        rows, columns = (Axis(*map(move, axis)) for axis in (self.rows, self.columns))
         return Cuts(move(self.pixels), rows, columns, self.rows_first)
 
 
@@ -85,9 +101,10 @@ def cut(
     """What is needed to resize an RGB image to ``target`` (width, height) and to take the square of ``size``
     pixels whose left and top are ``corner``; None where ``resample`` cannot do it.
     """
-    if interpolation not in FILTERS or min(corner) < 0:  # where a corner lies outside, Pillow pads with black
-        return None
     (width, height), (left, top) = image.size, corner
+    outside = min(corner) < 0 or left + size > target[0] or top + size > target[1]  # filled with black
+    if outside or height > 100 * width:  # so tall, Pillow 12 begins with the rows, by another way
+        return None
     columns = _taps(width, target[0], left, size, interpolation)
     rows = _taps(height, target[1], top, size, interpolation)
     if max(columns.weights.shape[1], rows.weights.shape[1]) > MOST_TAPS:
@@ -96,7 +113,7 @@ def cut(
     left, top = int(columns.first[0]), int(rows.first[0])
     fewer_rows, fewer_columns = height - target[1], width - target[0]
     return Cut(
-        np.asarray(image)[top:bottom, left:right],
+        np.asarray(image.crop((left, top, right, bottom))),
         rows._replace(first=rows.first - top),
         columns._replace(first=columns.first - left),
         _ROWS_FIRST and fewer_rows > 0 and fewer_rows > 2 * fewer_columns,
@@ -122,16 +139,17 @@ def join(cuts: Sequence[Cut], size: int) -> Cuts:
 
 def resample(cuts: Cuts) -> torch.Tensor:
     """The resized pixels, uint8 (n, 3, S, S), where the cuts are."""
-    x = cuts.pixels.permute(0, 1, 3, 2).to(torch.float32)  # (n, H, 3, W)
-    flags = cuts.rows_first
-    if len(set(flags)) < 2:
-        return _both_axes(x, cuts.rows, cuts.columns, any(flags))
-    size = cuts.rows[0].shape[1]
-    out = torch.empty((len(x), 3, size, size), dtype=torch.uint8, device=x.device)
-    for flag in (False, True):
-        index = torch.tensor([i for i, each in enumerate(flags) if each == flag], device=x.device)
-        rows, columns = ((first[index], weights[index]) for first, weights in (cuts.rows, cuts.columns))
-        out[index] = _both_axes(x[index], rows, columns, flag)
+    size, device = cuts.rows.first.shape[1], cuts.pixels.device
+    out = torch.empty((len(cuts.pixels), 3, size, size), dtype=torch.uint8, device=device)
+    first = 0
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for rows_first, alike in groupby(cuts.rows_first):
+            end = first + len(list(alike))
+            for begin in range(first, end, _AT_ONCE):
+                some = slice(begin, min(end, begin + _AT_ONCE))
+                x = cuts.pixels[some].permute(0, 1, 3, 2).contiguous().to(torch.float32)  # (n, H, 3, W)
+                out[some] = _both_axes(x, cuts.rows.of(some), cuts.columns.of(some), rows_first)
+            first = end
     return out
 
 
@@ -142,15 +160,7 @@ def equals_pillow() -> bool:
     """
     draws = np.random.default_rng(0)
     for interpolation in FILTERS:
-        for width, height, target in (
-            *(
-                (37, 53, (11, 16)),
-                (53, 37, (16, 11)),
-                (12, 60, (9, 45)),
-                (30, 90, (10, 12)),
-                (9, 8, (20, 21)),
-            ),
-        ):
+        for width, height, target in _TRIED:
             image = Image.fromarray(draws.integers(0, 256, (height, width, 3), dtype=np.uint8))
             size = min(target)
             made = cut(image, target, (0, 0), size, interpolation)
@@ -166,7 +176,7 @@ def _taps(side: int, target: int, start: int, count: int, interpolation: Interpo
     """``count`` places from ``start`` on, of an axis of ``side`` pixels that is resized to ``target``."""
     places = np.arange(start, start + count)
     if side == target:
-        return Taps(places, np.full((count, 1), 1 << _BITS))
+        return Taps(places, np.full((count, 1), 1 << _BITS, np.float32))
     scale = side / target
     widened = max(scale, 1.0)
     reach = FILTERS[interpolation] * widened
@@ -177,7 +187,8 @@ def _taps(side: int, target: int, start: int, count: int, interpolation: Interpo
     weights = _filter((offsets + first[:, None] - centres[:, None] + 0.5) * (1.0 / widened), interpolation)
     weights[offsets >= counts[:, None]] = 0.0
     weights /= weights.cumsum(axis=1)[:, -1:]  # which adds one after the other, as Pillow does
-    return Taps(first, np.trunc(weights * (1 << _BITS) + np.where(weights < 0, -0.5, 0.5)).astype(np.int64))
+    weights = np.trunc(weights * (1 << _BITS) + np.where(weights < 0, -0.5, 0.5))
+    return Taps(first, weights.astype(np.float32))
 
 
 def _filter(x: Array, interpolation: Interpolation) -> Array:
@@ -195,24 +206,19 @@ def _end(axis: Taps) -> int:
     return int(axis.first[-1]) + int(axis.weights.shape[1])
 
 
-def _join(axes: Sequence[Taps], size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _join(axes: Sequence[Taps], size: int) -> Axis:
     most = max((axis.weights.shape[1] for axis in axes), default=1)
     first = np.zeros((len(axes), size), np.int64)
-    weights = np.zeros((len(axes), size, most), np.float64)
+    weights = np.zeros((len(axes), size, most), np.float32)
     for i, axis in enumerate(axes):
         first[i] = axis.first
         weights[i, :, : axis.weights.shape[1]] = axis.weights
-    return torch.from_numpy(first), torch.from_numpy(weights)
+    return Axis(torch.from_numpy(first), torch.from_numpy(weights))
 
 
-def _both_axes(
-    x: torch.Tensor,
-    rows: tuple[torch.Tensor, torch.Tensor],
-    columns: tuple[torch.Tensor, torch.Tensor],
-    rows_first: bool,
-) -> torch.Tensor:
-    """(n, 3, S, S) uint8 of x (n, H, 3, W)."""
-    size = rows[0].shape[1]
+def _both_axes(x: torch.Tensor, rows: Axis, columns: Axis, rows_first: bool) -> torch.Tensor:
+    """(n, 3, S, S) of x (n, H, 3, W), whole numbers in float32."""
+    size = rows.first.shape[1]
 
     def along_rows(x: torch.Tensor) -> torch.Tensor:
         n, height, colours, width = x.shape
@@ -226,7 +232,7 @@ def _both_axes(
         return _rounded(products).view(n, height, colours, size)
 
     x = along_columns(along_rows(x)) if rows_first else along_rows(along_columns(x))
-    return x.permute(0, 2, 1, 3).to(torch.uint8)
+    return x.permute(0, 2, 1, 3)
 
 
 def _matrices(first: torch.Tensor, weights: torch.Tensor, side: int) -> list[torch.Tensor]:
@@ -234,7 +240,7 @@ def _matrices(first: torch.Tensor, weights: torch.Tensor, side: int) -> list[tor
     n, size, taps = weights.shape
     places = first[:, :, None] + torch.arange(taps, device=first.device)
     high = (weights / 2**_LOW_BITS).round()
-    parts = [high.to(torch.float32), (weights - high * 2**_LOW_BITS).to(torch.float32)]
+    parts = [high, weights - high * 2**_LOW_BITS]
     # Taps that lie outside, whose weights are zero, go to columns that are cut off again.
     empty = torch.zeros((n, size, side + taps), device=first.device)
     return [empty.scatter(2, places, part)[:, :, :side] for part in parts]

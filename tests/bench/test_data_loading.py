@@ -156,7 +156,7 @@ def test_pinned_memory_is_asked_for(folder, monkeypatch):
             super().__init__(*args, **rest)
 
     monkeypatch.setattr(torch.utils.data, "DataLoader", Recorded)
-    monkeypatch.setattr(loading, "_way", lambda view, device: loading._Resampled(view, "cpu"))
+    monkeypatch.setattr(loading, "_way", lambda view, *_: loading._Resampled(view, "cpu"))
     for device in ("cpu", "cuda:0"):
         list(iterate_batches(split_of(folder), VIEW, 8, device=device))
     assert asked == [False, True]

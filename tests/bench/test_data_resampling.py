@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lmim_bench.bench.data import loading, resampling
+from lmim_bench.bench.data import loading, resampling, workers
 from lmim_bench.bench.data.loading import iterate_batches, view_pixels
 from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.errors import DataError
@@ -39,13 +39,13 @@ SIDES = st.integers(1, 120)
 @given(
     sizes=st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=4),
     size=st.integers(1, 50),
-    margin=st.integers(0, 9),
+    margin=st.integers(-2, 9),
     mode=st.sampled_from(["crop", "squash"]),
     interpolation=st.sampled_from(["bilinear", "bicubic"]),
     kind=st.sampled_from(["noise", "black and white"]),
 )
 def test_pixels_equal_those_of_pillow(sizes, size, margin, mode, interpolation, kind):
-    view = View(mode, size, size + margin, interpolation, MEAN, STD)
+    view = View(mode, size, max(1, size + margin), interpolation, MEAN, STD)
     images = [picture(*each, kind, seed) for seed, each in enumerate(sizes)]
     found = resampled(images, view)
     assert found.dtype == torch.uint8
@@ -75,16 +75,18 @@ def test_tall_images_among_others_keep_pillows_order():
 
 
 @pytest.mark.parametrize(
-    "shape",
-    [(200, 60), (30, 10 * 40), (8, 30)],
-    ids=["too long to send", "more taps than are exact", "filled up with black"],
+    ("shape", "view"),
+    [
+        ((200, 60), View("crop", 20, 20, "bicubic", MEAN, STD)),
+        ((30, 400), View("squash", 20, 20, "bicubic", MEAN, STD)),
+        ((8, 30), View("crop", 20, 12, "bicubic", MEAN, STD)),
+        ((25, 30), View("crop", 20, 19, "bicubic", MEAN, STD)),
+        ((42, 40), View("crop", 20, 19, "bicubic", MEAN, STD)),
+        ((362, 3), View("squash", 20, 20, "bicubic", MEAN, STD)),
+    ],
+    ids=["long", "more taps than are exact", "black around", "black below", "black beside", "very tall"],
 )
-def test_what_is_not_resized_as_products_is_by_pillow(shape):
-    view = View("crop", 20, 20, "bicubic", MEAN, STD)
-    if shape == (8, 30):
-        view = View("crop", 20, 12, "bicubic", MEAN, STD)
-    elif shape == (30, 400):
-        view = View("squash", 20, 20, "bicubic", MEAN, STD)
+def test_what_is_not_resized_as_products_is_by_pillow(shape, view):
     image = picture(*shape)
     prepared = loading._Resampled(view, "cpu").prepare(image)
     assert prepared.pixels.shape == (20, 20, 3)
@@ -119,19 +121,35 @@ def test_it_is_tried_whether_the_installed_pillow_resizes_like_this(monkeypatch)
     try:
         monkeypatch.setattr(resampling, "_ROWS_FIRST", not resampling._ROWS_FIRST)
         assert not resampling.equals_pillow()
-        assert isinstance(
-            loading._way(View("squash", 8, 8, "bilinear", MEAN, STD), "cuda:0"), loading._Resized
-        )
+        view = View("squash", 8, 8, "bilinear", MEAN, STD)
+        assert isinstance(loading._way(view, "cuda:0", 4, 2), loading._Resized)
     finally:
         resampling.equals_pillow.cache_clear()
 
 
-def test_who_resizes():
+def test_who_resizes(monkeypatch):
     view = View("squash", 8, 8, "bilinear", MEAN, STD)
-    assert isinstance(loading._way(view, "cpu"), loading._Resized)
-    assert isinstance(loading._way(view, "cuda:0"), loading._Resampled)
+    assert isinstance(loading._way(view, "cpu", 4, 2), loading._Resized)
+    assert isinstance(loading._way(view, "cuda:0", 4, 2), loading._Resampled)
     nearest = View("squash", 8, 8, "nearest", MEAN, STD)
-    assert isinstance(loading._way(nearest, "cuda:0"), loading._Resized)
+    assert isinstance(loading._way(nearest, "cuda:0", 4, 2), loading._Resized)
+    # Docker's 64 MB: whole images of this size would leave room for 2 processes of 15.
+    monkeypatch.setattr(workers, "shared_room", lambda: 64 * 2**20)
+    large = View("crop", 518, 592, "bicubic", MEAN, STD)
+    assert isinstance(loading._way(large, "cuda:0", 48, 15), loading._Resized)
+
+
+def test_autocast_does_not_round_pixels():
+    view = View("crop", 32, 36, "bicubic", MEAN, STD)
+    images = [picture(60, 80)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(resampled(images, view), by_pillow(images, view))
+
+
+def test_a_split_may_give_grey_images():
+    view = View("crop", 16, 18, "bicubic", MEAN, STD)
+    images = [picture(30, 40).convert("L")]
+    assert torch.equal(resampled(images, view), by_pillow(images, view))
 
 
 class Pictures(ArraySplit):
@@ -147,24 +165,24 @@ class Pictures(ArraySplit):
         return picture(20 + 3 * i, 50 - i, seed=i)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_that_a_device_resizes_are_the_same(workers, monkeypatch):
+@pytest.mark.parametrize("processes", [0, 2])
+def test_batches_that_a_device_resizes_are_the_same(processes, monkeypatch):
     view = View("crop", 16, 18, "bicubic", MEAN, STD)
     split = Pictures(23, broken=(3, 4, 22))
     expected = list(iterate_batches(split, view, 5, 0, skip_broken=True))
-    monkeypatch.setattr(loading, "_way", lambda view, device: loading._Resampled(view, device))
-    found = list(iterate_batches(split, view, 5, workers, skip_broken=True))
+    monkeypatch.setattr(loading, "_way", lambda view, *_: loading._Resampled(view, "cpu"))
+    found = list(iterate_batches(split, view, 5, processes, skip_broken=True))
     assert len(found) == len(expected) == 5
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.positions.tolist() == theirs.positions.tolist()
         assert ours.broken == theirs.broken
         assert torch.equal(ours.images, theirs.images)
     with pytest.raises(DataError, match="3 is broken; --skip-broken leaves"):
-        list(iterate_batches(split, view, 5, workers))
+        list(iterate_batches(split, view, 5, processes))
 
 
 def test_a_batch_of_broken_images_alone_is_empty(monkeypatch):
-    monkeypatch.setattr(loading, "_way", lambda view, device: loading._Resampled(view, device))
+    monkeypatch.setattr(loading, "_way", lambda view, *_: loading._Resampled(view, "cpu"))
     view = View("squash", 9, 9, "bilinear", MEAN, STD)
     (batch,) = iterate_batches(Pictures(2, broken=(0, 1)), view, 2, skip_broken=True)
     assert batch.images.shape == (0, 3, 9, 9)

@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
 
 from lmim_bench.bench import cores, trainings
 from lmim_bench.bench.data import workers as data_workers
+from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.errors import TrainingError
 from lmim_bench.bench.progress import Reporter
@@ -82,6 +84,25 @@ def test_images_are_decoded_by_all_cores_before_the_trainings_share_them(
     trainer, rows = planned("mae", "latent-mim", None, sets=asked)
     trainer.train_all(rows, Reporter(), jobs=2)
     assert begun == [[workers]]
+
+
+def test_what_a_process_is_sent_fits_into_the_pipe_that_it_has_not_read_yet(planned, monkeypatch):
+    """Else its start waits until it has imported all that reads it, and for ever where it dies meanwhile."""
+    sent = []
+
+    def begin(context, *arguments):
+        sent.append(len(ForkingPickler.dumps(arguments)))
+        raise TrainingError("seen enough")
+
+    monkeypatch.setattr(trainings, "_begin", begin)
+    trainer, rows = planned("mae", "latent-mim")
+    pixels = np.zeros((500, 32, 32, 3), np.uint8)
+    large = ArraySplit(pixels, [str(i) for i in range(500)], np.zeros(500, np.int64))
+    splits = {**trainer.data.splits, "large": large}
+    trainer = replace(trainer, data=replace(trainer.data, splits=splits))
+    with pytest.raises(TrainingError, match="seen enough"):
+        trainer.train_all(rows, Reporter(), jobs=2)
+    assert 0 < sent[0] < 2**15
 
 
 @pytest.mark.slow
