@@ -1,6 +1,7 @@
 import errno
 import pickle
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -305,6 +306,9 @@ def test_room_that_another_process_takes_meanwhile_is_one_line(tmp_path, monkeyp
     assert [p.suffix for p in (tmp_path / "pixels").iterdir()] == [".lock"]
 
 
+WAITING = "waiting for another process, which makes"
+
+
 def test_only_those_who_make_the_same_wait_for_each_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(claims, "_PATIENCE", 0.05)
     split, config = Photos(SIZES[:5]), stored(store_size=8)
@@ -313,11 +317,11 @@ def test_only_those_who_make_the_same_wait_for_each_other(tmp_path, monkeypatch,
     with ThreadPoolExecutor(1) as pool:
         with claims.in_turn(folder, Reporter()):
             open_pixels(split, "another", config, tmp_path, 0, Reporter())
-            assert "waiting" not in capsys.readouterr().err
-            same = pool.submit(open_pixels, split, "abc", config, tmp_path, 0, Reporter())
-            said = ""
-            while not same.done() and "waiting for another process, which makes" not in said:
-                said += capsys.readouterr().err
+            assert WAITING not in capsys.readouterr().err
+            reporter, said = Reporter(), threading.Event()
+            monkeypatch.setattr(reporter, "line", lambda line: WAITING in line and said.set())
+            same = pool.submit(open_pixels, split, "abc", config, tmp_path, 0, reporter)
+            assert said.wait(60)
             assert not same.done()
         assert same.result().folder == folder
 
