@@ -30,9 +30,7 @@ class Recorder(Protocol):
     def warm(self, work: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Do it, so that it can be recorded later."""
 
-    def record(
-        self, work: Callable[[], dict[str, torch.Tensor]]
-    ) -> tuple[dict[str, torch.Tensor], Callable[[], None]]:
+    def record(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         """What the work returns, which is not computed yet, and what computes it, again and again."""
 
 
@@ -51,9 +49,7 @@ class GraphRecorder:
         current.wait_stream(self._stream)
         return found
 
-    def record(
-        self, work: Callable[[], dict[str, torch.Tensor]]
-    ) -> tuple[dict[str, torch.Tensor], Callable[[], None]]:
+    def record(self, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
         # The thread that pins the next batch allocates memory meanwhile, which would end a recording of all.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
@@ -99,13 +95,12 @@ class Replayed:
         *tensors, aim = self._inputs
         kept = _like(part, tensors)
 
-        def recorded() -> dict[str, torch.Tensor]:
+        def recorded() -> torch.Tensor:
             found = work(kept, aim)
             self._names = list(found)
-            return {"all": torch.stack([value.float() for value in found.values()])}
+            return torch.stack([value.float() for value in found.values()])
 
-        found, replay = self._recorder.record(recorded)
-        self._values = found["all"]
+        self._values, replay = self._recorder.record(recorded)
         self._gradients = [(p, p.grad) for p in self._parameters if p.grad is not None]
         return replay
 

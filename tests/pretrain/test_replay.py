@@ -28,7 +28,7 @@ class Recorded:
         assert all(p.grad is None for p in self.parameters)
         found = work()
         gradients = [p.grad for p in self.parameters]
-        kept = [*found.values(), *(g for g in gradients if g is not None)]
+        kept = [found, *(g for g in gradients if g is not None)]
         for each in kept:
             each.fill_(torch.nan)  # recording computes nothing
 
@@ -37,7 +37,7 @@ class Recorded:
             for p in self.parameters:
                 p.grad = None
             again = work()
-            new = [*again.values(), *(p.grad for p in self.parameters if p.grad is not None)]
+            new = [again, *(p.grad for p in self.parameters if p.grad is not None)]
             for old, value in zip(kept, new, strict=True):
                 old.copy_(value)
             for p in self.parameters:
