@@ -87,7 +87,8 @@ class Speed:
     Attributes:
         label: whose code it is.
         images_per_second: over the blocks; ``every`` holds each of them, in order.
-        memory: peak of the allocated bytes, without what belongs to the other sides; None on the CPU.
+        memory: most bytes allocated beyond those before the side was made, up to the end of its first block
+            (where a pass that is replayed later is recorded: replaying allocates nothing); None on the CPU.
     """
 
     label: str
@@ -108,27 +109,23 @@ def time_sides(
     """
     device = images.device
     sides: dict[str, Side] = {}
-    resident: dict[str, int] = {}
+    peaks: dict[str, int | None] = {}
     for name, build in builders.items():
         before = _allocated(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         sides[name] = build()
         _seconds(sides[name], steps, device)
-        resident[name] = _allocated(device) - before
+        peaks[name] = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    peaks = dict.fromkeys(sides, 0)
     for _ in range(repeats):
         for name, side in sides.items():
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
             rates[name].append(len(images) * steps / _seconds(side, steps, device))
-            if device.type == "cuda":
-                others = sum(resident.values()) - resident[name]
-                peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(device) - others)
     if look is not None:
         for name, side in sides.items():
             look(name, side)
     return {
-        name: Speed(side.label, Spread.of(rates[name]), rates[name], peaks[name] or None)
+        name: Speed(side.label, Spread.of(rates[name]), rates[name], peaks[name])
         for name, side in sides.items()
     }
 
