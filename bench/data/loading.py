@@ -6,7 +6,7 @@ the pixels are the same.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +19,8 @@ from torch.utils.data import Dataset as TorchDataset
 from ..errors import DataError, UnreadableError
 from ..types import Array, ImageSplit, View
 from . import resampling
-from .workers import in_order, part_that_fits, workers_that_fit
+from .slots import Place, Slot, Slots
+from .workers import in_order, part_that_fits, under_way, workers_that_fit
 
 _MOST_SIDE = 2.5
 """The longest side of what a GPU is sent of an image, over that of the result; larger ones come resized."""
@@ -125,69 +126,84 @@ def iterate_batches(
     way = _way(view, device, batch_size, workers)
     part, able = _room(way, batch_size, workers)
     stretches = [range(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
-    decoded = _Decoded(split, way, skip_broken)
-    made = in_order(
-        decoded,
-        able,
-        batch_sampler=[stretch[i : i + part] for stretch in stretches for i in range(0, len(stretch), part)],
-        collate_fn=decoded.collate,
-        pin_memory=device.startswith("cuda"),  # a GPU copies by itself from there
-    )
+    parts = [stretch[i : i + part] for stretch in stretches for i in range(0, len(stretch), part)]
+    slots = Slots(under_way(able) if able else 1, part * way.most_bytes, shared=able > 0)
+    decoded = _Decoded(split, parts, way, slots, skip_broken)
+    made = in_order(decoded, able, batch_size=None, collate_fn=_as_it_is)
     with closing(made):
+        batches = (_batch(part, slots.filled(i, part.used), way, device) for i, part in enumerate(made))
         for stretch in stretches:
-            parts = (_good(next(made)) for _ in range(0, len(stretch), part))
-            if part == batch_size:
-                yield _batch(next(parts), way)
-            else:
-                yield _joined((_batch(each, way) for each in parts), len(stretch))
+            yield _joined((next(batches) for _ in range(0, len(stretch), part)), len(stretch))
 
 
 class _Way(Protocol):
     """How an image comes to its pixels: what is made of it in a process, and what of that on the device.
 
     Attributes:
-        most_bytes: what an image takes on its way from the process, at most.
+        most_bytes: what an image takes in a slot, at most.
     """
 
     most_bytes: int
 
-    def prepare(self, image: Image.Image) -> Any:
-        """Of an image, in a process."""
+    def put(self, image: Image.Image, slot: Slot) -> Any:
+        """Write what is needed of an image; what is returned goes to ``close``."""
 
-    def join(self, prepared: Sequence[Any]) -> Any:
-        """Of several, in a process."""
+    def close(self, put: list[Any], slot: Slot) -> Any:
+        """Write what is needed of all of them; what is returned goes through a queue to ``finish``."""
 
-    def finish(self, joined: Any) -> torch.Tensor:
-        """Their pixels, uint8 (n, 3, S, S), on the device."""
+    def finish(self, written: torch.Tensor, closed: Any) -> torch.Tensor:
+        """Their pixels, uint8 (n, 3, S, S), of the bytes of the slot, on the device where these are."""
 
 
 class _Resized:
     """The processes resize, by Pillow."""
 
-    def __init__(self, view: View, device: str) -> None:
-        self.view, self.device = view, device
+    def __init__(self, view: View) -> None:
+        self.view = view
         self.most_bytes = 3 * view.size**2
 
-    def prepare(self, image: Image.Image) -> Array:
-        return view_pixels(image, self.view)
+    def put(self, image: Image.Image, slot: Slot) -> None:
+        slot.put(view_pixels(image, self.view))
 
-    def join(self, prepared: Sequence[Array]) -> torch.Tensor:
-        size = self.view.size
-        return torch.from_numpy(np.stack(prepared) if prepared else np.zeros((0, size, size, 3), np.uint8))
+    def close(self, put: list[None], slot: Slot) -> None:
+        return None
 
-    def finish(self, joined: torch.Tensor) -> torch.Tensor:
-        return joined.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+    def finish(self, written: torch.Tensor, closed: None) -> torch.Tensor:
+        return written.view(-1, self.view.size, self.view.size, 3).permute(0, 3, 1, 2)
+
+
+class _Put(NamedTuple):
+    """``resampling.Cut``, its pixels by their place."""
+
+    pixels: Place
+    rows: resampling.Taps
+    columns: resampling.Taps
+    rows_first: bool
+
+
+class _Cuts(NamedTuple):
+    """``resampling.Cuts``, by their places."""
+
+    pixels: list[Place]
+    rows: tuple[Place, Place]
+    columns: tuple[Place, Place]
+    rows_first: list[bool]
 
 
 class _Resampled:
     """The device resizes what the processes cut out."""
 
-    def __init__(self, view: View, device: str) -> None:
-        self.view, self.device = view, device
+    def __init__(self, view: View) -> None:
+        self.view = view
         self.longest = int(_MOST_SIDE * view.size)
-        self.most_bytes = 3 * self.longest**2 + 2 * view.size * (8 + 4 * resampling.MOST_TAPS)
+        self.most_bytes = 3 * self.longest**2 + 2 * (view.size + 1) * (8 + 4 * resampling.MOST_TAPS)
 
-    def prepare(self, image: Image.Image) -> resampling.Cut:
+    def put(self, image: Image.Image, slot: Slot) -> _Put:
+        cut = self.cut(image)
+        return _Put(slot.put(cut.pixels), *cut[1:])
+
+    def cut(self, image: Image.Image) -> resampling.Cut:
+        """What is needed of an image."""
         view, image = self.view, _rgb(image)
         target, corner = _geometry(image.size, view)
         made = resampling.cut(image, target, corner, view.size, view.interpolation)
@@ -195,18 +211,29 @@ class _Resampled:
             return resampling.finished(view_pixels(image, view))
         return made
 
-    def join(self, prepared: Sequence[resampling.Cut]) -> resampling.Cuts:
-        return resampling.join(prepared, self.view.size)
+    def close(self, put: list[_Put], slot: Slot) -> _Cuts:
+        rows = resampling.stack([each.rows for each in put], self.view.size)
+        columns = resampling.stack([each.columns for each in put], self.view.size)
+        return _Cuts(
+            [each.pixels for each in put],
+            (slot.put(rows.first), slot.put(rows.weights)),
+            (slot.put(columns.first), slot.put(columns.weights)),
+            [each.rows_first for each in put],
+        )
 
-    def finish(self, joined: resampling.Cuts) -> torch.Tensor:
-        return resampling.resample(joined.to(self.device))
+    def finish(self, written: torch.Tensor, closed: _Cuts) -> torch.Tensor:
+        rows, columns = (
+            resampling.Axis(*(place.of(written) for place in axis)) for axis in (closed.rows, closed.columns)
+        )
+        pixels = [place.of(written) for place in closed.pixels]
+        return resampling.resample(resampling.Cuts(pixels, rows, columns, closed.rows_first))
 
 
 def _way(view: View, device: str, batch_size: int, workers: int) -> _Way:
-    ready = _Resized(view, device)
+    ready = _Resized(view)
     if device == "cpu" or view.interpolation not in resampling.FILTERS or not resampling.equals_pillow():
         return ready
-    whole = _Resampled(view, device)
+    whole = _Resampled(view)
     # Whole images take more of the shared memory; where they leave it to fewer processes, nothing is won.
     fewer = _room(whole, batch_size, workers)[1] < _room(ready, batch_size, workers)[1]
     return ready if fewer else whole
@@ -219,28 +246,33 @@ def _room(way: _Way, batch_size: int, workers: int) -> tuple[int, int]:
 
 
 class _Part(NamedTuple):
-    """Images that follow each other: positions, what is made of them, ids of the broken ones; ``stop`` says
-    why nothing may go on.
+    """Images that follow each other: positions, bytes in their slot, what ``_Way.close`` said of them, ids of
+    the broken ones; ``stop`` says why nothing may go on.
     """
 
-    positions: Array
-    content: Any
-    broken: list[str]
-    stop: str
+    positions: list[int]
+    used: int = 0
+    closed: Any = None
+    broken: Sequence[str] = ()
+    stop: str = ""
 
 
-def _good(part: _Part) -> _Part:
-    if part.stop:
-        raise DataError(part.stop)
+def _as_it_is(part: _Part) -> _Part:
     return part
 
 
-def _batch(part: _Part, way: _Way) -> Batch:
-    return Batch(part.positions, way.finish(part.content), part.broken)
+def _batch(part: _Part, written: torch.Tensor, way: _Way, device: str) -> Batch:
+    """Of a part, on the device; where that is the CPU, the pixels may lie in the part's slot."""
+    if part.stop:
+        raise DataError(part.stop)
+    if device.startswith("cuda"):
+        written = written.pin_memory()  # a GPU copies by itself from there
+    written = written.to(device, non_blocking=True)
+    return Batch(np.asarray(part.positions, np.int64), way.finish(written, part.closed), [*part.broken])
 
 
-def _joined(parts: Iterator[Batch], most: int) -> Batch:
-    """One batch of several, copied as they come, which frees their shared memory."""
+def _joined(parts: Iterable[Batch], most: int) -> Batch:
+    """One batch of several, copied as they come, so that their slots may be written again."""
     images: torch.Tensor | None = None
     positions: list[Array] = []
     broken: list[str] = []
@@ -256,38 +288,36 @@ def _joined(parts: Iterator[Batch], most: int) -> Batch:
     return Batch(np.concatenate(positions), images[:filled], broken)
 
 
-class _Item(NamedTuple):
-    """An image; one without content is left out, unless ``stop`` says why nothing may go on without it."""
-
-    position: int
-    content: Any = None
-    stop: str = ""
-
-
-class _Decoded(TorchDataset[_Item]):
-    def __init__(self, split: ImageSplit, way: _Way, skip_broken: bool) -> None:
-        self.split, self.way, self.skip_broken = split, way, skip_broken
+class _Decoded(TorchDataset[_Part]):
+    def __init__(
+        self, split: ImageSplit, parts: Sequence[range], way: _Way, slots: Slots, skip_broken: bool
+    ) -> None:
+        self.split, self.parts, self.way, self.slots = split, parts, way, slots
+        self.skip_broken = skip_broken
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self.parts)
 
-    def __getitem__(self, i: int) -> _Item:
-        # An exception that crosses the process border loses its one-line message, so the message travels.
-        try:
-            return _Item(i, self.way.prepare(self.split.image(i)))
-        except UnreadableError as error:
-            return _Item(i, stop=f"{error}")
-        except DataError as error:
-            return _Item(i, stop="" if self.skip_broken else f"{error}; --skip-broken leaves such images out")
-
-    def collate(self, items: Sequence[_Item]) -> _Part:
-        whole = [item for item in items if item.content is not None]
-        return _Part(
-            np.asarray([item.position for item in whole], dtype=np.int64),
-            self.way.join([item.content for item in whole]),
-            [self.split.ids[item.position] for item in items if item.content is None],
-            next((item.stop for item in items if item.stop), ""),
-        )
+    def __getitem__(self, i: int) -> _Part:
+        slot = self.slots.empty(i)
+        positions: list[int] = []
+        put: list[Any] = []
+        broken: list[str] = []
+        for position in self.parts[i]:
+            # An exception that crosses the process border loses its one-line message, so the message travels.
+            try:
+                image = self.split.image(position)
+            except UnreadableError as error:
+                return _Part([], stop=f"{error}")
+            except DataError as error:
+                if not self.skip_broken:
+                    return _Part([], stop=f"{error}; --skip-broken leaves such images out")
+                broken.append(self.split.ids[position])
+            else:
+                positions.append(position)
+                put.append(self.way.put(image, slot))
+        closed = self.way.close(put, slot)
+        return _Part(positions, slot.used, closed, broken)
 
 
 def _tensor(pixels: Array) -> torch.Tensor:

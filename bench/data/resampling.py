@@ -74,21 +74,12 @@ class Cut(NamedTuple):
 
 
 class Cuts(NamedTuple):
-    """Several cuts: pixels (n, H, W, 3), padded below and on the right, both axes, a flag each."""
+    """Several cuts on one device: their pixels, both axes, a flag each."""
 
-    pixels: torch.Tensor
+    pixels: list[torch.Tensor]
     rows: Axis
     columns: Axis
     rows_first: list[bool]
-
-    def to(self, device: str | torch.device) -> Cuts:
-        """The same on a device."""
-
-        def move(x: torch.Tensor) -> torch.Tensor:
-            return x.to(device, non_blocking=True)
-
-        rows, columns = (Axis(*map(move, axis)) for axis in (self.rows, self.columns))
-        return Cuts(move(self.pixels), rows, columns, self.rows_first)
 
 
 def cut(
@@ -126,20 +117,20 @@ def finished(pixels: Array) -> Cut:
     return Cut(pixels, same, same, False)
 
 
-def join(cuts: Sequence[Cut], size: int) -> Cuts:
-    """Cuts whose result has ``size`` pixels a side, one beside the other."""
-    height = max((c.pixels.shape[0] for c in cuts), default=1)
-    width = max((c.pixels.shape[1] for c in cuts), default=1)
-    pixels = np.zeros((len(cuts), height, width, 3), np.uint8)
-    for place, each in zip(pixels, cuts, strict=True):
-        place[: each.pixels.shape[0], : each.pixels.shape[1]] = each.pixels
-    rows, columns = (_join([c.rows for c in cuts], size), _join([c.columns for c in cuts], size))
-    return Cuts(torch.from_numpy(pixels), rows, columns, [c.rows_first for c in cuts])
+def stack(axes: Sequence[Taps], size: int) -> Taps:
+    """The taps of n images whose result has ``size`` pixels a side: (n, S) and (n, S, K)."""
+    most = max((axis.weights.shape[1] for axis in axes), default=1)
+    first = np.zeros((len(axes), size), np.int64)
+    weights = np.zeros((len(axes), size, most), np.float32)
+    for i, axis in enumerate(axes):
+        first[i] = axis.first
+        weights[i, :, : axis.weights.shape[1]] = axis.weights
+    return Taps(first, weights)
 
 
 def resample(cuts: Cuts) -> torch.Tensor:
     """The resized pixels, uint8 (n, 3, S, S), where the cuts are."""
-    size, device = cuts.rows.first.shape[1], cuts.pixels.device
+    size, device = cuts.rows.first.shape[1], cuts.rows.first.device
     out = torch.empty((len(cuts.pixels), 3, size, size), dtype=torch.uint8, device=device)
     first = 0
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -147,7 +138,7 @@ def resample(cuts: Cuts) -> torch.Tensor:
             end = first + len(list(alike))
             for begin in range(first, end, _AT_ONCE):
                 some = slice(begin, min(end, begin + _AT_ONCE))
-                x = cuts.pixels[some].permute(0, 1, 3, 2).contiguous().to(torch.float32)  # (n, H, 3, W)
+                x = _side_by_side(cuts.pixels[some])
                 out[some] = _both_axes(x, cuts.rows.of(some), cuts.columns.of(some), rows_first)
             first = end
     return out
@@ -166,9 +157,14 @@ def equals_pillow() -> bool:
             made = cut(image, target, (0, 0), size, interpolation)
             whole = image.resize(target, Image.Resampling[interpolation.upper()])
             expected = torch.from_numpy(np.asarray(whole)[:size, :size].copy()).permute(2, 0, 1)
-            if made is None or not torch.equal(resample(join([made], size))[0], expected):
+            if made is None or not torch.equal(_resampled(made, size), expected):
                 return False
     return True
+
+
+def _resampled(one: Cut, size: int) -> torch.Tensor:
+    rows, columns = (Axis(*map(torch.from_numpy, stack([taps], size))) for taps in (one.rows, one.columns))
+    return resample(Cuts([torch.tensor(one.pixels)], rows, columns, [one.rows_first]))[0]
 
 
 @lru_cache(maxsize=512)
@@ -206,14 +202,13 @@ def _end(axis: Taps) -> int:
     return int(axis.first[-1]) + int(axis.weights.shape[1])
 
 
-def _join(axes: Sequence[Taps], size: int) -> Axis:
-    most = max((axis.weights.shape[1] for axis in axes), default=1)
-    first = np.zeros((len(axes), size), np.int64)
-    weights = np.zeros((len(axes), size, most), np.float32)
-    for i, axis in enumerate(axes):
-        first[i] = axis.first
-        weights[i, :, : axis.weights.shape[1]] = axis.weights
-    return Axis(torch.from_numpy(first), torch.from_numpy(weights))
+def _side_by_side(images: list[torch.Tensor]) -> torch.Tensor:
+    """float32 (n, H, 3, W) of uint8 images (h, w, 3), filled up below and on the right."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    x = torch.zeros((len(images), height, 3, width), dtype=torch.float32, device=images[0].device)
+    for place, image in zip(x, images, strict=True):
+        place[: image.shape[0], :, : image.shape[1]] = image.permute(0, 2, 1)
+    return x
 
 
 def _both_axes(x: torch.Tensor, rows: Axis, columns: Axis, rows_first: bool) -> torch.Tensor:

@@ -44,7 +44,7 @@ def shared_room() -> int | None:
     return shutil.disk_usage(_SHARED).free // sharers() if _SHARED.is_dir() else None
 
 
-def _under_way(workers: int) -> int:
+def under_way(workers: int) -> int:
     """Items that so many processes and whoever asks for them hold at a time."""
     return _AHEAD * (workers + 1)
 
@@ -67,13 +67,13 @@ def part_that_fits(count: int, each: int, workers: int) -> int:
     if not workers:
         return count
     room = shared_room()
-    fits = count if room is None else room // 2 // _under_way(workers) // each
+    fits = count if room is None else room // 2 // under_way(workers) // each
     return max(1, min(count, _MOST_IN_A_PART, fits))
 
 
 def room_wanted(workers: int) -> int:
     """Shared memory with which so many processes make whole batches of 256 images of 224 x 224 pixels."""
-    return 2 * _under_way(workers) * 256 * 3 * 224**2
+    return 2 * under_way(workers) * 256 * 3 * 224**2
 
 
 def in_order(dataset: TorchDataset[Any], workers: int, **options: Any) -> Generator[Any]:

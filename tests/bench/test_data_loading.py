@@ -146,20 +146,17 @@ def test_an_image_that_cannot_be_read_now_is_never_left_out(folder, monkeypatch,
         list(iterate_batches(split, VIEW, 4, workers, skip_broken))
 
 
-def test_pinned_memory_is_asked_for(folder, monkeypatch):
-    """That pixels arrive in it takes a GPU."""
-    asked = []
-
-    class Recorded(torch.utils.data.DataLoader):
-        def __init__(self, *args, pin_memory, **rest):
-            asked.append(pin_memory)
-            super().__init__(*args, **rest)
-
-    monkeypatch.setattr(torch.utils.data, "DataLoader", Recorded)
-    monkeypatch.setattr(loading, "_way", lambda view, *_: loading._Resampled(view, "cpu"))
-    for device in ("cpu", "cuda:0"):
-        list(iterate_batches(split_of(folder), VIEW, 8, device=device))
-    assert asked == [False, True]
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_pixels_go_to_a_gpu_through_pinned_memory(folder, monkeypatch, workers, device):
+    """That they arrive there takes one."""
+    steps = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: steps.append("pinned") or x)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, where, non_blocking: steps.append(where) or x)
+    monkeypatch.setattr(loading, "_way", lambda view, *_: loading._Resized(view))
+    expected = ["cpu"] * 4 if device == "cpu" else ["pinned", "cuda:0"] * 4
+    list(iterate_batches(split_of(folder), VIEW, 8, workers, device=device))
+    assert steps == expected
 
 
 def test_the_strides_of_pixels_change_no_number_and_no_strides_of_the_outcome():

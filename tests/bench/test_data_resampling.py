@@ -9,6 +9,7 @@ from PIL import Image
 
 from lmim_bench.bench.data import loading, resampling, workers
 from lmim_bench.bench.data.loading import iterate_batches, view_pixels
+from lmim_bench.bench.data.slots import Slots
 from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.types import View
@@ -24,8 +25,11 @@ def picture(height: int, width: int, kind: str = "noise", seed: int = 0) -> Imag
 
 
 def resampled(images: list[Image.Image], view: View) -> torch.Tensor:
-    way = loading._Resampled(view, "cpu")
-    return way.finish(way.join([way.prepare(image) for image in images]))
+    way = loading._Resampled(view)
+    slots = Slots(1, way.most_bytes * len(images), shared=False)
+    slot = slots.empty(0)
+    closed = way.close([way.put(image, slot) for image in images], slot)
+    return way.finish(slots.filled(0, slot.used), closed)
 
 
 def by_pillow(images: list[Image.Image], view: View) -> torch.Tensor:
@@ -68,8 +72,8 @@ def test_tall_images_among_others_keep_pillows_order():
     """Pillow 13 begins with the rows of the tall ones."""
     view = View("squash", 24, 24, "bicubic", MEAN, STD)
     images = [picture(*each, seed=7) for each in [(50, 50), (60, 25), (50, 55), (59, 24)]]
-    way = loading._Resampled(view, "cpu")
-    flags = [way.prepare(image).rows_first for image in images]
+    way = loading._Resampled(view)
+    flags = [way.cut(image).rows_first for image in images]
     assert flags == [False, resampling._ROWS_FIRST, False, resampling._ROWS_FIRST]
     assert torch.equal(resampled(images, view), by_pillow(images, view))
 
@@ -88,8 +92,7 @@ def test_tall_images_among_others_keep_pillows_order():
 )
 def test_what_is_not_resized_as_products_is_by_pillow(shape, view):
     image = picture(*shape)
-    prepared = loading._Resampled(view, "cpu").prepare(image)
-    assert prepared.pixels.shape == (20, 20, 3)
+    assert loading._Resampled(view).cut(image).pixels.shape == (20, 20, 3)
     assert torch.equal(resampled([image], view), by_pillow([image], view))
 
 
@@ -170,7 +173,7 @@ def test_batches_that_a_device_resizes_are_the_same(processes, monkeypatch):
     view = View("crop", 16, 18, "bicubic", MEAN, STD)
     split = Pictures(23, broken=(3, 4, 22))
     expected = list(iterate_batches(split, view, 5, 0, skip_broken=True))
-    monkeypatch.setattr(loading, "_way", lambda view, *_: loading._Resampled(view, "cpu"))
+    monkeypatch.setattr(loading, "_way", lambda view, *_: loading._Resampled(view))
     found = list(iterate_batches(split, view, 5, processes, skip_broken=True))
     assert len(found) == len(expected) == 5
     for ours, theirs in zip(found, expected, strict=True):
@@ -182,7 +185,7 @@ def test_batches_that_a_device_resizes_are_the_same(processes, monkeypatch):
 
 
 def test_a_batch_of_broken_images_alone_is_empty(monkeypatch):
-    monkeypatch.setattr(loading, "_way", lambda view, *_: loading._Resampled(view, "cpu"))
+    monkeypatch.setattr(loading, "_way", lambda view, *_: loading._Resampled(view))
     view = View("squash", 9, 9, "bilinear", MEAN, STD)
     (batch,) = iterate_batches(Pictures(2, broken=(0, 1)), view, 2, skip_broken=True)
     assert batch.images.shape == (0, 3, 9, 9)
