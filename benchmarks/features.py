@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +52,29 @@ def photographs(folder: Path, count: int, seed: int) -> ImageSplit:
         noisy = np.clip(smooth + rng.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / name, quality=90)
     return FileSplit(folder, names)
+
+
+class Reading(NamedTuple):
+    """Images a second in all and after the first batch, seconds until that, this process's CPU an image."""
+
+    rate: float
+    later: float
+    first: float
+    own: float
+
+
+def read_all(split: ImageSplit, view: View, batch: int, workers: int, device: str) -> Reading:
+    """Read and cut all images, batch by batch onto the device, and leave them."""
+    begun, own = time.perf_counter(), time.process_time()
+    batches = iterate_batches(split, view, batch, workers, device=device)
+    some = len(next(batches).positions)
+    first = time.perf_counter() - begun
+    rest = sum(len(part.positions) for part in batches)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    taken = time.perf_counter() - begun
+    later = rest / (taken - first) if rest else some / first
+    return Reading((some + rest) / taken, later, first, (time.process_time() - own) / (some + rest))
 
 
 class _Silent:
@@ -104,26 +127,28 @@ def main() -> None:
     try:
         name = f"{args.model} on {device}"
         (found,), own, second = compare({name: ours}, theirs, args.rounds, warm=device != "cpu")
-        begun = time.perf_counter()
-        read = sum(
-            len(part.positions) for part in iterate_batches(split, view, batch, workers, device=device)
-        )
-        reading = read / (time.perf_counter() - begun)
+        reading = read_all(split, view, batch, workers, device)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     apart = float(np.abs(own[name] - second)[:alike].max())
     print(f"largest difference of a feature: {apart:.1e} (allowed {TOLERANCE[args.precision]:g})")
     encoding, whole = (args.images / Spread.of(side).median for side in (found.theirs, found.ours))
-    slower = "the encoder" if encoding < reading else "reading"
+    slower = "the encoder" if encoding < reading.rate else "reading"
     print(
-        f"images a second: reading and cutting alone {reading:.0f} ({workers} workers), forward alone "
+        f"images a second: reading and cutting alone {reading.rate:.0f} ({workers} workers), forward alone "
         f"{encoding:.0f}, the whole pass {whole:.0f}; the slower of the two is {slower}"
     )
     print(
-        f"share of the forward-only rate {found.speedup.median:.1%}, of the slower of the two "
-        f"{whole / min(encoding, reading):.1%}"
+        f"reading alone: the first batch after {reading.first:.2f} s, {reading.later:.0f} images a second "
+        f"from there on, {1e3 * reading.own:.2f} ms of this process's CPU an image"
     )
-    write_json(args.json, facts, [found], largest_difference=apart, reading=reading, encoding=encoding)
+    print(
+        f"share of the forward-only rate {found.speedup.median:.1%}, of the slower of the two "
+        f"{whole / min(encoding, reading.rate):.1%}"
+    )
+    write_json(
+        args.json, facts, [found], largest_difference=apart, reading=reading._asdict(), encoding=encoding
+    )
     assert apart <= TOLERANCE[args.precision], "the two sides do not agree"
 
 

@@ -79,7 +79,7 @@ def read_image(path: Path, content: bytes | None = None) -> Image.Image:
             raise DataError(
                 f"{path} has the mode {image.mode}, more than 8 bits a pixel; convert it to 8 bits"
             )
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # which copies
 
 
 def read_mask(path: Path) -> Array:

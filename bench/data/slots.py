@@ -15,7 +15,6 @@ import torch
 
 from ..types import Array
 
-
 _ALIGN = 64
 """Bytes of which each slot begins at a multiple: no number has more."""
 
