@@ -83,26 +83,32 @@ def test_heads_of_the_linear_probe_agree_with_the_cpu():
             assert trial.loss == pytest.approx(known.loss, rel=1e-2)
 
 
-def first_losses(device, precision, compiled, steps=4, free=(0,), recorded=False):
-    """Losses of the first steps of Latent MIM on a fixed batch; on a GPU no step may wait for it, but for the
+def first_losses(device, precision, compiled, *more, name="latent-mim", steps=4, free=(0,), recorded=False):
+    """Losses of the first steps of a recipe on a fixed batch; on a GPU no step may wait for it, but for the
     ``free`` ones: the first, which compiles and makes the optimiser's state, and the one that is recorded.
     """
     recipe = load_recipe(
-        "latent-mim",
+        name,
         [
             *("model.embed_dim=64", "model.depth=2", "model.num_heads=2", "model.patch_size=8"),
-            *("data.image_size=64", "masking.gap=2", "decoder.width=32", "decoder.depth=1"),
+            *("data.image_size=64", "decoder.width=32", "decoder.depth=1"),
             *("decoder.num_heads=2", "projector.hidden_dim=64", "optim.batch_size=16", "optim.clip=1.0"),
             *(f"engine.device={device}", f"engine.precision={precision}", f"engine.compile={compiled}"),
             f"engine.cuda_graph={recorded}",
+            *(["masking.gap=2"] if name == "latent-mim" else []),
+            *more,
         ],
     )
     stepper = Stepper(recipe, make_fabric(recipe.engine))
     draws = torch.Generator().manual_seed(0)
     images = torch.rand(16, 3, recipe.crop_size, recipe.crop_size, generator=draws)
     masks = draw_masks(recipe, 16, slice(0, 16), draws)
-    offsets = torch.zeros(16, recipe.grid**2, 2, dtype=torch.int64)
-    fed = Fed(images.to(device), offsets.to(device), Masks(*(m.to(device) for m in masks)))
+    offsets = torch.zeros(16, recipe.grid**2, 2, dtype=torch.int64) if recipe.masking.gap else None
+    fed = Fed(
+        images.to(device),
+        None if offsets is None else offsets.to(device),
+        Masks(*(m.to(device) for m in masks)),
+    )
     losses = []
     for step in range(steps):
         try:
@@ -124,10 +130,22 @@ def test_a_training_on_the_gpu_follows_the_cpu_and_never_waits_in_a_step(precisi
     assert first_losses("cuda:0", precision, compiled) == pytest.approx(on_cpu, rel=tolerance)
 
 
-@pytest.mark.parametrize(("precision", "compiled"), [("fp32", "off"), ("bf16", "on")])
-def test_a_recorded_pass_gives_the_losses_of_one_as_it_is(precision, compiled):
-    plain = first_losses("cuda:0", precision, compiled, steps=7)
-    recorded = first_losses("cuda:0", precision, compiled, steps=7, free=(0, 3), recorded=True)
+@pytest.mark.parametrize(
+    ("name", "precision", "compiled", "more"),
+    [
+        ("latent-mim", "fp32", "off", ()),
+        ("latent-mim", "bf16", "on", ()),
+        ("latent-mim", "bf16", "off", ("objective.negatives=batch", "target.kind=stop_gradient")),
+        ("latent-mim-lite", "bf16", "off", ()),
+        ("latent-mim-naive", "bf16", "off", ()),
+        ("mae", "bf16", "off", ()),
+        ("data2vec", "bf16", "off", ("target.top_blocks=2",)),
+    ],
+)
+def test_a_recorded_pass_gives_the_losses_of_one_as_it_is(name, precision, compiled, more):
+    setting = (precision, compiled, *more)
+    plain = first_losses("cuda:0", *setting, name=name, steps=7)
+    recorded = first_losses("cuda:0", *setting, name=name, steps=7, free=(0, 3), recorded=True)
     assert recorded == pytest.approx(plain, rel=1e-5)
 
 
