@@ -13,6 +13,7 @@ from ..pretrain.api import open_images
 from ..pretrain.batches import plan_steps
 from ..pretrain.intact import without_broken
 from ..pretrain.pixels import longest_side
+from ..pretrain.recipe import changed_fields
 from ..pretrain.studies import (
     SCALES,
     Budget,
@@ -74,6 +75,8 @@ def run_studies(
         LmimBenchError: a study, data set, recipe or folder that cannot be used.
         KeyboardInterrupt: a training was told to stop; it is saved.
     """
+    if "engine.skip_broken" in changed_fields(sets):
+        raise ConfigError("--set engine.skip_broken: say --skip-broken, as the rows are scored too")
     reporter = reporter or Reporter()
     studies = [load_study(name) for name in (study_names() if "all" in names else dict.fromkeys(names))]
     data = open_images(reference, reporter, cache_dir)

@@ -225,6 +225,7 @@ def test_a_training_is_found_again_by_its_recipe_and_its_data(tmp_path):
             "optim.batch_size 5000 is more than the 1200 images",
         ),
         (("--study", "colapse", "--data", "scenes"), "Did you mean 'collapse'?"),
+        (("--study", "decoder", "--data", "scenes", "--set", "engine.skip_broken=true"), "say --skip-broken"),
     ],
 )
 def test_ablate_refuses_in_one_line_before_it_trains(invoke, tmp_path, args, message):
