@@ -20,7 +20,7 @@ from ..errors import DataError, UnreadableError
 from ..types import Array, ImageSplit, View
 from . import resampling
 from .slots import Place, Slot, Slots
-from .workers import in_order, part_that_fits, under_way, workers_that_fit
+from .workers import in_order, killed_in_one_line, part_that_fits, under_way, workers_that_fit
 
 _MOST_SIDE = 2.5
 """The longest side of what a GPU is sent of an image, over that of the result; larger ones come resized."""
@@ -123,17 +123,26 @@ def iterate_batches(
     Raises:
         DataError: an image is broken (unless ``skip_broken``), or cannot be read; the message names the file.
     """
+    with closing(_batches(split, view, batch_size, workers, skip_broken, device)) as batches:
+        yield from killed_in_one_line(batches)
+
+
+def _batches(
+    split: ImageSplit, view: View, batch_size: int, workers: int, skip_broken: bool, device: str
+) -> Generator[Batch]:
     way = _way(view, device, batch_size, workers)
     part, able = _room(way, batch_size, workers)
     stretches = [range(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
     parts = [stretch[i : i + part] for stretch in stretches for i in range(0, len(stretch), part)]
-    slots = Slots(under_way(able) if able else 1, part * way.most_bytes, shared=able > 0)
-    decoded = _Decoded(split, parts, way, slots, skip_broken)
-    made = in_order(decoded, able, batch_size=None, collate_fn=_as_it_is)
-    with closing(made):
-        batches = (_batch(part, slots.filled(i, part.used), way, device) for i, part in enumerate(made))
-        for stretch in stretches:
-            yield _joined((next(batches) for _ in range(0, len(stretch), part)), len(stretch))
+    able = min(able, len(parts))
+    count = min(under_way(able), len(parts)) if able else 1
+    most = max(map(len, parts), default=0) * way.most_bytes
+    with closing(Slots(count, most, shared=able > 0)) as slots:
+        decoded = _Decoded(split, parts, way, slots, skip_broken)
+        with closing(in_order(decoded, able, batch_size=None, collate_fn=_as_it_is)) as made:
+            whole = (_batch(found, slots, way, device) for found in made)
+            for stretch in stretches:
+                yield _joined((next(whole) for _ in range(0, len(stretch), part)), len(stretch))
 
 
 class _Way(Protocol):
@@ -146,12 +155,12 @@ class _Way(Protocol):
     most_bytes: int
 
     def put(self, image: Image.Image, slot: Slot) -> Any:
-        """Write what is needed of an image; what is returned goes to ``close``."""
+        """Write what is needed of an image; what is returned goes to ``put_rest``."""
 
-    def close(self, put: list[Any], slot: Slot) -> Any:
+    def put_rest(self, put: list[Any], slot: Slot) -> Any:
         """Write what is needed of all of them; what is returned goes through a queue to ``finish``."""
 
-    def finish(self, written: torch.Tensor, closed: Any) -> torch.Tensor:
+    def finish(self, written: torch.Tensor, rest: Any) -> torch.Tensor:
         """Their pixels, uint8 (n, 3, S, S), of the bytes of the slot, on the device where these are."""
 
 
@@ -165,10 +174,10 @@ class _Resized:
     def put(self, image: Image.Image, slot: Slot) -> None:
         slot.put(view_pixels(image, self.view))
 
-    def close(self, put: list[None], slot: Slot) -> None:
+    def put_rest(self, put: list[None], slot: Slot) -> None:
         return None
 
-    def finish(self, written: torch.Tensor, closed: None) -> torch.Tensor:
+    def finish(self, written: torch.Tensor, rest: None) -> torch.Tensor:
         return written.view(-1, self.view.size, self.view.size, 3).permute(0, 3, 1, 2)
 
 
@@ -211,7 +220,7 @@ class _Resampled:
             return resampling.finished(view_pixels(image, view))
         return made
 
-    def close(self, put: list[_Put], slot: Slot) -> _Cuts:
+    def put_rest(self, put: list[_Put], slot: Slot) -> _Cuts:
         rows = resampling.stack([each.rows for each in put], self.view.size)
         columns = resampling.stack([each.columns for each in put], self.view.size)
         return _Cuts(
@@ -221,12 +230,12 @@ class _Resampled:
             [each.rows_first for each in put],
         )
 
-    def finish(self, written: torch.Tensor, closed: _Cuts) -> torch.Tensor:
+    def finish(self, written: torch.Tensor, rest: _Cuts) -> torch.Tensor:
         rows, columns = (
-            resampling.Axis(*(place.of(written) for place in axis)) for axis in (closed.rows, closed.columns)
+            resampling.Axis(*(place.of(written) for place in axis)) for axis in (rest.rows, rest.columns)
         )
-        pixels = [place.of(written) for place in closed.pixels]
-        return resampling.resample(resampling.Cuts(pixels, rows, columns, closed.rows_first))
+        pixels = [place.of(written) for place in rest.pixels]
+        return resampling.resample(resampling.Cuts(pixels, rows, columns, rest.rows_first))
 
 
 def _way(view: View, device: str, batch_size: int, workers: int) -> _Way:
@@ -246,13 +255,14 @@ def _room(way: _Way, batch_size: int, workers: int) -> tuple[int, int]:
 
 
 class _Part(NamedTuple):
-    """Images that follow each other: positions, bytes in their slot, what ``_Way.close`` said of them, ids of
-    the broken ones; ``stop`` says why nothing may go on.
+    """Images that follow each other: which part they are, positions, bytes in its slot, what
+    ``_Way.put_rest`` said of them, ids of the broken ones; ``stop`` says why nothing may go on.
     """
 
-    positions: list[int]
+    item: int
+    positions: Sequence[int] = ()
     used: int = 0
-    closed: Any = None
+    rest: Any = None
     broken: Sequence[str] = ()
     stop: str = ""
 
@@ -261,14 +271,15 @@ def _as_it_is(part: _Part) -> _Part:
     return part
 
 
-def _batch(part: _Part, written: torch.Tensor, way: _Way, device: str) -> Batch:
+def _batch(part: _Part, slots: Slots, way: _Way, device: str) -> Batch:
     """Of a part, on the device; where that is the CPU, the pixels may lie in the part's slot."""
     if part.stop:
         raise DataError(part.stop)
+    written = slots.filled(part.item, part.used)
     if device.startswith("cuda"):
         written = written.pin_memory()  # a GPU copies by itself from there
     written = written.to(device, non_blocking=True)
-    return Batch(np.asarray(part.positions, np.int64), way.finish(written, part.closed), [*part.broken])
+    return Batch(np.asarray(part.positions, np.int64), way.finish(written, part.rest), [*part.broken])
 
 
 def _joined(parts: Iterable[Batch], most: int) -> Batch:
@@ -308,16 +319,16 @@ class _Decoded(TorchDataset[_Part]):
             try:
                 image = self.split.image(position)
             except UnreadableError as error:
-                return _Part([], stop=f"{error}")
+                return _Part(i, stop=f"{error}")
             except DataError as error:
                 if not self.skip_broken:
-                    return _Part([], stop=f"{error}; --skip-broken leaves such images out")
+                    return _Part(i, stop=f"{error}; --skip-broken leaves such images out")
                 broken.append(self.split.ids[position])
             else:
                 positions.append(position)
                 put.append(self.way.put(image, slot))
-        closed = self.way.close(put, slot)
-        return _Part(positions, slot.used, closed, broken)
+        rest = self.way.put_rest(put, slot)
+        return _Part(i, positions, slot.used, rest, broken)
 
 
 def _tensor(pixels: Array) -> torch.Tensor:

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..errors import DataError
 from ..types import Array
+from .workers import MORE_SHARED_MEMORY
 
 _ALIGN = 64
 """Bytes of which each slot begins at a multiple: no number has more."""
@@ -60,21 +62,21 @@ class Slot:
 class Slots:
     """``count`` slots of ``size`` bytes each; item i of a sequence lies in slot i modulo their number.
 
+    All shared memory is taken at once: where it did not last, a process would be killed as it writes.
+
     Args:
-        count: more than the items that are under way or looked at at a time.
-        size: bytes that an item takes at most; memory that no item reaches is never taken.
+        count: at least the items that are made before an item is done with, and that item.
+        size: bytes that an item takes at most.
         shared: whether other processes write them.
+
+    Raises:
+        DataError: there is not as much shared memory.
     """
 
     def __init__(self, count: int, size: int, shared: bool) -> None:
         size = -(-size // _ALIGN) * _ALIGN
-        if shared:
-            new: Any = (
-                torch.UntypedStorage._new_shared
-            )  # what torch's own collate takes; others copy it first
-            self._memory = torch.empty(0, dtype=torch.uint8).set_(new(count * size)).view(count, size)
-        else:
-            self._memory = torch.empty((count, size), dtype=torch.uint8)
+        memory = _shared(count * size) if shared else torch.empty(count * size, dtype=torch.uint8)
+        self._memory = memory.view(count, size)
 
     def empty(self, item: int) -> Slot:
         """The slot of an item, to be written."""
@@ -83,3 +85,18 @@ class Slots:
     def filled(self, item: int, used: int) -> torch.Tensor:
         """The bytes that were written, uint8 (used,), until the slot's turn comes again."""
         return self._memory[item % len(self._memory), :used]
+
+    def close(self) -> None:
+        """Give the memory back, also where somebody keeps an error and with it all that led there."""
+        self._memory = torch.empty((0, 0), dtype=torch.uint8)
+
+
+def _shared(size: int) -> torch.Tensor:
+    # What torch's own collate calls; share_memory_() would copy as much to begin with.
+    new: Any = torch.UntypedStorage._new_shared
+    try:
+        return torch.empty(0, dtype=torch.uint8).set_(new(size))
+    except RuntimeError as error:
+        raise DataError(
+            f"{size / 1e9:.2f} GB of shared memory for decoding processes are not there; {MORE_SHARED_MEMORY}"
+        ) from error

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..cores import own_cores, sharers
 from ..errors import DataError
@@ -18,9 +18,11 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from torch.utils.data import Dataset as TorchDataset
 
+T = TypeVar("T")
 MORE_SHARED_MEMORY = "give the container more shared memory (--ipc=host or --shm-size=8g for Docker)"
 _SHARED = Path("/dev/shm")
 _MOST_IN_A_PART = 64
+_MOST_BYTES_IN_A_PART = 32 * 2**20
 _AHEAD = 2
 """Items that each process may make before they are asked for."""
 
@@ -45,7 +47,9 @@ def shared_room() -> int | None:
 
 
 def under_way(workers: int) -> int:
-    """Items that so many processes and whoever asks for them hold at a time."""
+    """Items that so many processes and whoever asks for them hold at a time, and one to spare: torch has item
+    i + _AHEAD * workers begun just before it gives item i.
+    """
     return _AHEAD * (workers + 1)
 
 
@@ -62,13 +66,13 @@ def workers_that_fit(wanted: int, item: int) -> int:
 
 def part_that_fits(count: int, each: int, workers: int) -> int:
     """How many of ``count`` images of so many bytes are to be one item, so that all processes may work; few
-    enough that they start and end together.
+    enough that they start and end together, and that their memory is soon taken.
     """
     if not workers:
         return count
     room = shared_room()
     fits = count if room is None else room // 2 // under_way(workers) // each
-    return max(1, min(count, _MOST_IN_A_PART, fits))
+    return max(1, min(count, _MOST_IN_A_PART, _MOST_BYTES_IN_A_PART // each, fits))
 
 
 def room_wanted(workers: int) -> int:
@@ -89,7 +93,7 @@ def in_order(dataset: TorchDataset[Any], workers: int, **options: Any) -> Genera
     """
     import torch
 
-    loader = torch.utils.data.DataLoader(
+    loader: Iterable[Any] = torch.utils.data.DataLoader(
         dataset,
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
@@ -97,8 +101,15 @@ def in_order(dataset: TorchDataset[Any], workers: int, **options: Any) -> Genera
         generator=torch.Generator(),  # otherwise the iterator draws from, and so changes, the global state
         **options,
     )
+    yield from killed_in_one_line(loader)
+
+
+def killed_in_one_line(made: Iterable[T]) -> Generator[T]:
+    """The same items; torch's error that a process was killed, which comes wherever Python is by then, is a
+    DataError.
+    """
     try:
-        yield from loader
+        yield from made
         return
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):

@@ -28,8 +28,8 @@ def resampled(images: list[Image.Image], view: View) -> torch.Tensor:
     way = loading._Resampled(view)
     slots = Slots(1, way.most_bytes * len(images), shared=False)
     slot = slots.empty(0)
-    closed = way.close([way.put(image, slot) for image in images], slot)
-    return way.finish(slots.filled(0, slot.used), closed)
+    rest = way.put_rest([way.put(image, slot) for image in images], slot)
+    return way.finish(slots.filled(0, slot.used), rest)
 
 
 def by_pillow(images: list[Image.Image], view: View) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Slots: arrays come back as they were put, and other processes write where this one reads."""
 
 import multiprocessing
+import weakref
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from lmim_bench.bench.data.slots import Slot, Slots
+from lmim_bench.bench.errors import DataError
 
 ARRAYS = arrays.arrays(
     st.sampled_from([np.uint8, np.int64, np.float32]), arrays.array_shapes(min_dims=1, max_dims=4, min_side=0)
@@ -47,6 +49,20 @@ def test_items_lie_in_the_slots_in_turn():
         slots.empty(item).put(np.full(8, item, np.uint8))
     assert [int(slots.filled(item, 8)[0]) for item in (3, 4, 2)] == [3, 4, 2]
     assert torch.equal(slots.filled(0, 8), slots.filled(3, 8))
+
+
+def test_where_shared_memory_does_not_last_it_is_one_line():
+    with pytest.raises(
+        DataError, match=r"^1000000000\.00 GB of shared memory .* --shm-size=8g for Docker\)$"
+    ):
+        Slots(1, 10**18, shared=True)
+
+
+def test_what_was_given_back_is_gone():
+    slots = Slots(2, 64, shared=True)
+    memory = weakref.ref(slots.filled(0, 1).untyped_storage())
+    slots.close()
+    assert memory() is None
 
 
 def _write(slots, item):
