@@ -210,8 +210,8 @@ def _features(subject: Subject, engine: Engine) -> Check:
     import torch
     from PIL import Image
 
-    from .data.loading import apply_view
     from .data.scenes import classification_scene, generator
+    from .data.views import apply_view
 
     spec = engine.encoder.spec
     tap, view = Tap(-1, spec.final_norm), View.crop(spec)

@@ -128,7 +128,8 @@ class FeatureStore:
         folder: Path,
         progress: ProgressFactory,
     ) -> None:
-        from .data.loading import iterate_batches, normalise
+        from .data.loading import iterate_batches
+        from .data.views import normalise
 
         split = data.splits[split_name]
         if not len(split):

@@ -23,8 +23,9 @@ import torch
 from _peer_code import Spread, compare, options, start, write_json
 from PIL import Image
 
-from lmim_bench.bench.data.loading import apply_view, iterate_batches
+from lmim_bench.bench.data.loading import iterate_batches
 from lmim_bench.bench.data.splits import ArraySplit, FileSplit
+from lmim_bench.bench.data.views import apply_view
 from lmim_bench.bench.data.workers import decoding_workers
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine, resolve_device, torch_dtype

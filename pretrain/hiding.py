@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..bench.data.loading import normalise, view_pixels
+from ..bench.data.views import normalise, view_pixels
 from ..bench.errors import TaskError
 from ..bench.types import Array, Context, View
 from .masking import Masks, draw_masks

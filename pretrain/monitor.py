@@ -16,7 +16,8 @@ from torch import nn
 
 from ..bench.backbones import ViTEncoder
 from ..bench.config import Precision
-from ..bench.data.loading import iterate_batches, normalise
+from ..bench.data.loading import iterate_batches
+from ..bench.data.views import normalise
 from ..bench.engine import Engine
 from ..bench.errors import ConfigError
 from ..bench.types import (

@@ -61,7 +61,7 @@ def embed(
     """
     import torch
 
-    from ..bench.data.loading import standardise
+    from ..bench.data.views import standardise
 
     for batch in _batches(ctx.batch_size, clips, pool, resize):
         frames = [frame.result() for frame in batch]

@@ -211,7 +211,7 @@ def _encode(ctx: Context, cfg: DiagnoseConfig, positions: Array) -> _Tokens:
     """Encode some images of the test split again: a bank would keep the patches of all of them."""
     import torch
 
-    from ..bench.data.loading import normalise
+    from ..bench.data.views import normalise
 
     tap, view = cfg.tap(ctx.spec), cfg.view(ctx.spec)
     patches, norms, shown = [], [], []
@@ -235,7 +235,7 @@ def _encode(ctx: Context, cfg: DiagnoseConfig, positions: Array) -> _Tokens:
 
 
 def _pixels(ctx: Context, view: View, positions: Array) -> Iterator[Array]:
-    from ..bench.data.loading import view_pixels
+    from ..bench.data.views import view_pixels
 
     split = ctx.data.splits[ctx.data.test_split]
     for position in positions:

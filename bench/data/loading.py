@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,17 +18,13 @@ from torch.utils.data import Dataset as TorchDataset
 from ..errors import DataError, UnreadableError
 from ..types import Array, ImageSplit, View
 from . import resampling
+from .reading import rgb
 from .slots import Place, Slot, Slots
+from .views import geometry, view_pixels
 from .workers import in_order, killed_in_one_line, part_that_fits, under_way, workers_that_fit
 
 _MOST_SIDE = 2.5
 """The longest side of what a GPU is sent of an image, over that of the result; larger ones come resized."""
-_FILTERS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "nearest": Image.Resampling.NEAREST,
-}
-Colour = tuple[float, float, float]
 
 
 class Batch(NamedTuple):
@@ -44,60 +39,6 @@ class Batch(NamedTuple):
     positions: Array
     images: torch.Tensor
     broken: list[str]
-
-
-def view_pixels(image: Image.Image, view: View) -> Array:
-    """The view of an image before normalisation, uint8 (S, S, 3).
-
-    Sizes are rounded as in torchvision's ``Resize`` (long side cut to a whole number) and ``CenterCrop``
-    (offset rounded to even): ``crop`` equals that pair to the bit, and ``squash`` equals ``Resize((S, S))``.
-    """
-    image = _rgb(image)
-    target, (left, top) = _geometry(image.size, view)
-    if image.size != target:
-        image = image.resize(target, _FILTERS[view.interpolation])
-    if view.mode == "crop":
-        image = image.crop((left, top, left + view.size, top + view.size))
-    return np.asarray(image)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _geometry(size: tuple[int, int], view: View) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Width and height that an image is resized to, and the left and top of what is kept of it."""
-    width, height = size
-    if view.mode == "squash":
-        return (view.size, view.size), (0, 0)
-    if width <= height:
-        target = (view.resize, int(view.resize * height / width))
-    else:
-        target = (int(view.resize * width / height), view.resize)
-    left, top = (round((side - view.size) / 2.0) for side in target)
-    return target, (left, top)
-
-
-def normalise(pixels: torch.Tensor, view: View) -> torch.Tensor:
-    """From uint8 pixels (..., 3, H, W) to float32 with the view's mean and standard deviation."""
-    return standardise(pixels, view.mean, view.std)
-
-
-def standardise(pixels: torch.Tensor, mean: Colour, std: Colour) -> torch.Tensor:
-    """(pixels / 255 - mean) / std of uint8 pixels (..., 3, H, W) of any strides, float32 and contiguous."""
-    images = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-    return images.div_(255).sub_(_channels(mean, pixels.device)).div_(_channels(std, pixels.device))
-
-
-@lru_cache(maxsize=64)
-def _channels(values: Colour, device: torch.device) -> torch.Tensor:
-    """(3, 1, 1); kept, because bringing them to a GPU waits for all that it was given to do before."""
-    return torch.tensor(values, device=device).view(3, 1, 1)
-
-
-def apply_view(image: Image.Image, view: View) -> torch.Tensor:
-    """The encoder's input for one image, float32 (3, S, S), normalised."""
-    return normalise(_tensor(view_pixels(image, view)), view)
 
 
 def iterate_batches(
@@ -213,8 +154,8 @@ class _Resampled:
 
     def cut(self, image: Image.Image) -> resampling.Cut:
         """What is needed of an image."""
-        view, image = self.view, _rgb(image)
-        target, corner = _geometry(image.size, view)
+        view, image = self.view, rgb(image)
+        target, corner = geometry(image.size, view)
         made = resampling.cut(image, target, corner, view.size, view.interpolation)
         if made is None or max(made.pixels.shape) > self.longest:
             return resampling.finished(view_pixels(image, view))
@@ -329,7 +270,3 @@ class _Decoded(TorchDataset[_Part]):
                 put.append(self.way.put(image, slot))
         rest = self.way.put_rest(put, slot)
         return _Part(i, positions, slot.used, rest, broken)
-
-
-def _tensor(pixels: Array) -> torch.Tensor:
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

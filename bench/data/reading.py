@@ -79,7 +79,12 @@ def read_image(path: Path, content: bytes | None = None) -> Image.Image:
             raise DataError(
                 f"{path} has the mode {image.mode}, more than 8 bits a pixel; convert it to 8 bits"
             )
-        return image if image.mode == "RGB" else image.convert("RGB")  # which copies
+        return rgb(image)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB: itself where it is so already, since Pillow would copy it."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_mask(path: Path) -> Array:

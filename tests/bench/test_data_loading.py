@@ -15,7 +15,8 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from lmim_bench.bench.data import load_data, loading, reading
-from lmim_bench.bench.data.loading import apply_view, iterate_batches, normalise, view_pixels
+from lmim_bench.bench.data.loading import iterate_batches
+from lmim_bench.bench.data.views import apply_view, normalise, view_pixels
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.types import View
 

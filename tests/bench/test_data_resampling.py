@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lmim_bench.bench.data import loading, resampling, workers
-from lmim_bench.bench.data.loading import iterate_batches, view_pixels
+from lmim_bench.bench.data.loading import iterate_batches
 from lmim_bench.bench.data.slots import Slots
 from lmim_bench.bench.data.splits import ArraySplit
+from lmim_bench.bench.data.views import view_pixels
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.types import View
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lmim_bench.bench import features, room
-from lmim_bench.bench.data.loading import apply_view
 from lmim_bench.bench.data.splits import ArraySplit
+from lmim_bench.bench.data.views import apply_view
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine
 from lmim_bench.bench.errors import DataError, TaskError
