@@ -20,7 +20,7 @@ _SCALE = Scale(
     epochs=20,
     decoder_depth=2,
     limit=None,
-    looks=4,
+    looks=3,
 )
 _ROWS = (
     Row(label="Latent MIM", recipe="latent-mim"),
