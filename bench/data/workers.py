@@ -76,8 +76,8 @@ def part_that_fits(count: int, each: int, workers: int) -> int:
 
 
 def room_wanted(workers: int) -> int:
-    """Shared memory with which so many processes make whole batches of 256 images of 224 x 224 pixels."""
-    return 2 * under_way(workers) * 256 * 3 * 224**2
+    """Shared memory with which no item of so many processes has to be smaller for want of it."""
+    return 2 * under_way(workers) * _MOST_BYTES_IN_A_PART
 
 
 def in_order(dataset: TorchDataset[Any], workers: int, **options: Any) -> Generator[Any]:

@@ -199,7 +199,7 @@ def test_shared_memory_for_the_decoding_processes(monkeypatch, free, status):
     found = shared_memory(15)
     assert found.status == status
     if status == "warn":
-        assert found.found == "0.06 GB free for 15 decoding processes, less than 2.47"
+        assert found.found == "0.06 GB free for 15 decoding processes, less than 2.15"
         assert "--shm-size" in found.mend
 
 
