@@ -224,7 +224,7 @@ def _print_summary(finished: RunFile, out: Path) -> None:
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
-    default=240,
+    default=180,
     show_default=True,
     help="Optimiser steps of each training.",
 )
