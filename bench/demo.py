@@ -23,7 +23,7 @@ _SCALE = Scale(
     looks=3,
 )
 _LOOK = ("watch.knn_train=600", "watch.knn_test=240")
-"""Half of the scenes, which is a fifth of a minute less for each training."""
+"""Half of the scenes, so that looking takes half of the time."""
 _ROWS = (
     Row(label="Latent MIM", recipe="latent-mim"),
     Row(label="MAE", recipe="mae"),

@@ -146,6 +146,7 @@ class _Resampled:
     def __init__(self, view: View) -> None:
         self.view = view
         self.longest = int(_MOST_SIDE * view.size)
+        # A row more of each axis than there are: arrays begin at multiples of the size of their numbers.
         self.most_bytes = 3 * self.longest**2 + 2 * (view.size + 1) * (8 + 4 * resampling.MOST_TAPS)
 
     def put(self, image: Image.Image, slot: Slot) -> _Put:
