@@ -65,7 +65,7 @@ class Banks:
         if key not in self._found:
             try:
                 self._found[key] = self.store.bank(
-                    self.engine, self.data, split, view, self.wanted[key], self.reporter.progress
+                    self.engine, self.data, split, view, self.wanted[key], self.reporter
                 )
             except LmimBenchError as error:
                 self._found[key] = error

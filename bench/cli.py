@@ -113,6 +113,9 @@ def _run_options(command: Any) -> Any:
         click.option("--workers", type=int, help="Decoding processes."),
         click.option("--batch-size", type=int, help="Images a batch at 224 x 224; scaled with the area."),
         click.option("--skip-broken", is_flag=True, help="Leave broken images out, count and list them."),
+        click.option(
+            "--keep-pixels", is_flag=True, help="Keep decoded images in the cache, for other checkpoints."
+        ),
         click.option("--download", is_flag=True, help="Fetch torchvision data sets that are not there."),
         cache_option,
         click.option(

@@ -97,6 +97,7 @@ class RunConfig(Frozen):
     workers: int | None = Field(None, ge=0, description="decoding processes; by the machine unless given")
     batch_size: int | None = Field(None, ge=1, description="images a batch at 224 x 224, scaled by area")
     skip_broken: bool = Field(False, description="leave broken images out, count and list them")
+    keep_pixels: bool = Field(False, description="keep decoded images in the cache, for other checkpoints")
     download: bool = Field(False, description="fetch torchvision data sets that are not there")
     cache_dir: Path | None = Field(None, description="feature cache and embedded data")
     cache_size_gb: float = Field(50.0, gt=0, allow_inf_nan=False, description="bound of the feature cache")

@@ -20,7 +20,7 @@ from .cells import Cell, requests_of, wanted_by
 from .data.splits import spread
 from .engine import Engine
 from .errors import LmimBenchError
-from .features import bank_key
+from .features import bank_key, pixels_key
 from .runner import Run
 from .types import Dataset, Step, Tap, View
 
@@ -39,6 +39,7 @@ class Estimator:
     run: Run
     _rates: dict[str, float] = field(default_factory=dict)
     _engines: dict[str, Engine] = field(default_factory=dict)
+    _kept: set[str] = field(default_factory=set)
 
     def steps(self) -> Iterator[Step]:
         """Every step that is still to be done, in the order of the run."""
@@ -59,16 +60,18 @@ class Estimator:
             missing = self.run.store.missing(key, columns)
             if not missing:
                 continue
-            images, workers = len(data.splits[split]), self.run.store.workers
+            images, store = len(data.splits[split]), self.run.store
             what = f"features of {data.name}/{split} at {view.size} px"
             try:
                 encoding = self._encoding(cells[0], view.size, view.size)
-                reading = self._reading(data, split, view)
+                reading, kept = self._pixels(data, split, view)
             except LmimBenchError as error:
                 yield Step(checkpoint.label, what, images, failure=str(error))
                 continue
-            each = max(encoding, reading / workers) if workers else encoding + reading
-            disk = 4 * images * sum(column.numbers(view, cells[0].checkpoint.spec) for column in missing)
+            each = max(encoding, reading / store.workers) if store.workers else encoding + reading
+            disk = kept + 4 * images * sum(
+                column.numbers(view, cells[0].checkpoint.spec) for column in missing
+            )
             yield Step(checkpoint.label, what, images, images * each, disk=disk)
 
     def _cell(self, cell: Cell, data: Dataset) -> Step:
@@ -107,6 +110,16 @@ class Estimator:
             count = max(1, min(engine.batch_for(height, width), int(_PATIENCE / one)))
             self._rates[key] = min(one, seconds(count) / count) if count > 1 else one
         return self._rates[key]
+
+    def _pixels(self, data: Dataset, split: str, view: View) -> tuple[float, int]:
+        """Seconds to come by the pixels of an image, and bytes of pixels that the pass is to keep."""
+        key, store = pixels_key(data, split, view), self.run.store
+        if key in self._kept or store.kept(data, split, view) is not None:
+            return 0.0, 0
+        kept = store.to_keep(data, split, view)
+        if kept:
+            self._kept.add(key)
+        return self._reading(data, split, view), kept
 
     def _reading(self, data: Dataset, split: str, view: View) -> float:
         """Seconds to decode and cut an image of a split, the mean of some that are spread over it."""

@@ -64,6 +64,7 @@ class Run:
             int(config.cache_size_gb * 1e9),
             decoding_workers(self.device, config.workers),
             config.skip_broken,
+            config.keep_pixels,
         )
 
     def engine(self, encoder: Encoder) -> Engine:

@@ -1,16 +1,16 @@
 """Feature extraction against the bare encoder, on the CPU or a GPU.
 
-    python benchmarks/features.py [--model vit_small_patch16_224] [--jpeg] [--precision bf16] [--images N]
+    python benchmarks/features.py [--model vit_small_patch16_224] [--jpeg] [--kept] [--precision bf16]
 
 Ours is the whole pass of a run: images read where they are ``--jpeg`` files (500 x 375, else they lie in
-memory), views cut from them, batches, the encoder, features written to the cache. The limit is timm's own
+memory), views cut from them, batches, the encoder, features written to the cache; with ``--kept`` that of a
+further checkpoint of a run with ``--keep-pixels``, whose cache holds the pixels. The limit is timm's own
 forward pass over batches that are ready on the device: no reading, no cutting, nothing kept but the class
 token. Both give the same features. Reading and cutting alone are timed as well, which tells the bottleneck.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
@@ -30,6 +30,7 @@ from lmim_bench.bench.data.workers import decoding_workers
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine, resolve_device, torch_dtype
 from lmim_bench.bench.features import FeatureStore
+from lmim_bench.bench.progress import Reporter
 from lmim_bench.bench.types import Array, Column, Dataset, ImageSplit, Tap, View
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02}
@@ -78,15 +79,11 @@ def read_all(split: ImageSplit, view: View, batch: int, workers: int, device: st
     return Reading((some + rest) / taken, later, first, (time.process_time() - own) / (some + rest))
 
 
-class _Silent:
-    def advance(self, n: int = 1) -> None:
-        pass
-
-
 def main() -> None:
     parser = options(__doc__, images=256, side=256, batch=0)
     parser.add_argument("--model", default="vit_small_patch16_224", help="of timm [vit_small_patch16_224]")
     parser.add_argument("--jpeg", action="store_true", help="images are files, to be read")
+    parser.add_argument("--kept", action="store_true", help="decoded before, and kept")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="[fp32]")
     args = parser.parse_args()
     device = resolve_device("auto")
@@ -107,14 +104,13 @@ def main() -> None:
     alike = min(args.images, READY * batch)
     ready = torch.stack([apply_view(split.image(i), view) for i in range(alike)]).to(device).split(batch)
     column = Column("cls", Tap())
+    store = FeatureStore(root / "cache", 10**12, workers, keep_pixels=args.kept)
     dtype = torch_dtype(args.precision)
 
     def ours() -> Array:
-        shutil.rmtree(root / "cache", ignore_errors=True)
-        store = FeatureStore(root / "cache", 10**12, workers)
-        bank, _ = store.bank(
-            engine, data, "val", view, (column,), lambda *_: contextlib.nullcontext(_Silent())
-        )
+        for features in (root / "cache").rglob(f"{column.id}.npy"):
+            features.unlink()
+        bank, _ = store.bank(engine, data, "val", view, (column,), Reporter())
         return np.array(bank.column(column))
 
     @torch.inference_mode()
@@ -126,6 +122,8 @@ def main() -> None:
         return torch.cat(parts)[: args.images].cpu().numpy()
 
     try:
+        if args.kept:
+            ours()
         name = f"{args.model} on {device}"
         (found,), own, second = compare({name: ours}, theirs, args.rounds, warm=device != "cpu")
         reading = read_all(split, view, batch, workers, device)

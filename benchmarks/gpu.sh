@@ -27,8 +27,10 @@ part pretrain-graph 120 benchmarks/pretrain_throughput.py --peers "$peers" --set
 part video 120 benchmarks/video_end_to_end.py --peers "$peers" --precision bf16 --sequences 2 --rounds 1 \
     --json "$out/video.json"
 for model in small base large; do
-    part "features-$model" 120 benchmarks/features.py --model "vit_${model}_patch16_224" --jpeg --precision bf16 \
-        --images 16384 --rounds 2 --json "$out/features-$model.json"
+    for kept in "" --kept; do
+        part "features-$model$kept" 120 benchmarks/features.py --model "vit_${model}_patch16_224" --jpeg $kept \
+            --precision bf16 --images 16384 --rounds 2 --json "$out/features-$model$kept.json"
+    done
 done
 part pretrain-plain 120 benchmarks/pretrain_throughput.py --peers "$peers" --set engine.compile=off --repeats 3 \
     --json "$out/pretrain-plain.json"

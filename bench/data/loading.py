@@ -110,7 +110,7 @@ class _Resized:
 
     def __init__(self, view: View) -> None:
         self.view = view
-        self.most_bytes = 3 * view.size**2
+        self.most_bytes = view.pixel_bytes
 
     def put(self, image: Image.Image, slot: Slot) -> None:
         slot.put(view_pixels(image, self.view))

@@ -25,6 +25,11 @@ class View:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of an image's pixels before normalisation."""
+        return 3 * self.size**2
+
     @staticmethod
     def crop(spec: EncoderSpec, size: int | None = None, crop_pct: float | None = None) -> View:
         """The classification view: size and crop ratio are the checkpoint's unless given."""

@@ -141,6 +141,28 @@ def test_the_disk_space_is_that_of_the_files(opened, steps, tmp_path):
     assert foreseen == sum(np.load(path, mmap_mode="r").nbytes for path in files)
 
 
+def test_pixels_that_are_kept_take_room_once_and_no_time_after(opened, steps, tmp_path, checkpoint):
+    other = tmp_path / "two.pth"
+    spec = vit_spec("lmim-bench", embed_dim=24, depth=4, num_heads=2, patch_size=8, image_size=32)
+    save_checkpoint(other, spec, build_vit(spec.arch).state_dict(), {"objective": "random"})
+    run = opened("knn", ckpt=[other], keep_pixels=True)
+    steps(run)
+    first, second = (step for step in Estimator(run).steps() if step.what == TRAIN)
+    assert first.seconds == 12 * (0.25 + 0.125)
+    assert second.seconds == 12 * 0.25
+    assert first.disk - second.disk == 12 * 3 * 32 * 32
+    run.execute()
+    after = opened("linear", keep_pixels=True)
+    (found,) = (step for step in Estimator(after).steps() if step.what == TRAIN)
+    assert found.seconds == 12 * 0.25
+    assert found.disk == steps(opened("linear"))[TRAIN].disk
+
+
+def test_pixels_that_the_cache_may_not_hold_are_foreseen(opened, steps):
+    found = steps(opened("knn", keep_pixels=True, cache_size_gb=1e-6))[TRAIN]
+    assert "raise --cache-size" in found.failure
+
+
 def test_a_cell_that_will_fail_says_so(opened, steps):
     found = steps(opened("knn", overrides={"knn": {"layer": -9}}))["knn on hours"]
     assert found.seconds is None

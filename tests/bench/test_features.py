@@ -1,6 +1,5 @@
 """The feature store and the engine: batches that do not fit, disks that are full or fail, other runs."""
 
-import contextlib
 import errno
 import os
 import shutil
@@ -10,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from lmim_bench.bench import features, room
+from lmim_bench.bench import banks, features, room
 from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.data.views import apply_view
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine
 from lmim_bench.bench.errors import DataError, TaskError
 from lmim_bench.bench.features import FeatureStore
+from lmim_bench.bench.progress import Reporter
 from lmim_bench.bench.types import Column, Dataset, Tap, View
 
 CLS, MEAN, PATCHES = (Column(kind, Tap()) for kind in ("cls", "mean", "patches"))
@@ -54,11 +54,10 @@ def split():
 @pytest.fixture
 def bank(tmp_path, engine, split):
     data = Dataset("noise", "classification", "noise", splits={"val": split})
-    silent = namedtuple("Silent", "advance")(lambda n=1: None)
 
     def make(*columns, **options):
         store = FeatureStore(tmp_path / "features", 10**12, **options)
-        return store.bank(engine, data, "val", VIEW, columns, lambda *_: contextlib.nullcontext(silent))
+        return store.bank(engine, data, "val", VIEW, columns, Reporter())
 
     return make
 
@@ -182,14 +181,14 @@ def test_a_bank_of_another_user_is_read(bank, monkeypatch):
     def forbidden(*args, **kwargs):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(features.os, "utime", forbidden)
+    monkeypatch.setattr(banks.os, "utime", forbidden)
     assert len(bank(CLS)[0].column(CLS)) == COUNT
 
 
 def test_room_is_asked_for_all_columns_before_the_first_is_written(bank, tmp_path, monkeypatch):
     one = 4 * COUNT * 192
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: usage(0, 0, one + 100))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage(0, 0, one + 100))
     bank(CLS)
     with pytest.raises(
         DataError, match=r"the features mean@-1, patches@-1 need .* MB below .* are free; free"

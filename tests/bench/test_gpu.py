@@ -12,7 +12,9 @@ from lmim_bench.bench.data.loading import iterate_batches
 from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine, resolve_device
-from lmim_bench.bench.types import Column, FeatureBank, Tap, View
+from lmim_bench.bench.features import FeatureStore
+from lmim_bench.bench.progress import Reporter
+from lmim_bench.bench.types import Column, Dataset, FeatureBank, Tap, View
 from lmim_bench.pretrain.crops import CROP_NOISE, Crops, crop_and_resize, draw_crops
 from lmim_bench.pretrain.engine import make_fabric
 from lmim_bench.pretrain.masking import Masks, draw_masks
@@ -181,3 +183,18 @@ def test_the_gpu_resizes_to_the_pixels_of_pillow(workers, tf32, monkeypatch):
         batches = list(iterate_batches(Pictures(), view, 4, workers, device="cuda:0"))
         assert all(batch.images.device.type == "cuda" for batch in batches)
         assert torch.equal(torch.cat([batch.images for batch in batches]).cpu(), expected)
+
+
+def test_kept_pixels_come_to_the_gpu_as_they_were_decoded(tmp_path):
+    engine = Engine(load_encoder("timm:vit_tiny_patch16_224"), "cuda:0", "bf16", 4)
+    data = Dataset("noise", "classification", "noise", splits={"val": Pictures()})
+    found = {}
+    for way, keep in (("decoded", False), ("keeping", True), ("kept", False)):
+        store = FeatureStore(tmp_path, 10**9, keep_pixels=keep)
+        view = View.crop(engine.encoder.spec)
+        bank, _ = store.bank(engine, data, "val", view, [Column("patches")], Reporter())
+        found[way] = np.array(bank.column(Column("patches")))
+        (tmp_path / bank.fingerprint / "patches@-1.npy").unlink()
+        assert (store.kept(data, "val", view) is not None) == (way != "decoded")
+    for way in ("keeping", "kept"):
+        np.testing.assert_array_equal(found[way], found["decoded"])

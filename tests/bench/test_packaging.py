@@ -96,6 +96,7 @@ LEVELS = [
         "bench.comparison",
         "bench.cache",
         "bench.room",
+        "bench.banks",
         "bench.claims",
         "bench.cores",
         "bench.environment",

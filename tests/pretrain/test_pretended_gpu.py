@@ -145,15 +145,22 @@ def test_features_are_extracted_without_waiting_for_the_batch_in_flight(gpu, tmp
             engine.encode(torch.zeros(1, 3, 32, 32), [Tap()])  # tables of this size are made once
             if waits is not None:
                 waits.clear()
-            store, view = (
-                FeatureStore(tmp_path / device, 10**9, workers=0),
-                View.crop(engine.encoder.spec, 32),
-            )
-            bank, _ = store.bank(engine, data, "val", view, columns, Reporter().progress)
-            assert not waits
-            banks[device] = [np.array(bank.column(column)) for column in columns]
-    for ours, theirs in zip(banks["cuda:0"], banks["cpu"], strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+            view = View.crop(engine.encoder.spec, 32)
+            for way, keep in (("decoded", False), ("keeping", True), ("kept", False)):
+                store = FeatureStore(tmp_path / device, 10**9, workers=0, keep_pixels=keep)
+                bank, _ = store.bank(engine, data, "val", view, columns, Reporter())
+                if waits is not None:
+                    assert bool(waits) == keep  # for the pixels, which reading waits for anyway
+                    waits.clear()
+                banks[device, way] = [np.array(bank.column(column)) for column in columns]
+                for column in columns:
+                    (tmp_path / device / bank.fingerprint / f"{column.id}.npy").unlink()
+    for (device, _), ours in banks.items():
+        for values, of_the_cpu, decoded in zip(
+            ours, banks["cpu", "decoded"], banks[device, "decoded"], strict=True
+        ):
+            np.testing.assert_allclose(values, of_the_cpu, atol=1e-5)
+            np.testing.assert_array_equal(values, decoded)
 
 
 # ------------------------------------------------------------------------------------- trainings and tasks

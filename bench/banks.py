@@ -1,0 +1,195 @@
+"""Rows in files: folders of arrays that have a row for each image, never half-written, bounded in size.
+
+A bank is a folder named by the hash of everything that decides its content. Each column is one ``.npy`` file,
+streamed to a temporary name and renamed when whole; columns that are missing are added by a later pass. All
+columns of a bank have the rows of its index: where a pass reads other images than the one before (a disk that
+failed then), the older columns go.
+
+    <root>/<key>/  meta.json  index.npy  cls@-1.npy  patches@-1.npy ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .atomic import atomic_write, write_json
+from .cache import folder_bytes, staging
+from .room import new_array, room_for
+from .types import Array
+
+Mapped = np.memmap[Any, Any]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What a bank holds.
+
+    Attributes:
+        meta: what is known of it; ``skipped`` are the ids of the images that have no row.
+        index: the position of each row's image in its split, int64 (N,), ascending.
+        columns: arrays (N, ...) by name, mapped from their files.
+    """
+
+    meta: dict[str, Any]
+    index: Array
+    columns: dict[str, Mapped]
+
+
+@dataclass(frozen=True)
+class BankStore:
+    """The banks below one folder, at most so many bytes: those that were used longest ago go first."""
+
+    root: Path
+    max_bytes: int
+
+    def missing(self, key: str, names: Sequence[str]) -> list[str]:
+        """The columns that a bank does not hold yet."""
+        folder, wanted = self.root / key, list(dict.fromkeys(names))
+        if not all((folder / name).is_file() for name in ("meta.json", "index.npy")):
+            return wanted
+        return [name for name in wanted if not _column_path(folder, name).is_file()]
+
+    def read(self, key: str, names: Sequence[str]) -> Bank | None:
+        """A bank with these columns; None where one is not there (another pass read other images, or another
+        run needed the room), or where the bank is damaged, which then goes.
+        """
+        folder = self.root / key
+        try:
+            found = _read(folder, names)
+        except FileNotFoundError:
+            return None
+        except (ValueError, EOFError, KeyError):  # a disk that was full or lost its power
+            with suppress(FileNotFoundError):  # another run removes it too
+                shutil.rmtree(folder)
+            return None
+        with suppress(OSError):  # a cache of others is read all the same
+            os.utime(folder / "meta.json")  # the eviction order is by last use
+        return found
+
+    @contextmanager
+    def adding(self, key: str, most: int, what: str, mend: str) -> Iterator[NewRows]:
+        """Columns to be filled row by row and published when whole; left off, nothing stays of them.
+
+        Args:
+            key: the bank that they are for.
+            most: rows that there may be.
+            what: that needs room, in words.
+            mend: what to do where the disk has none.
+        """
+        half = staging(self.root / key)
+        try:
+            yield NewRows(self, key, half, most, what, mend)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+
+    def evict(self, keep: str) -> None:
+        """Delete the banks that were used longest ago until all fit; never the one to keep."""
+        banks = sorted((path.parent for path in self.root.glob("*/meta.json")), key=_last_used)
+        total = sum(folder_bytes(bank) for bank in banks)
+        for bank in banks:
+            if total <= self.max_bytes:
+                return
+            if bank.name != keep:
+                total -= folder_bytes(bank)
+                shutil.rmtree(bank, ignore_errors=True)
+
+
+class NewRows:
+    """Columns of a bank that grow; see ``BankStore.adding``."""
+
+    def __init__(self, store: BankStore, key: str, half: Path, most: int, what: str, mend: str) -> None:
+        self._store, self._key, self._half = store, key, half
+        self._most, self._what, self._mend = most, what, mend
+        self._columns: dict[str, Mapped] = {}
+        self._rows = 0
+
+    def write(self, values: Mapping[str, Array]) -> None:
+        """Append rows to each column. Raises DataError where the disk has no room for all that may come."""
+        if not self._columns:
+            self._allocate(values)
+        count = {len(rows) for rows in values.values()}.pop()
+        for name, rows in values.items():
+            self._columns[name][self._rows : self._rows + count] = rows
+        self._rows += count
+
+    def publish(self, index: Array, meta: Mapping[str, Any]) -> None:
+        """Bring the columns to the disk and into their bank; other banks make room for it."""
+        for name in list(self._columns):
+            self._columns.pop(name).flush()
+            if self._rows < self._most:
+                _truncate(_column_path(self._half, name), self._rows)
+        folder = self._store.root / self._key
+        folder.mkdir(parents=True, exist_ok=True)
+        known = folder / "index.npy"
+        if not _holds(known, index):
+            for path in folder.glob("*.npy"):
+                path.unlink()
+            with atomic_write(known, "wb") as stream:  # before the columns, which are worth nothing without
+                np.save(stream, index)
+        for path in self._half.glob("*.npy"):
+            path.replace(folder / path.name)
+        write_json(folder / "meta.json", meta)
+        self._store.evict(keep=self._key)
+
+    def _allocate(self, first: Mapping[str, Array]) -> None:
+        shapes = {name: (self._most, *rows.shape[1:]) for name, rows in first.items()}
+        needed = sum(int(np.prod(shapes[name])) * rows.dtype.itemsize for name, rows in first.items())
+        with room_for(self._what, needed, self._store.root, self._mend):
+            for name, rows in first.items():
+                self._columns[name] = new_array(_column_path(self._half, name), rows.dtype, shapes[name])
+
+
+def _last_used(bank: Path) -> float:
+    """When a bank was used last; long ago where another run evicts it meanwhile."""
+    try:
+        return (bank / "meta.json").stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _column_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.npy"
+
+
+def _read(folder: Path, names: Sequence[str]) -> Bank:
+    """The content of a bank.
+
+    Raises:
+        FileNotFoundError: a part of it is not there.
+        ValueError, EOFError, KeyError: one is damaged, or they do not belong together.
+    """
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    if not isinstance(meta, dict) or not isinstance(meta["skipped"], list):
+        raise ValueError("not the description of a bank")
+    index = np.load(folder / "index.npy")
+    columns = {name: np.load(_column_path(folder, name), mmap_mode="r") for name in names}
+    if any(len(rows) != len(index) for rows in columns.values()):
+        raise ValueError("the columns are of different passes")
+    return Bank(meta, index, columns)
+
+
+def _holds(path: Path, values: Array) -> bool:
+    """Whether a file holds this array; not where there is none or it is damaged."""
+    try:
+        return np.array_equal(np.load(path), values)
+    except (FileNotFoundError, ValueError, EOFError):
+        return False
+
+
+def _truncate(path: Path, rows: int) -> None:
+    source = np.load(path, mmap_mode="r")
+    target = path.with_suffix(".cut")
+    copy = new_array(target, source.dtype, (rows, *source.shape[1:]))
+    for start in range(0, rows, 4096):
+        copy[start : start + 4096] = source[start : min(rows, start + 4096)]
+    copy.flush()
+    target.replace(path)
