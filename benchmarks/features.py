@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ import torch
 from _peer_code import Spread, compare, options, start, write_json
 from PIL import Image
 
-from lmim_bench.bench.data.loading import iterate_batches
+from lmim_bench.bench.data.kept import read_kept
+from lmim_bench.bench.data.loading import Batch, iterate_batches
 from lmim_bench.bench.data.splits import ArraySplit, FileSplit
 from lmim_bench.bench.data.views import apply_view
 from lmim_bench.bench.data.workers import decoding_workers
@@ -65,10 +67,9 @@ class Reading(NamedTuple):
     own: float
 
 
-def read_all(split: ImageSplit, view: View, batch: int, workers: int, device: str) -> Reading:
+def read_all(batches: Iterator[Batch], device: str) -> Reading:
     """Read and cut all images, batch by batch onto the device, and leave them."""
     begun, own = time.perf_counter(), time.process_time()
-    batches = iterate_batches(split, view, batch, workers, device=device)
     some = len(next(batches).positions)
     first = time.perf_counter() - begun
     rest = sum(len(part.positions) for part in batches)
@@ -126,7 +127,13 @@ def main() -> None:
             ours()
         name = f"{args.model} on {device}"
         (found,), own, second = compare({name: ours}, theirs, args.rounds, warm=device != "cpu")
-        reading = read_all(split, view, batch, workers, device)
+        pixels_kept = store.kept(data, "val", view)
+        batches = (
+            iterate_batches(split, view, batch, workers, device=device)
+            if pixels_kept is None
+            else read_kept(pixels_kept, batch, device)
+        )
+        reading = read_all(batches, device)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     apart = float(np.abs(own[name] - second)[:alike].max())
