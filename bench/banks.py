@@ -27,6 +27,8 @@ from .room import new_array, room_for
 from .types import Array
 
 Mapped = np.memmap[Any, Any]
+PIXELS = "pixels"
+"""The column of decoded images: uint8 (N, S, S, 3)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class BankStore:
         if not all((folder / name).is_file() for name in ("meta.json", "index.npy")):
             return wanted
         return [name for name in wanted if not _column_path(folder, name).is_file()]
+
+    def path(self, key: str, name: str) -> Path:
+        """The file of a column."""
+        return _column_path(self.root / key, name)
 
     def read(self, key: str, names: Sequence[str]) -> Bank | None:
         """A bank with these columns; None where one is not there (another pass read other images, or another
@@ -186,10 +192,13 @@ def _holds(path: Path, values: Array) -> bool:
 
 
 def _truncate(path: Path, rows: int) -> None:
-    source = np.load(path, mmap_mode="r")
-    target = path.with_suffix(".cut")
-    copy = new_array(target, source.dtype, (rows, *source.shape[1:]))
-    for start in range(0, rows, 4096):
-        copy[start : start + 4096] = source[start : min(rows, start + 4096)]
-    copy.flush()
-    target.replace(path)
+    """Cut an array in a file to its first rows, in place."""
+    whole = np.load(path, mmap_mode="r")
+    shape = (rows, *whole.shape[1:])
+    header = {"descr": np.lib.format.dtype_to_descr(whole.dtype), "fortran_order": False, "shape": shape}
+    with path.open("r+b") as stream:
+        # NumPy's headers have room for any number of rows, so that the array stays where it is.
+        np.lib.format.write_array_header_1_0(stream, header)
+        if stream.tell() != whole.offset:
+            raise RuntimeError(f"a header of {stream.tell()} bytes in place of one of {whole.offset}")
+        stream.truncate(whole.offset + rows * whole[:1].nbytes)

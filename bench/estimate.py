@@ -114,12 +114,13 @@ class Estimator:
     def _pixels(self, data: Dataset, split: str, view: View) -> tuple[float, int]:
         """Seconds to come by the pixels of an image, and bytes of pixels that the pass is to keep."""
         key, store = pixels_key(data, split, view), self.run.store
-        if key in self._kept or store.kept(data, split, view) is not None:
+        if key in self._kept or store.keeps(data, split, view):
             return 0.0, 0
-        kept = store.to_keep(data, split, view)
-        if kept:
-            self._kept.add(key)
-        return self._reading(data, split, view), kept
+        reading = self._reading(data, split, view)
+        if not store.keep_pixels:
+            return reading, 0
+        self._kept.add(key)
+        return reading, view.pixel_bytes * len(data.splits[split])
 
     def _reading(self, data: Dataset, split: str, view: View) -> float:
         """Seconds to decode and cut an image of a split, the mean of some that are spread over it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .banks import Bank, BankStore
+from .banks import PIXELS, BankStore
 from .config import Precision
 from .engine import Engine
 from .environment import environment
@@ -105,23 +105,9 @@ class FeatureStore:
         missing = set(self._banks.missing(key, [column.id for column in columns]))
         return [column for column in dict.fromkeys(columns) if column.id in missing]
 
-    def kept(self, data: Dataset, split_name: str, view: View) -> Bank | None:
-        """The decoded pixels of a split through a view; None where they are not kept."""
-        from .data.kept import PIXELS
-
-        found = self._banks.read(pixels_key(data, split_name, view), [PIXELS])
-        usable = found is not None and (self.skip_broken or not found.meta["skipped"])
-        return found if usable else None  # otherwise the files tell what is broken
-
-    def to_keep(self, data: Dataset, split_name: str, view: View) -> int:
-        """Bytes of decoded pixels that a pass adds. Raises DataError where the cache is bounded to less."""
-        needed = view.pixel_bytes * len(data.splits[split_name]) if self.keep_pixels else 0
-        if needed > self.max_bytes:
-            raise DataError(
-                f"the pixels of {data.name}/{split_name} need {amount(needed)} and the cache is bounded to "
-                f"{amount(self.max_bytes)}; raise --cache-size, or leave --keep-pixels away"
-            )
-        return needed
+    def keeps(self, data: Dataset, split_name: str, view: View) -> bool:
+        """Whether the decoded pixels of a split through a view are in the cache."""
+        return not self._banks.missing(pixels_key(data, split_name, view), [PIXELS])
 
     @cached_property
     def _banks(self) -> BankStore:
@@ -143,6 +129,7 @@ class FeatureStore:
         if not len(split):
             raise DataError(f"the split {split_name!r} of {data.name} holds no image")
         taps = tuple(dict.fromkeys(c.tap for c in columns))
+        decoding = not self.keeps(data, split_name, view)
         index: list[Array] = []
         broken: list[str] = []
         laps = _Laps()
@@ -155,7 +142,7 @@ class FeatureStore:
             closing(self._batches(engine, data, split_name, view)) as batches,
         ):
             with reporter.progress(len(split), title) as bar:
-                for positions, pixels, failed in batches:
+                for positions, pixels, failed in laps.waiting_for(batches):
                     broken += failed
                     bar.advance(len(positions) + len(failed))
                     if not len(positions):
@@ -180,30 +167,32 @@ class FeatureStore:
                 "machine": _machine(engine),
             }
             rows.publish(np.concatenate(index), meta)
-        if not self.keep_pixels and laps.waited > max(_LONG, laps.seconds / 2):
+        if decoding and not self.keep_pixels and laps.waited > max(_LONG, laps.seconds / 2):
+            needed = view.pixel_bytes * len(split)
+            more = "" if needed < self.max_bytes else " and a larger --cache-size"
             reporter.line(
-                f"  the encoder waited {laps.waited:.0f} of {laps.seconds:.0f} s for images; --keep-pixels "
-                f"keeps them decoded for the next checkpoint, in {amount(view.pixel_bytes * len(split))}"
+                f"  {laps.waited:.0f} of {laps.seconds:.0f} s went into reading images; --keep-pixels{more} "
+                f"keeps them decoded for the next checkpoint, in {amount(needed)}"
             )
 
     def _batches(self, engine: Engine, data: Dataset, split_name: str, view: View) -> Generator[Batch]:
         """The images of a split: as they were kept, else decoded, and kept where that is asked for."""
-        from .data.kept import keeping, read_kept
+        from .data.kept import keeping, open_kept, read_kept
         from .data.loading import iterate_batches
 
         split, size = data.splits[split_name], engine.batch_for(view.size, view.size)
-        found = self.kept(data, split_name, view)
+        key = pixels_key(data, split_name, view)
+        found = open_kept(self._banks, key, self.skip_broken)
         if found is not None:
-            yield from read_kept(found, size, engine.device)
+            yield from read_kept(found, len(split), size, engine.device)
             return
-        keep = self.to_keep(data, split_name, view)
         decoded = iterate_batches(split, view, size, self.workers, self.skip_broken, engine.device)
-        if not keep:
+        if not self.keep_pixels:
             yield from decoded
             return
         what = f"the pixels of {data.name}/{split_name}"
         mend = "free some, set --cache-dir to a larger disk, or leave --keep-pixels away"
-        with self._banks.adding(pixels_key(data, split_name, view), len(split), what, mend) as rows:
+        with self._banks.adding(key, len(split), what, mend) as rows:
             yield from keeping(decoded, rows, _description(data, split_name, view))
 
 
@@ -231,13 +220,25 @@ class _Flight:
 
 
 class _Laps:
-    """How fast batches were encoded, and how long the encoder waited for them."""
+    """How fast batches were encoded, and how long they were waited for.
+
+    Attributes:
+        waited: seconds that went into reading images.
+        seconds: of the whole pass.
+    """
 
     def __init__(self) -> None:
         self._begun = time.perf_counter()
         self._laps: list[tuple[int, float]] = []
-        self.seconds = 0.0
-        """Of the whole pass."""
+        self.waited = self.seconds = 0.0
+
+    def waiting_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches."""
+        begun = time.perf_counter()
+        for batch in batches:
+            self.waited += time.perf_counter() - begun
+            yield batch
+            begun = time.perf_counter()
 
     def landed(self, flight: _Flight) -> dict[str, Array]:
         """The values of a batch, once they are there."""
@@ -251,11 +252,6 @@ class _Laps:
         """Images a second; the first batch warms up, and counts only if alone."""
         laps = self._laps[1:] or self._laps
         return round(sum(n for n, _ in laps) / sum(s for _, s in laps), 2)
-
-    @property
-    def waited(self) -> float:
-        """Seconds in which nothing was encoded."""
-        return self.seconds - sum(seconds for _, seconds in self._laps)
 
 
 def _machine(engine: Engine) -> str:

@@ -20,7 +20,7 @@ from .data.workers import decoding_workers
 from .engine import Engine, resolve_device
 from .environment import environment
 from .errors import CheckpointError, ConfigError, LmimBenchError
-from .features import FEATURES_VERSION, FeatureStore
+from .features import FEATURES_VERSION, FeatureStore, pixels_key
 from .names import cell_id, digest
 from .plan import Evaluation, RunPlan
 from .progress import Reporter
@@ -36,6 +36,7 @@ from .results import (
     result_path,
     warnings_in,
 )
+from .room import amount
 from .types import Dataset, Encoder, ignored_files
 
 
@@ -257,7 +258,32 @@ def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = Fals
         for label, evaluation, seed in plan.cells()
         if (label, evaluation.task.name) not in left_out
     ]
+    if config.keep_pixels:
+        _check_room_for_pixels(cells, data, int(config.cache_size_gb * 1e9))
     return Run(plan, reporter, command, data, cells, debug)
+
+
+def _check_room_for_pixels(cells: list[Cell], data: dict[str, Dataset], bound: int) -> None:
+    """Raise ConfigError where the cache may not hold all pixels beside the features of a checkpoint: the ones
+    would drive the others out, and nothing would be won.
+    """
+    pixels: dict[str, int] = {}
+    features: dict[str, int] = {}
+    for label, name in _in_order((cell.checkpoint.label, cell.evaluation.data) for cell in cells):
+        group = [c for c in cells if (c.checkpoint.label, c.evaluation.data) == (label, name)]
+        spec = group[0].checkpoint.spec
+        for (split, view), columns in wanted_by(group, spec, data[name]).items():
+            images = len(data[name].splits[split])
+            pixels[pixels_key(data[name], split, view)] = images * view.pixel_bytes
+            of_each = 4 * sum(column.numbers(view, spec) for column in columns)
+            features[label] = features.get(label, 0) + images * of_each
+    beside = max(features.values(), default=0)
+    needed = sum(pixels.values()) + beside
+    if needed > bound:
+        raise ConfigError(
+            f"--keep-pixels needs {amount(needed - beside)} for decoded images beside {amount(beside)} of "
+            f"features, and the cache is bounded to {amount(bound)}; raise --cache-size, or leave it away"
+        )
 
 
 def _left_out(plan: RunPlan, reporter: Reporter) -> set[tuple[str, str]]:

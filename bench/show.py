@@ -158,7 +158,7 @@ def print_estimate(steps: Sequence[Step], resident: int, free: int) -> None:
     memory = resident + max(step.memory or 0 for step in steps)
     disk = sum(step.disk for step in steps)
     unknown = f", and {len(steps) - len(known)} steps of unknown time" if len(known) < len(steps) else ""
-    room = f"; {_size(disk)} of features" if disk else ""
+    room = f"; {_size(disk)} in the cache" if disk else ""
     print_line(f"about {duration(sum(known))}{unknown}; {_size(memory)} of memory{room}")
     if disk > free:
         print_line(

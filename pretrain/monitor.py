@@ -65,9 +65,12 @@ class Health:
         """What is wrong with the representations, in sentences; [] where nothing is."""
         found = []
         if self.projected_cosine > measure.COLLAPSED:
+            whole = self.pooled_cosine > measure.COLLAPSED
+            own = "" if whole else f"; the encoder's own, which tasks see, have {self.pooled_cosine:.3f}"
             found.append(
-                "the representations have collapsed: latents of different images have a cosine of "
-                f"{self.projected_cosine:.3f} on average (effective rank {self.effective_rank:.1f})"
+                f"the {'representations' if whole else 'projected latents'} have collapsed: latents of "
+                f"different images have a cosine of {self.projected_cosine:.3f} on average{own} "
+                f"(effective rank {self.effective_rank:.1f})"
             )
         if self.position_share > measure.POSITION_CODE:
             found.append(

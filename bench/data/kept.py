@@ -1,29 +1,29 @@
 """Decoded pixels on disk: written on the way from the files to an encoder, read for the encoders after it.
 
-A GPU waits for images to be decoded; pixels that lie on a disk, or in the memory of the system that the disk
-is read through, reach it several times as fast. They are those that decoding gave, to the bit.
+A GPU waits for images to be decoded; pixels that lie in the system's memory of a disk reach it without. They
+are those that decoding gave, to the bit, and come in the same batches.
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from io import BufferedReader
-from pathlib import Path
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ..banks import Bank, NewRows
+from ..banks import PIXELS, Bank, BankStore, NewRows
+from ..engine import Moment
 from ..errors import DataError
 from ..types import Array
 from .loading import Batch
 
-PIXELS = "pixels"
-"""The column of a bank that they are: uint8 (N, S, S, 3)."""
 _AHEAD = 3
 """Batches that are read before they are asked for."""
 
@@ -35,53 +35,78 @@ def keeping(batches: Generator[Batch], rows: NewRows, meta: Mapping[str, Any]) -
     with closing(batches):
         for batch in batches:
             broken += batch.broken
+            pixels = batch.images.permute(0, 2, 3, 1).to("cpu", non_blocking=True)
+            there = Moment(batch.images.is_cuda)
+            yield batch
+            there.wait()
             if len(batch.positions):
                 index.append(batch.positions)
-                rows.write({PIXELS: batch.images.permute(0, 2, 3, 1).cpu().numpy()})
-            yield batch
+                rows.write({PIXELS: pixels.numpy()})
     if index:
         rows.publish(np.concatenate(index), {**meta, "images": sum(map(len, index)), "skipped": broken})
 
 
-def read_kept(bank: Bank, batch_size: int, device: str) -> Generator[Batch]:
-    """The batches of a bank's pixels, on the device; the first one names the broken images.
+class Kept(NamedTuple):
+    """Pixels of a bank, and the open file that they lie in: it stays where another run deletes it."""
+
+    bank: Bank
+    stream: BufferedReader
+
+
+def open_kept(store: BankStore, key: str, skip_broken: bool) -> Kept | None:
+    """The pixels of a bank; None where they are not there, or images that are broken must not be left out."""
+    path = store.path(key, PIXELS)
+    with ExitStack() as opened, suppress(FileNotFoundError):
+        stream = opened.enter_context(path.open("rb"))
+        bank = store.read(key, [PIXELS])
+        # Another run may have put a new file there since, of other rows.
+        same = os.path.samestat(os.fstat(stream.fileno()), path.stat())
+        if bank is not None and same and (skip_broken or not bank.meta["skipped"]):
+            opened.pop_all()
+            return Kept(bank, stream)
+    return None
+
+
+def read_kept(kept: Kept, images: int, batch_size: int, device: str) -> Generator[Batch]:
+    """The batches that decoding a split of so many images gives, on the device.
+
+    The first one names all broken images.
 
     Raises:
         DataError: the file is cut, or the disk fails.
     """
+    bank, stream = kept
     pixels = bank.columns[PIXELS]
-    path, shape = Path(str(pixels.filename)), pixels.shape[1:]
-    stretches = [range(i, min(i + batch_size, len(pixels))) for i in range(0, len(pixels), batch_size)]
+    rows = np.searchsorted(bank.index, np.arange(0, images + batch_size, batch_size))
+    stretches = [slice(*ends) for ends in pairwise(rows)]
     broken: list[str] = list(bank.meta["skipped"])
-    with path.open("rb") as stream, ThreadPoolExecutor(1) as reader:
+    waiting: deque[Future[torch.Tensor]] = deque()
+    with stream, ThreadPoolExecutor(1) as reader:
         stream.seek(pixels.offset)
-        waiting: deque[Future[torch.Tensor]] = deque()
 
-        def begin(i: int) -> None:
-            if i < len(stretches):
-                # A GPU copies by itself from memory that is pinned.
-                pinned = device.startswith("cuda")
-                images = torch.empty((len(stretches[i]), *shape), dtype=torch.uint8, pin_memory=pinned)
-                waiting.append(reader.submit(_filled, images, stream))
+        def begin(stretch: slice) -> None:
+            # A GPU copies by itself from memory that is pinned.
+            pinned = device.startswith("cuda")
+            shape = (stretch.stop - stretch.start, *pixels.shape[1:])
+            space = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+            waiting.append(reader.submit(_filled, space, stream))
 
-        for i in range(_AHEAD):
-            begin(i)
-        try:
-            for i, stretch in enumerate(stretches):
-                begin(i + _AHEAD)
-                images = waiting.popleft().result().to(device, non_blocking=True)
-                yield Batch(bank.index[stretch.start : stretch.stop], images.permute(0, 3, 1, 2), broken)
-                broken = []
-        finally:
-            reader.shutdown(cancel_futures=True)
+        for stretch in stretches[:_AHEAD]:
+            begin(stretch)
+        for i, stretch in enumerate(stretches):
+            for later in stretches[i + _AHEAD : i + _AHEAD + 1]:
+                begin(later)
+            found = waiting.popleft().result().to(device, non_blocking=True)
+            yield Batch(bank.index[stretch], found.permute(0, 3, 1, 2), broken)
+            broken = []
 
 
-def _filled(images: torch.Tensor, stream: BufferedReader) -> torch.Tensor:
+def _filled(space: torch.Tensor, stream: BufferedReader) -> torch.Tensor:
     """The next pixels of a file. Read, not mapped: where a disk fails under a map, the process is killed."""
     try:
-        got = stream.readinto(images.numpy().data)
+        got = stream.readinto(space.numpy().data) if space.numel() else 0
     except OSError as error:
         raise DataError(f"{stream.name} cannot be read: {error.strerror}") from error
-    if got != images.numel():
+    if got != space.numel():
         raise DataError(f"{stream.name} is shorter than it was; delete it")
-    return images
+    return space

@@ -10,6 +10,7 @@ from PIL import Image
 
 from lmim_bench.bench.api import make_config
 from lmim_bench.bench.checkpoints import save_checkpoint
+from lmim_bench.bench.errors import ConfigError
 from lmim_bench.bench.estimate import REFERENCE_RATE, Estimator, product_rate
 from lmim_bench.bench.plan import make_plan
 from lmim_bench.bench.progress import Reporter
@@ -159,8 +160,23 @@ def test_pixels_that_are_kept_take_room_once_and_no_time_after(opened, steps, tm
 
 
 def test_pixels_that_the_cache_may_not_hold_are_foreseen(opened, steps):
-    found = steps(opened("knn", keep_pixels=True, cache_size_gb=1e-6))[TRAIN]
-    assert "raise --cache-size" in found.failure
+    needed = sum(step.disk for step in steps(opened("knn", keep_pixels=True)).values())
+    assert steps(opened("knn", keep_pixels=True, cache_size_gb=needed / 1e9))
+    with pytest.raises(
+        ConfigError, match=r"0\.1 MB for decoded images beside 0\.0 MB of .* raise --cache-size"
+    ):
+        opened("knn", keep_pixels=True, cache_size_gb=(needed - 1) / 1e9)
+
+
+def test_broken_images_fail_every_checkpoint_that_would_keep_them(opened, steps, images, tmp_path):
+    other = tmp_path / "two.pth"
+    spec = vit_spec("lmim-bench", embed_dim=24, depth=4, num_heads=2, patch_size=8, image_size=32)
+    save_checkpoint(other, spec, build_vit(spec.arch).state_dict(), {"objective": "random"})
+    (images / "train" / "day" / "0.png").write_bytes(b"")
+    run = opened("knn", ckpt=[other], keep_pixels=True)
+    failed = [step for step in Estimator(run).steps() if step.what == TRAIN]
+    assert len(failed) == 2
+    assert all("0.png is broken" in step.failure for step in failed)
 
 
 def test_a_cell_that_will_fail_says_so(opened, steps):

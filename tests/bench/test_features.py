@@ -185,6 +185,23 @@ def test_a_bank_of_another_user_is_read(bank, monkeypatch):
     assert len(bank(CLS)[0].column(CLS)) == COUNT
 
 
+def test_a_bank_that_is_read_outlives_one_that_was_made_later(tmp_path):
+    store = banks.BankStore(tmp_path, 10**9)
+
+    def add(key, age):
+        with store.adding(key, 1, "numbers", "free some") as rows:
+            rows.write({"x": np.zeros((1, 1000))})
+            rows.publish(np.arange(1), {"skipped": []})
+        os.utime(tmp_path / key / "meta.json", (age, age))
+
+    for age, key in enumerate(("first", "second")):
+        add(key, age)
+    store.read("first", ["x"])
+    store = banks.BankStore(tmp_path, 20_000)
+    add("third", 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "third"]
+
+
 def test_room_is_asked_for_all_columns_before_the_first_is_written(bank, tmp_path, monkeypatch):
     one = 4 * COUNT * 192
     usage = namedtuple("usage", "total used free")

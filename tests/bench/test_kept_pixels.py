@@ -1,6 +1,7 @@
 """Decoded pixels that are kept: those that decoding gives, read once from the files, whole or not there."""
 
 import io
+import shutil
 from collections import namedtuple
 from dataclasses import replace
 
@@ -12,11 +13,12 @@ from PIL import Image
 from rich.console import Console
 
 from lmim_bench.bench import features, room
-from lmim_bench.bench.banks import BankStore
+from lmim_bench.bench.banks import PIXELS, BankStore
 from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.cli import cli
 from lmim_bench.bench.data import kept, loading
-from lmim_bench.bench.data.kept import PIXELS, read_kept
+from lmim_bench.bench.data.kept import keeping, open_kept, read_kept
+from lmim_bench.bench.data.loading import iterate_batches
 from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine
@@ -144,14 +146,6 @@ def test_nothing_is_kept_of_images_that_are_all_broken(passes, split, tmp_path):
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_cache_that_is_bounded_to_less_is_one_line_before_anything_is_read(passes, split):
-    needed = COUNT * 3 * 32 * 32
-    with pytest.raises(DataError, match=r"pixels of noise/val need 0\.0 MB .* raise --cache-size, or leave"):
-        passes(keep_pixels=True, max_bytes=needed - 1)
-    assert split.reads == 0
-    passes(max_bytes=needed - 1)
-
-
 def test_a_disk_without_room_is_one_line(passes, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage(0, 0, COUNT * 3 * 32 * 32 - 1))
@@ -190,17 +184,55 @@ def bank(tmp_path):
     with store.adding("key", COUNT, "pixels", "free some") as rows:
         rows.write({PIXELS: pixels})
         rows.publish(np.arange(COUNT) * 2, {"skipped": ["a", "b"]})
-    return store.read("key", [PIXELS])
+    return store
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, COUNT, 100])
-def test_batches_are_the_rows_in_order(bank, batch_size):
-    batches = list(read_kept(bank, batch_size, "cpu"))
-    assert [len(batch.positions) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
-    np.testing.assert_array_equal(np.concatenate([batch.positions for batch in batches]), bank.index)
-    pixels = np.concatenate([batch.images.permute(0, 2, 3, 1).numpy() for batch in batches])
-    np.testing.assert_array_equal(pixels, bank.columns[PIXELS])
-    assert [name for batch in batches for name in batch.broken] == ["a", "b"]
+@pytest.mark.parametrize("broken", [(), (0,), (3, 4, 5), (0, 1, 10)])
+def test_batches_are_those_of_decoding(tmp_path, split, batch_size, broken):
+    split.broken = broken
+    store = BankStore(tmp_path / "banks", 10**9)
+    with store.adding("key", COUNT, "pixels", "free some") as rows:
+        decoded = list(keeping(iterate_batches(split, VIEW, batch_size, skip_broken=True), rows, {}))
+    read = list(read_kept(open_kept(store, "key", True), COUNT, batch_size, "cpu"))
+    for found, expected in zip(read, decoded, strict=True):
+        np.testing.assert_array_equal(found.positions, expected.positions)
+        assert torch.equal(found.images, expected.images)
+    names = [[name for batch in batches for name in batch.broken] for batches in (read, decoded)]
+    assert names[0] == names[1] == [str(i) for i in broken]
+
+
+def test_a_file_that_another_run_deletes_is_read_to_its_end(bank, tmp_path):
+    kept_pixels = open_kept(bank, "key", True)
+    batches = read_kept(kept_pixels, 2 * COUNT, 1, "cpu")
+    found = [next(batches)]
+    shutil.rmtree(tmp_path / "banks")
+    found += batches
+    pixels = torch.cat([batch.images for batch in found]).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(pixels, kept_pixels.bank.columns[PIXELS])
+    assert open_kept(bank, "key", True) is None
+
+
+def test_pixels_that_another_run_replaces_or_deletes_meanwhile_are_not_taken(bank, monkeypatch):
+    read, path = BankStore.read, bank.path("key", PIXELS)
+
+    def replaced(*args):
+        found = read(*args)
+        other = path.with_suffix(".new")
+        other.write_bytes(path.read_bytes())
+        other.replace(path)
+        return found
+
+    monkeypatch.setattr(BankStore, "read", replaced)
+    assert open_kept(bank, "key", True) is None
+
+    def deleted(*args):
+        found = read(*args)
+        shutil.rmtree(path.parent)
+        return found
+
+    monkeypatch.setattr(BankStore, "read", deleted)
+    assert open_kept(bank, "key", True) is None
 
 
 def test_a_reader_that_is_left_leaves_nothing_open(bank, monkeypatch):
@@ -212,7 +244,7 @@ def test_a_reader_that_is_left_leaves_nothing_open(bank, monkeypatch):
         return read(images, stream)
 
     monkeypatch.setattr(kept, "_filled", seen)
-    batches = read_kept(bank, 1, "cpu")
+    batches = read_kept(open_kept(bank, "key", True), 2 * COUNT, 1, "cpu")
     next(batches)
     batches.close()
     assert all(stream.closed for stream in streams)
@@ -238,17 +270,25 @@ def test_a_disk_that_fails_is_one_line_that_names_the_file():
 # ------------------------------------------------------------------------------------------- the command
 
 
-def test_it_is_said_where_the_encoder_mostly_waits(passes, monkeypatch):
+def test_it_is_said_where_most_of_a_long_pass_is_reading(passes, monkeypatch):
     def told(**options):
         stream = io.StringIO()
         passes(reporter=Reporter(Console(file=stream, width=200)), **options)
         return stream.getvalue()
 
-    assert "waited" not in told()
+    def spend(share):
+        spent = property(lambda laps: share * laps.seconds, lambda *_: None)
+        monkeypatch.setattr(features._Laps, "waited", spent, raising=False)
+
+    assert "went into" not in told()
     monkeypatch.setattr(features, "_LONG", 0.0)
-    monkeypatch.setattr(features._Flight, "seconds", 1e-9)
+    spend(0.4)
+    assert "went into" not in told()
+    spend(0.6)
     assert "--keep-pixels keeps them decoded for the next checkpoint, in 0.0 MB" in told()
-    assert "waited" not in told(keep_pixels=True)
+    assert "--keep-pixels and a larger --cache-size keeps" in told(max_bytes=COUNT)
+    assert "went into" not in told(keep_pixels=True)
+    assert "went into" not in told(), "nothing was decoded"
 
 
 def test_a_run_keeps_the_pixels_and_the_next_checkpoint_decodes_nothing(tmp_path, monkeypatch):
@@ -268,6 +308,8 @@ def test_a_run_keeps_the_pixels_and_the_next_checkpoint_decodes_nothing(tmp_path
         done = CliRunner().invoke(cli, [*command, str(tmp_path / out), *given, *more], catch_exceptions=False)
         return done.exit_code
 
+    assert run("one", "refused", "cache", "--keep-pixels", "--cache-size", "0.00001") == 2
+    assert not (tmp_path / "refused").exists()
     assert run("one", "first", "cache", "--keep-pixels") == 0
     assert len(pixel_files(tmp_path)) == 2
     assert run("two", "expected", "another") == 0

@@ -21,9 +21,14 @@ def health(**changes):
 def test_health_warns_of_a_collapse_and_of_a_code_of_position():
     assert health().warnings() == []
     assert health(pooled_cosine=1.0).warnings() == [], "before the projector latents may be alike"
-    (collapsed,) = health(projected_cosine=0.9991, effective_rank=1.04).warnings()
-    assert "have collapsed" in collapsed
-    assert "0.999 on average (effective rank 1.0)" in collapsed
+    (collapsed,) = health(pooled_cosine=0.995, projected_cosine=0.9991, effective_rank=1.04).warnings()
+    assert collapsed.startswith("the representations have collapsed: ")
+    assert collapsed.endswith("0.999 on average (effective rank 1.0)")
+    (projected,) = health(projected_cosine=0.9991).warnings()
+    assert projected.startswith("the projected latents have collapsed: ")
+    assert projected.endswith(
+        "0.999 on average; the encoder's own, which tasks see, have 0.500 (effective rank 20.0)"
+    )
     (code,) = health(position_share=0.97).warnings()
     assert "code of position: it explains 97% of the variance" in code
     assert len(health(projected_cosine=1.0, position_share=1.0).warnings()) == 2
