@@ -64,4 +64,11 @@ def demo_config(
         CheckpointConfig(label=trained.row.label, reference=str(trained.folder / "encoder.pth"))
         for trained in rows
     ]
-    return RunConfig(checkpoints=tuple(checkpoints), out=out, limit=limit, device=device, cache_dir=cache_dir)
+    return RunConfig(
+        checkpoints=tuple(checkpoints),
+        out=out,
+        limit=limit,
+        device=device,
+        cache_dir=cache_dir,
+        keep_pixels=True,  # the three see the same views
+    )
