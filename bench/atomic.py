@@ -26,7 +26,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file that appears under its name only when it was written whole and synced.
 
     Raises:
-        OSError: the disk has no room for it, also where what writes into it says something else.
+        OSError: it cannot be written, or the disk has no room for it, also where what writes into it says
+            something else.
     """
     handled = sys.exc_info()[1]  # what the caller is dealing with: no reason of an error in here
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +44,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         reason: BaseException | None = error
         while reason not in (None, handled) and getattr(reason, "errno", None) not in FULL:
             reason = reason.__cause__ or reason.__context__
+        if reason in (None, handled) and getattr(error, "filename", None) == str(temporary):
+            reason = error  # of a name that nobody gave
         if isinstance(reason, OSError) and reason is not handled:
             raise OSError(reason.errno, reason.strerror, str(path)) from error
         raise

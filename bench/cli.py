@@ -12,7 +12,7 @@ import click
 from .. import __version__
 from .cache import PARTS
 from .checkpoint_commands import doctor, formats, inspect, selftest
-from .errors import LmimBenchError
+from .errors import LmimBenchError, said_by_the_system
 from .options import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -50,8 +50,7 @@ class _Group(click.Group):
             # A library's own error has no number, and click ends on a pipe that was closed.
             if ctx.params.get("debug") or not error.errno or isinstance(error, BrokenPipeError):
                 raise
-            where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"lmim-bench: {where}{error.strerror}", err=True)
+            click.echo(f"lmim-bench: {said_by_the_system(error)}", err=True)
             sys.exit(EXIT_USER_ERROR)
         except KeyboardInterrupt:
             click.echo("lmim-bench: stopped; the same command goes on with what is not finished", err=True)

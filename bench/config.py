@@ -148,6 +148,9 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     at = ".".join([*where.split(), *path])
     if first["type"] == "value_error":
         return f"{at}: {message}" if where and path else message
+    if first["type"] in ("too_short", "string_too_short"):
+        unit = "letter" if first["type"].startswith("string") else "value"
+        return f"{at}: needs at least {first['ctx']['min_length']} {unit}"
     return f"{at}: {message[0].lower() + message[1:]}, got {first.get('input')!r}"
 
 

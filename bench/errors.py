@@ -16,6 +16,7 @@ traceback (unless ``--debug``). Whatever is not of this family is a bug and keep
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"Did you mean {near[0]!r}?"
     return f"Known: {', '.join(options)}." if options else "None are known."
+
+
+def said_by_the_system(error: OSError) -> str:
+    """What the system says, of which file, in a line."""
+    said = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        said += "; where it is to be written, give another --out or --cache-dir"
+    return said
 
 
 def first_line(error: BaseException) -> str:

@@ -134,7 +134,8 @@ class FeatureStore:
         broken: list[str] = []
         laps = _Laps()
         flight: _Flight | None = None
-        title = f"features of {data.name}/{split_name} at {view.size} px"
+        kept = "" if decoding else " of kept pixels"
+        title = f"features of {data.name}/{split_name} at {view.size} px{kept}"
         what = f"the features {', '.join(column.id for column in columns)}"
         mend = "free some, or set --cache-dir to a larger disk"
         with (

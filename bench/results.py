@@ -192,7 +192,8 @@ def load_run(folder: str | Path) -> RunFile:
     """
     path = Path(folder) / "results.json"
     if not path.is_file():
-        raise ConfigError(f"{folder} holds no run (no results.json); give the --out of an earlier run")
+        what = "is a file" if Path(folder).is_file() else "holds no run (no results.json)"
+        raise ConfigError(f"{folder} {what}; give the --out of an earlier run")
     try:
         return RunFile.model_validate_json(path.read_bytes())
     except ValidationError as error:

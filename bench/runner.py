@@ -19,7 +19,7 @@ from .data import load_data
 from .data.workers import decoding_workers
 from .engine import Engine, resolve_device
 from .environment import environment
-from .errors import CheckpointError, ConfigError, LmimBenchError
+from .errors import CheckpointError, ConfigError, LmimBenchError, said_by_the_system
 from .features import FEATURES_VERSION, FeatureStore, pixels_key
 from .names import cell_id, digest
 from .plan import Evaluation, RunPlan
@@ -204,7 +204,7 @@ class Run:
     def _unexpected(self, cell: Cell, failure: Exception) -> str:
         """What to say of a failure that no task foresaw; of a bug, the traceback goes to a file."""
         if isinstance(failure, OSError) and failure.errno:  # a full disk, a cache that may not be written
-            return ": ".join(str(part) for part in (failure.filename, failure.strerror) if part)
+            return said_by_the_system(failure)
         with atomic_write(self.plan.out / "artefacts" / cell.id / "error.txt") as stream:
             stream.write(traceback.format_exc())
         return f"{type(failure).__name__}: {failure} (a bug: details in artefacts/{cell.id}/error.txt)"

@@ -143,7 +143,7 @@ def _say_training(summary: Summary, out: Path) -> None:
     type=click.Choice(["tiny", "small", "full"]),
     default="small",
     show_default=True,
-    help="tiny: seconds, to try; small: hours on a CPU; full: an H100.",
+    help="tiny: a few steps, to try; small: hours on a CPU; full: an H100.",
 )
 @click.option("--out", "-o", type=FOLDER, help="Folder of all trainings and reports. [default: runs/ablate]")
 @_set

@@ -91,9 +91,10 @@ def plan_steps(recipe: Recipe, images: int, processes: int) -> Schedule:
     if images < 2:
         raise ConfigError(f"the training split holds {images} image; a training needs two at least")
     if batch > images:
+        share = processes * parts
         raise ConfigError(
             f"optim.batch_size {batch} is more than the {images} images of the training split; "
-            f"--set optim.batch_size={max(2, images // 8)}"
+            f"--set optim.batch_size={max(share, images // share * share)} at most"
         )
     if batch % (processes * parts):
         raise ConfigError(

@@ -253,8 +253,8 @@ def _possible_shots(ctx: Context, cfg: FewShotConfig, labels: Array, truth: Arra
     if cfg.headline_shots > smallest:
         short = int(((counts > 0) & (counts < cfg.headline_shots)).sum())
         ctx.note(
-            f"shots={cfg.headline_shots}: {short} classes have fewer train images and give all they have "
-            f"(the smallest {smallest})"
+            f"WARNING: few-shot, shots={cfg.headline_shots}: {short} classes have fewer train images and "
+            f"give all that they have (the smallest {smallest})"
         )
     unseen = int(np.count_nonzero(counts[np.unique(truth)] == 0))
     if unseen:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import DataError, did_you_mean
 from ..types import DataKind, Dataset
-from .layouts import LAYOUTS, SHARD_SUFFIXES, Detected, detect
+from .layouts import LAYOUTS, SHARD_SUFFIXES, Detected, detect, require_folder
 
 if TYPE_CHECKING:
     from .unlabelled import Unlabelled
@@ -155,8 +155,7 @@ def load_unlabelled(
     from .unlabelled import load_every_image
 
     root = Path(reference).expanduser()
-    if not root.is_dir():
-        raise DataError(f"there is no data folder {root}")
+    require_folder(root)
     return load_every_image(root, name or root.resolve().name, cache_dir)
 
 
@@ -203,8 +202,7 @@ def _load_folder(
     classes: Sequence[str] | None,
     cache_dir: Path | None,
 ) -> Dataset:
-    if not root.is_dir():
-        raise DataError(f"there is no data folder {root}")
+    require_folder(root)
     if found.kind == "segmentation":
         from . import segmentation
 

@@ -50,6 +50,11 @@ def holds_image(folder: Path) -> bool:
     )
 
 
+def holds_file(folder: Path) -> bool:
+    """Whether a file of any type lies in the folder, at any depth. Raises as ``list_images``."""
+    return any(names for _, names in _folders(folder))
+
+
 def ignored_images(*folders: Path) -> dict[str, int]:
     """How many files below folders are images of types that are not read, by suffix, most frequent first.
 

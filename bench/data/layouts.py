@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from ..errors import DataError
 from ..types import DataKind, ignored_files
-from .files import IMAGE_SUFFIXES, entries, holds_image, ignored_images, list_images, subfolders
+from .files import IMAGE_SUFFIXES, entries, holds_file, holds_image, ignored_images, list_images, subfolders
 from .folders import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES, called_images, images_with_masks
 
 RESOLUTIONS = ("480p", "Full-Resolution", "1080p")
@@ -152,14 +153,23 @@ def reasons(root: Path) -> dict[str, str]:
     return found
 
 
+def require_folder(root: Path) -> None:
+    """Raise DataError where there is no such folder, with the nearest name beside it."""
+    if root.is_dir():
+        return
+    beside = [path.name for path in root.parent.glob("*/")] if root.parent.is_dir() else []
+    near = difflib.get_close_matches(root.name, beside, n=1, cutoff=0.6)
+    hint = f". Did you mean {root.with_name(near[0])}?" if near else ""
+    raise DataError(f"there is no data folder {root}{hint}")
+
+
 def detect(root: Path) -> Detected:
     """What the folder is.
 
     Raises:
         DataError: no such folder, no known layout, more than one, or masks that would be taken for a class.
     """
-    if not root.is_dir():
-        raise DataError(f"there is no data folder {root}")
+    require_folder(root)
     found = reasons(root)
     if len(found) == 1:
         layout, reason = next(iter(found.items()))
@@ -172,6 +182,9 @@ def detect(root: Path) -> Detected:
         raise DataError(
             f"{root} could be more than one layout: {seen}; name one with layout: NAME in a suite"
         )
+    if not holds_file(root):
+        empty = "is empty" if not entries(root) else f"holds no file, only {listing(root)}"
+        raise DataError(f"{root} {empty}")
     told = "; ".join(filter(None, (_unsorted(root, name) for name in SPLIT_NAMES)))
     if told:
         raise DataError(f"{root} has no known layout: {told}")

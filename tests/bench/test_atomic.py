@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save
 
 from lmim_bench.bench.atomic import atomic_write, write_json
+from lmim_bench.bench.errors import said_by_the_system
 
 
 class Full:
@@ -59,3 +60,17 @@ def test_a_full_disk_that_is_being_handled_is_no_reason_of_another_error(tmp_pat
         with pytest.raises(ValueError, match="of our own"):
             write()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_may_not_be_written_is_told_by_the_name_that_was_given(tmp_path, monkeypatch):
+    def forbidden(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(tmp_path), "open", forbidden)
+    with pytest.raises(PermissionError) as caught, atomic_write(tmp_path / "table.md"):
+        pass
+    assert caught.value.filename == str(tmp_path / "table.md")
+    said = said_by_the_system(caught.value)
+    mend = "where it is to be written, give another --out or --cache-dir"
+    assert said == f"{tmp_path / 'table.md'}: Permission denied; {mend}"
+    assert said_by_the_system(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"

@@ -179,7 +179,7 @@ def test_run_report_and_dry_run(invoke, checkpoint, images, tmp_path):
     assert "2 of 2 cells to do" in planned.output
     assert "k=[1, 3]" in planned.output
     assert "estimate, for this machine" in planned.output
-    assert re.search(r"about [\d.]+ s; [\d.,]+ [MG]B of memory; [1-9]\d* kB of features", planned.output)
+    assert re.search(r"about [\d.]+ s; [\d.,]+ [MG]B of memory; [1-9]\d* kB in the cache", planned.output)
     assert not out.exists()
     done = invoke(*common)
     assert done.exit_code == 0, done.output

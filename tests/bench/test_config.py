@@ -118,7 +118,8 @@ def test_of_a_long_name_the_end_is_the_label(before):
 
 @pytest.mark.parametrize("text", ["", "x=", "x" * 81 + "=pixels"])
 def test_an_empty_reference_and_a_label_that_is_too_long_are_one_line(text):
-    with pytest.raises(ConfigError, match=r"^--ckpt\.(reference|label): string should have at [^\n]*$"):
+    told = r"needs at least 1 letter|string should have at most 80 characters, [^\n]*"
+    with pytest.raises(ConfigError, match=rf"^--ckpt\.(reference|label): ({told})$"):
         CheckpointConfig.parse(text)
 
 
@@ -236,3 +237,8 @@ def test_what_is_named_twice_is_scored_once(tmp_path):
 def test_unknown_suite_name():
     with pytest.raises(ConfigError, match="Did you mean 'scenes'"):
         load_suite("scnes")
+
+
+def test_too_few_values_are_told_in_plain_words():
+    with pytest.raises(ConfigError, match=r"^seeds: needs at least 1 value$"):
+        make_config("pixels", seeds=())

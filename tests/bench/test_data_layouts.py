@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from lmim_bench.bench.data import catalogue, detect_layout, is_embedded, load_data
+from lmim_bench.bench.data.layouts import detect
 from lmim_bench.bench.errors import DataError
 
 
@@ -654,3 +655,20 @@ def test_catalogue_lists_everything_that_loads():
     for reference, kind in rows.items():
         if reference.startswith("torchvision:"):
             assert detect_layout(reference).kind == kind
+
+
+def test_a_folder_that_is_not_there_is_told_with_the_nearest_name(tmp_path):
+    (tmp_path / "cifar10").mkdir()
+    with pytest.raises(DataError, match=r"there is no data folder .*cifar\. Did you mean .*/cifar10\?$"):
+        detect(tmp_path / "cifar")
+    with pytest.raises(DataError, match=r"there is no data folder .*imagenet$"):
+        detect(tmp_path / "imagenet")
+
+
+def test_folders_without_a_file_are_told_as_such(tmp_path):
+    with pytest.raises(DataError, match=r"is empty$"):
+        detect(tmp_path)
+    for name in ("train/a", "val/a"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"holds no file, only train/, val/$"):
+        detect(tmp_path)

@@ -87,7 +87,7 @@ def test_shots_beyond_the_smallest_class_are_left_out_and_the_headline_is_kept(t
     found = context.run(TASK, **FAST)
     assert {m for m in found if m.startswith("ncm")} == {"ncm@shots=1", "ncm@shots=2", "ncm@shots=5"}
     assert any("shots=10 left out" in note and "3 images" in note for note in context.notes)
-    assert any("shots=5: 1 classes have fewer" in note for note in context.notes)
+    assert any(note.startswith("WARNING: few-shot, shots=5: 1 classes have fewer") for note in context.notes)
     assert TASK.headline(FewShotConfig(shots=(1, 10))) == "ncm@shots=1"
     assert TASK.headline(FewShotConfig(classifiers=("knn",))) == "knn@shots=5"
 
