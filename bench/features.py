@@ -169,12 +169,14 @@ class FeatureStore:
             }
             rows.publish(np.concatenate(index), meta)
         if decoding and not self.keep_pixels and laps.waited > max(_LONG, laps.seconds / 2):
-            needed = view.pixel_bytes * len(split)
-            more = "" if needed < self.max_bytes else " and a larger --cache-size"
-            reporter.line(
-                f"  {laps.waited:.0f} of {laps.seconds:.0f} s went into reading images; --keep-pixels{more} "
-                f"keeps them decoded for the next checkpoint, in {amount(needed)}"
-            )
+            reporter.line(self._what_would_help(laps, view.pixel_bytes * len(split)))
+
+    def _what_would_help(self, laps: _Laps, needed: int) -> str:
+        more = "" if needed < self.max_bytes else " and a larger --cache-size"
+        return (
+            f"  {laps.waited:.0f} of {laps.seconds:.0f} s went into reading images; --keep-pixels{more} "
+            f"keeps them decoded for the next checkpoint, in {amount(needed)}"
+        )
 
     def _batches(self, engine: Engine, data: Dataset, split_name: str, view: View) -> Generator[Batch]:
         """The images of a split: as they were kept, else decoded, and kept where that is asked for."""
