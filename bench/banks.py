@@ -36,7 +36,8 @@ class Bank:
     """What a bank holds.
 
     Attributes:
-        meta: what is known of it; ``skipped`` are the ids of the images that have no row.
+        meta: what is known of it; ``images`` is how many rows there are, ``skipped`` the ids of the images
+            that have none.
         index: the position of each row's image in its split, int64 (N,), ascending.
         columns: arrays (N, ...) by name, mapped from their files.
     """
@@ -116,23 +117,33 @@ class NewRows:
         self._store, self._key, self._half = store, key, half
         self._most, self._what, self._mend = most, what, mend
         self._columns: dict[str, Mapped] = {}
-        self._rows = 0
+        self._positions: list[Array] = []
 
-    def write(self, values: Mapping[str, Array]) -> None:
-        """Append rows to each column. Raises DataError where the disk has no room for all that may come."""
+    def write(self, positions: Array, values: Mapping[str, Array]) -> None:
+        """Append the rows of the images at these positions of the split to each column.
+
+        Raises:
+            DataError: the disk has no room for all that may come.
+        """
         if not self._columns:
             self._allocate(values)
-        count = {len(rows) for rows in values.values()}.pop()
+        done = sum(map(len, self._positions))
         for name, rows in values.items():
-            self._columns[name][self._rows : self._rows + count] = rows
-        self._rows += count
+            self._columns[name][done : done + len(positions)] = rows
+        self._positions.append(positions)
 
-    def publish(self, index: Array, meta: Mapping[str, Any]) -> None:
-        """Bring the columns to the disk and into their bank; other banks make room for it."""
+    def publish(self, skipped: Sequence[str], meta: Mapping[str, Any]) -> None:
+        """Bring what was written to the disk and into its bank; other banks make room for it.
+
+        Args:
+            skipped: ids of the images that have no row.
+            meta: what else is known.
+        """
+        index = np.concatenate(self._positions)
         for name in list(self._columns):
             self._columns.pop(name).flush()
-            if self._rows < self._most:
-                _truncate(_column_path(self._half, name), self._rows)
+            if len(index) < self._most:
+                _truncate(_column_path(self._half, name), len(index))
         folder = self._store.root / self._key
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / "index.npy"
@@ -143,7 +154,7 @@ class NewRows:
                 np.save(stream, index)
         for path in self._half.glob("*.npy"):
             path.replace(folder / path.name)
-        write_json(folder / "meta.json", meta)
+        write_json(folder / "meta.json", {**meta, "images": len(index), "skipped": list(skipped)})
         self._store.evict(keep=self._key)
 
     def _allocate(self, first: Mapping[str, Array]) -> None:

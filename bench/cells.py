@@ -46,6 +46,14 @@ class Cell:
     digest: str
 
 
+def by_checkpoint_and_data(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """The cells of each checkpoint on each data set, in the order in which they come."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.checkpoint.label, cell.evaluation.data), []).append(cell)
+    return list(groups.values())
+
+
 @dataclass
 class Banks:
     """The feature banks of one (checkpoint, data set), opened or extracted at first use."""

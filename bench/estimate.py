@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .cells import Cell, requests_of, wanted_by
+from .cells import Cell, by_checkpoint_and_data, requests_of, wanted_by
 from .data.splits import spread
 from .engine import Engine
 from .errors import LmimBenchError
-from .features import bank_key, pixels_key
+from .features import bank_bytes, bank_key, pixels_key
 from .runner import Run
 from .types import Dataset, Step, Tap, View
 
@@ -44,12 +44,10 @@ class Estimator:
     def steps(self) -> Iterator[Step]:
         """Every step that is still to be done, in the order of the run."""
         pending = self.run.pending()
-        for label in dict.fromkeys(cell.checkpoint.label for cell in pending):
-            own = [cell for cell in pending if cell.checkpoint.label == label]
-            for name in dict.fromkeys(cell.evaluation.data for cell in own):
-                group = [cell for cell in own if cell.evaluation.data == name]
-                yield from self._features(group, self.run.data[name])
-                yield from (self._cell(cell, self.run.data[name]) for cell in group)
+        for group in by_checkpoint_and_data(pending):
+            data = self.run.data[group[0].evaluation.data]
+            yield from self._features(group, data)
+            yield from (self._cell(cell, data) for cell in group)
 
     def _features(self, cells: Sequence[Cell], data: Dataset) -> Iterator[Step]:
         checkpoint = cells[0].checkpoint
@@ -69,9 +67,7 @@ class Estimator:
                 yield Step(checkpoint.label, what, images, failure=str(error))
                 continue
             each = max(encoding, reading / store.workers) if store.workers else encoding + reading
-            disk = kept + 4 * images * sum(
-                column.numbers(view, cells[0].checkpoint.spec) for column in missing
-            )
+            disk = kept + images * bank_bytes(missing, view, checkpoint.spec)
             yield Step(checkpoint.label, what, images, images * each, disk=disk)
 
     def _cell(self, cell: Cell, data: Dataset) -> Step:

@@ -26,7 +26,7 @@ from .errors import DataError, TaskError
 from .names import digest
 from .progress import Reporter
 from .room import amount
-from .types import Array, Column, Dataset, FeatureBank, Features, Tap, View
+from .types import Array, Column, Dataset, EncoderSpec, FeatureBank, Features, Tap, View
 
 if TYPE_CHECKING:
     from .data.loading import Batch
@@ -130,7 +130,6 @@ class FeatureStore:
             raise DataError(f"the split {split_name!r} of {data.name} holds no image")
         taps = tuple(dict.fromkeys(c.tap for c in columns))
         decoding = not self.keeps(data, split_name, view)
-        index: list[Array] = []
         broken: list[str] = []
         laps = _Laps()
         flight: _Flight | None = None
@@ -140,7 +139,7 @@ class FeatureStore:
         mend = "free some, or set --cache-dir to a larger disk"
         with (
             self._banks.adding(key, len(split), what, mend) as rows,
-            closing(self._batches(engine, data, split_name, view)) as batches,
+            closing(self.batches(engine, data, split_name, view)) as batches,
         ):
             with reporter.progress(len(split), title) as bar:
                 for positions, pixels, failed in laps.waiting_for(batches):
@@ -148,26 +147,23 @@ class FeatureStore:
                     bar.advance(len(positions) + len(failed))
                     if not len(positions):
                         continue
-                    index.append(positions)
                     images = normalise(pixels, view)
                     # While a GPU computes these, those of the batch before are written.
-                    flight, landed = _Flight(engine, images, taps, columns), flight
+                    flight, landed = _Flight(engine, positions, images, taps, columns), flight
                     if landed is not None:
-                        rows.write(laps.landed(landed))
+                        rows.write(landed.positions, laps.landed(landed))
                 if flight is None:
                     raise DataError(f"every image of {data.name}/{split_name} is broken, first {broken[0]}")
-                rows.write(laps.landed(flight))
+                rows.write(flight.positions, laps.landed(flight))
             meta = {
                 "encoder": engine.encoder.fingerprint,
                 "source": engine.encoder.info.source,
                 **_description(data, split_name, view),
                 "precision": engine.precision,
-                "images": sum(map(len, index)),
-                "skipped": broken,
                 "images_per_second": laps.rate,
                 "machine": _machine(engine),
             }
-            rows.publish(np.concatenate(index), meta)
+            rows.publish(broken, meta)
         if decoding and not self.keep_pixels and laps.waited > max(_LONG, laps.seconds / 2):
             reporter.line(self._what_would_help(laps, view.pixel_bytes * len(split)))
 
@@ -178,7 +174,7 @@ class FeatureStore:
             f"keeps them decoded for the next checkpoint, in {amount(needed)}"
         )
 
-    def _batches(self, engine: Engine, data: Dataset, split_name: str, view: View) -> Generator[Batch]:
+    def batches(self, engine: Engine, data: Dataset, split_name: str, view: View) -> Generator[Batch]:
         """The images of a split: as they were kept, else decoded, and kept where that is asked for."""
         from .data.kept import keeping, open_kept, read_kept
         from .data.loading import iterate_batches
@@ -202,13 +198,15 @@ class FeatureStore:
 class _Flight:
     """The columns of a batch on their way from the encoder to memory."""
 
-    def __init__(self, engine: Engine, images: Any, taps: Sequence[Tap], columns: Sequence[Column]) -> None:
+    def __init__(
+        self, engine: Engine, positions: Array, images: Any, taps: Sequence[Tap], columns: Sequence[Column]
+    ) -> None:
         self._begun = engine.moment()
         self._launched = engine.launch(images, taps).asked()
         found = self._launched.features
         self._values = {c: _values(c, found[c.tap]).to("cpu", non_blocking=True) for c in columns}
         self._ended = engine.moment()
-        self.images = len(images)
+        self.positions = positions
 
     def land(self) -> dict[str, Array]:
         """The values, once they are there. Raises TaskError where features are not finite."""
@@ -246,7 +244,7 @@ class _Laps:
     def landed(self, flight: _Flight) -> dict[str, Array]:
         """The values of a batch, once they are there."""
         values = flight.land()
-        self._laps.append((flight.images, flight.seconds))
+        self._laps.append((len(flight.positions), flight.seconds))
         self.seconds = time.perf_counter() - self._begun
         return values
 
@@ -303,6 +301,11 @@ def _description(data: Dataset, split_name: str, view: View) -> dict[str, Any]:
         "split": split_name,
         "view": asdict(view),
     }
+
+
+def bank_bytes(columns: Iterable[Column], view: View, spec: EncoderSpec) -> int:
+    """Bytes that the features of an image take in a bank."""
+    return 4 * sum(column.numbers(view, spec) for column in columns)
 
 
 def merge_requests(

@@ -12,7 +12,7 @@ from typing import Any
 
 from .atomic import atomic_write, write_json
 from .cache import cache_folder, clear_stale
-from .cells import Attempt, Banks, Cell, wanted_by, write_items
+from .cells import Attempt, Banks, Cell, by_checkpoint_and_data, wanted_by, write_items
 from .claims import claim
 from .config import RunConfig
 from .data import load_data
@@ -20,7 +20,7 @@ from .data.workers import decoding_workers
 from .engine import Engine, resolve_device
 from .environment import environment
 from .errors import CheckpointError, ConfigError, LmimBenchError, said_by_the_system
-from .features import FEATURES_VERSION, FeatureStore, pixels_key
+from .features import FEATURES_VERSION, FeatureStore, bank_bytes, pixels_key
 from .names import cell_id, digest
 from .plan import Evaluation, RunPlan
 from .progress import Reporter
@@ -170,15 +170,10 @@ class Run:
             )
         engine = self.engine(encoder)
         clear_stale(self.store.root)
-        for name in _in_order(c.evaluation.data for c in cells):
-            group = [c for c in cells if c.evaluation.data == name]
-            banks = Banks(
-                self.store,
-                engine,
-                self.data[name],
-                wanted_by(group, encoder.spec, self.data[name]),
-                self.reporter,
-            )
+        for group in by_checkpoint_and_data(cells):
+            data = self.data[group[0].evaluation.data]
+            wanted = wanted_by(group, encoder.spec, data)
+            banks = Banks(self.store, engine, data, wanted, self.reporter)
             for cell in group:
                 self._score_cell(cell, engine, banks)
 
@@ -269,14 +264,13 @@ def _check_room_for_pixels(cells: list[Cell], data: dict[str, Dataset], bound: i
     """
     pixels: dict[str, int] = {}
     features: dict[str, int] = {}
-    for label, name in _in_order((cell.checkpoint.label, cell.evaluation.data) for cell in cells):
-        group = [c for c in cells if (c.checkpoint.label, c.evaluation.data) == (label, name)]
-        spec = group[0].checkpoint.spec
-        for (split, view), columns in wanted_by(group, spec, data[name]).items():
-            images = len(data[name].splits[split])
-            pixels[pixels_key(data[name], split, view)] = images * view.pixel_bytes
-            of_each = 4 * sum(column.numbers(view, spec) for column in columns)
-            features[label] = features.get(label, 0) + images * of_each
+    for group in by_checkpoint_and_data(cells):
+        checkpoint, seen = group[0].checkpoint, data[group[0].evaluation.data]
+        for (split, view), columns in wanted_by(group, checkpoint.spec, seen).items():
+            images = len(seen.splits[split])
+            pixels[pixels_key(seen, split, view)] = images * view.pixel_bytes
+            taken = images * bank_bytes(columns, view, checkpoint.spec)
+            features[checkpoint.label] = features.get(checkpoint.label, 0) + taken
     beside = max(features.values(), default=0)
     needed = sum(pixels.values()) + beside
     if needed > bound:

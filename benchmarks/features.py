@@ -24,15 +24,13 @@ import torch
 from _peer_code import Spread, compare, options, start, write_json
 from PIL import Image
 
-from lmim_bench.bench.banks import BankStore
-from lmim_bench.bench.data.kept import open_kept, read_kept
-from lmim_bench.bench.data.loading import Batch, iterate_batches
+from lmim_bench.bench.data.loading import Batch
 from lmim_bench.bench.data.splits import ArraySplit, FileSplit
 from lmim_bench.bench.data.views import apply_view
 from lmim_bench.bench.data.workers import decoding_workers
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine, resolve_device, torch_dtype
-from lmim_bench.bench.features import FeatureStore, pixels_key
+from lmim_bench.bench.features import FeatureStore
 from lmim_bench.bench.progress import Reporter
 from lmim_bench.bench.types import Array, Column, Dataset, ImageSplit, Tap, View
 
@@ -128,13 +126,7 @@ def main() -> None:
             ours()
         name = f"{args.model} on {device}"
         (found,), own, second = compare({name: ours}, theirs, args.rounds, warm=device != "cpu")
-        pixels_kept = open_kept(BankStore(store.root, store.max_bytes), pixels_key(data, "val", view), False)
-        batches = (
-            iterate_batches(split, view, batch, workers, device=device)
-            if pixels_kept is None
-            else read_kept(pixels_kept, len(split), batch, device)
-        )
-        reading = read_all(batches, device)
+        reading = read_all(store.batches(engine, data, "val", view), device)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     apart = float(np.abs(own[name] - second)[:alike].max())

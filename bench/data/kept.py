@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Generator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from io import BufferedReader
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +21,8 @@ import torch
 from ..banks import PIXELS, Bank, BankStore, NewRows
 from ..engine import Moment
 from ..errors import DataError
-from ..types import Array
 from .loading import Batch
+from .reading import not_read
 
 _AHEAD = 3
 """Batches that are read before they are asked for."""
@@ -30,8 +30,8 @@ _AHEAD = 3
 
 def keeping(batches: Generator[Batch], rows: NewRows, meta: Mapping[str, Any]) -> Generator[Batch]:
     """The same batches, and once all were given, their pixels and what is known of them in the bank."""
-    index: list[Array] = []
     broken: list[str] = []
+    written = False
     with closing(batches):
         for batch in batches:
             broken += batch.broken
@@ -40,10 +40,10 @@ def keeping(batches: Generator[Batch], rows: NewRows, meta: Mapping[str, Any]) -
             yield batch
             there.wait()
             if len(batch.positions):
-                index.append(batch.positions)
-                rows.write({PIXELS: pixels.numpy()})
-    if index:
-        rows.publish(np.concatenate(index), {**meta, "images": sum(map(len, index)), "skipped": broken})
+                rows.write(batch.positions, {PIXELS: pixels.numpy()})
+                written = True
+    if written:
+        rows.publish(broken, meta)
 
 
 class Kept(NamedTuple):
@@ -80,22 +80,18 @@ def read_kept(kept: Kept, images: int, batch_size: int, device: str) -> Generato
     rows = np.searchsorted(bank.index, np.arange(0, images + batch_size, batch_size))
     stretches = [slice(*ends) for ends in pairwise(rows)]
     broken: list[str] = list(bank.meta["skipped"])
-    waiting: deque[Future[torch.Tensor]] = deque()
+    pinned = device.startswith("cuda")  # a GPU copies by itself from there
+
+    def space(stretch: slice) -> torch.Tensor:
+        shape = (stretch.stop - stretch.start, *pixels.shape[1:])
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+
     with stream, ThreadPoolExecutor(1) as reader:
         stream.seek(pixels.offset)
-
-        def begin(stretch: slice) -> None:
-            # A GPU copies by itself from memory that is pinned.
-            pinned = device.startswith("cuda")
-            shape = (stretch.stop - stretch.start, *pixels.shape[1:])
-            space = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-            waiting.append(reader.submit(_filled, space, stream))
-
-        for stretch in stretches[:_AHEAD]:
-            begin(stretch)
-        for i, stretch in enumerate(stretches):
-            for later in stretches[i + _AHEAD : i + _AHEAD + 1]:
-                begin(later)
+        begun = (reader.submit(_filled, space(stretch), stream) for stretch in stretches)
+        waiting = deque(islice(begun, _AHEAD))
+        for stretch in stretches:
+            waiting.extend(islice(begun, 1))
             found = waiting.popleft().result().to(device, non_blocking=True)
             yield Batch(bank.index[stretch], found.permute(0, 3, 1, 2), broken)
             broken = []
@@ -106,7 +102,7 @@ def _filled(space: torch.Tensor, stream: BufferedReader) -> torch.Tensor:
     try:
         got = stream.readinto(space.numpy().data) if space.numel() else 0
     except OSError as error:
-        raise DataError(f"{stream.name} cannot be read: {error.strerror}") from error
+        raise not_read(stream.name, error, "cannot be read") from error
     if got != space.numel():
         raise DataError(f"{stream.name} is shorter than it was; delete it")
     return space

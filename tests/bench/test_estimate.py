@@ -21,11 +21,20 @@ from lmim_bench.bench.vit import build_vit, vit_spec
 from lmim_bench.tasks import registry
 
 
+def saved(path):
+    spec = vit_spec("lmim-bench", embed_dim=24, depth=4, num_heads=2, patch_size=8, image_size=32)
+    save_checkpoint(path, spec, build_vit(spec.arch).state_dict(), {"objective": "random"})
+    return path
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
-    spec = vit_spec("lmim-bench", embed_dim=24, depth=4, num_heads=2, patch_size=8, image_size=32)
-    save_checkpoint(tmp_path / "one.pth", spec, build_vit(spec.arch).state_dict(), {"objective": "random"})
-    return tmp_path / "one.pth"
+    return saved(tmp_path / "one.pth")
+
+
+@pytest.fixture
+def another(tmp_path):
+    return saved(tmp_path / "two.pth")
 
 
 @pytest.fixture
@@ -142,11 +151,8 @@ def test_the_disk_space_is_that_of_the_files(opened, steps, tmp_path):
     assert foreseen == sum(np.load(path, mmap_mode="r").nbytes for path in files)
 
 
-def test_pixels_that_are_kept_take_room_once_and_no_time_after(opened, steps, tmp_path, checkpoint):
-    other = tmp_path / "two.pth"
-    spec = vit_spec("lmim-bench", embed_dim=24, depth=4, num_heads=2, patch_size=8, image_size=32)
-    save_checkpoint(other, spec, build_vit(spec.arch).state_dict(), {"objective": "random"})
-    run = opened("knn", ckpt=[other], keep_pixels=True)
+def test_pixels_that_are_kept_take_room_once_and_no_time_after(opened, steps, another):
+    run = opened("knn", ckpt=[another], keep_pixels=True)
     steps(run)
     first, second = (step for step in Estimator(run).steps() if step.what == TRAIN)
     assert first.seconds == 12 * (0.25 + 0.125)
@@ -168,12 +174,9 @@ def test_pixels_that_the_cache_may_not_hold_are_foreseen(opened, steps):
         opened("knn", keep_pixels=True, cache_size_gb=(needed - 1) / 1e9)
 
 
-def test_broken_images_fail_every_checkpoint_that_would_keep_them(opened, steps, images, tmp_path):
-    other = tmp_path / "two.pth"
-    spec = vit_spec("lmim-bench", embed_dim=24, depth=4, num_heads=2, patch_size=8, image_size=32)
-    save_checkpoint(other, spec, build_vit(spec.arch).state_dict(), {"objective": "random"})
+def test_broken_images_fail_every_checkpoint_that_would_keep_them(opened, images, another):
     (images / "train" / "day" / "0.png").write_bytes(b"")
-    run = opened("knn", ckpt=[other], keep_pixels=True)
+    run = opened("knn", ckpt=[another], keep_pixels=True)
     failed = [step for step in Estimator(run).steps() if step.what == TRAIN]
     assert len(failed) == 2
     assert all("0.png is broken" in step.failure for step in failed)

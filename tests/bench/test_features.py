@@ -190,8 +190,8 @@ def test_a_bank_that_is_read_outlives_one_that_was_made_later(tmp_path):
 
     def add(key, age):
         with store.adding(key, 1, "numbers", "free some") as rows:
-            rows.write({"x": np.zeros((1, 1000))})
-            rows.publish(np.arange(1), {"skipped": []})
+            rows.write(np.arange(1), {"x": np.zeros((1, 1000))})
+            rows.publish([], {})
         os.utime(tmp_path / key / "meta.json", (age, age))
 
     for age, key in enumerate(("first", "second")):

@@ -182,8 +182,8 @@ def bank(tmp_path):
     store = BankStore(tmp_path / "banks", 10**9)
     pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
     with store.adding("key", COUNT, "pixels", "free some") as rows:
-        rows.write({PIXELS: pixels})
-        rows.publish(np.arange(COUNT) * 2, {"skipped": ["a", "b"]})
+        rows.write(np.arange(COUNT) * 2, {PIXELS: pixels})
+        rows.publish(["a", "b"], {})
     return store
 
 
