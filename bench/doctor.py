@@ -208,7 +208,6 @@ def _coverage(subject: Subject, info: CheckpointInfo) -> Check:
 def _features(subject: Subject, engine: Engine) -> Check:
     """Encode two generated pictures: what comes out is finite, and depends on the picture and the place."""
     import torch
-    from PIL import Image
 
     from .data.scenes import classification_scene, generator
     from .data.views import apply_view
@@ -216,7 +215,7 @@ def _features(subject: Subject, engine: Engine) -> Check:
     spec = engine.encoder.spec
     tap, view = Tap(-1, spec.final_norm), View.crop(spec)
     pictures = [classification_scene(generator(0, "doctor", i), i)[0] for i in range(2)]
-    images = torch.stack([apply_view(Image.fromarray(picture), view) for picture in pictures])
+    images = torch.stack([apply_view(picture, view) for picture in pictures])
     found = engine.encode(images, (tap,))[tap]
     pooled = found.cls if spec.pooling == "cls" and found.cls is not None else found.mean
     if not bool(torch.isfinite(pooled).all()):

@@ -19,6 +19,7 @@ _PACKAGES = (
     "faiss-cpu",
     "opencv-python-headless",
     "pillow",
+    "simplejpeg",
 )
 
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 FEATURES_VERSION = 1
 """Raised where a change of this code changes features: of an encoder, a view, a decoder."""
-_COMPUTED_BY = ("torch", "timm", "pillow")
+_DECODED_BY = ("pillow", "simplejpeg")
+_COMPUTED_BY = ("torch", "timm", *_DECODED_BY)
 _TRIES = 3
 _LONG = 30.0
 """Seconds of waiting for images from which on it is said what would shorten them."""
@@ -261,8 +262,8 @@ def _machine(engine: Engine) -> str:
 
 
 @cache
-def _computed_by() -> list[str]:
-    return [f"{name} {version(name)}" for name in _COMPUTED_BY]
+def _versions(packages: tuple[str, ...]) -> list[str]:
+    return [f"{name} {version(name)}" for name in packages]
 
 
 def bank_key(
@@ -277,7 +278,7 @@ def bank_key(
         "precision": precision,
         "device": device.split(":")[0],
         "version": FEATURES_VERSION,
-        "computed by": _computed_by(),
+        "computed by": _versions(_COMPUTED_BY),
     }
     return digest(identity)
 
@@ -289,7 +290,7 @@ def pixels_key(data: Dataset, split_name: str, view: View) -> str:
         "split": split_name,
         "view": [view.mode, view.size, view.resize, view.interpolation],
         "version": FEATURES_VERSION,
-        "computed by": f"pillow {version('pillow')}",
+        "computed by": _versions(_DECODED_BY),
     }
     return digest(identity)
 

@@ -11,7 +11,6 @@ token. Both give the same features. Reading and cutting alone are timed as well,
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -22,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from _peer_code import Spread, compare, options, start, write_json
-from PIL import Image
+from _photographs import photographs
 
 from lmim_bench.bench.data.loading import Batch
-from lmim_bench.bench.data.splits import ArraySplit, FileSplit
+from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.data.views import apply_view
 from lmim_bench.bench.data.workers import decoding_workers
 from lmim_bench.bench.encoders import load_encoder
@@ -35,26 +34,8 @@ from lmim_bench.bench.progress import Reporter
 from lmim_bench.bench.types import Array, Column, Dataset, ImageSplit, Tap, View
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02}
-DISTINCT = 512
-"""Photographs that are drawn; more images are further names of them."""
 READY = 2
 """Batches that lie on the device for the forward pass, again and again."""
-
-
-def photographs(folder: Path, count: int, seed: int) -> ImageSplit:
-    """JPEG files of the size and about the weight of photographs: smooth content with some noise."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir()
-    names = [f"{i:07}.jpg" for i in range(count)]
-    for i, name in enumerate(names):
-        if i >= DISTINCT:
-            os.link(folder / names[i % DISTINCT], folder / name)
-            continue
-        small = Image.fromarray(rng.integers(0, 256, size=(24, 32, 3), dtype=np.uint8))
-        smooth = np.asarray(small.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
-        noisy = np.clip(smooth + rng.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(folder / name, quality=90)
-    return FileSplit(folder, names)
 
 
 class Reading(NamedTuple):

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL.Image import Image, Resampling
+from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 
 from ..bench.atomic import write_json
@@ -103,13 +103,13 @@ class CachedPixels:
 def squash(split: ImageSplit, i: int, size: int) -> tuple[Array, tuple[int, int]]:
     """One image, uint8 (3, size, size), and its original height and width."""
     image = _decoded(split, i)
-    original = image.height, image.width
-    if image.size != (size, size):
-        image = image.resize((size, size), Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1), original
+    height, width = image.shape[:2]
+    if (height, width) != (size, size):
+        image = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    return image.transpose(2, 0, 1), (height, width)
 
 
-def _decoded(split: ImageSplit, i: int) -> Image:
+def _decoded(split: ImageSplit, i: int) -> Array:
     try:
         return split.image(i)
     except UnreadableError:
@@ -120,7 +120,8 @@ def _decoded(split: ImageSplit, i: int) -> Image:
 
 def longest_side(split: ImageSplit) -> int:
     """The longest side among a hundred images from the whole split, pixels."""
-    return max(max(_decoded(split, i).size) for i in spread(len(split), _PROBED))
+    sides: list[int] = [max(_decoded(split, i).shape) for i in spread(len(split), _PROBED)]
+    return max(sides)
 
 
 def stored_sides(split: ImageSplit, recipe: Recipe) -> tuple[int, int]:

@@ -47,10 +47,9 @@ def save_gallery(
             )
 
 
-def _framed(image: object, colour: tuple[int, int, int]) -> Array:
-    """The centre square of a picture at a fixed side, in a coloured frame, uint8 (H, W, 3)."""
+def _framed(image: Array, colour: tuple[int, int, int]) -> Array:
+    """The centre square of a picture, uint8 (H, W, 3), at a fixed side, in a coloured frame."""
     from PIL import Image, ImageOps
 
-    assert isinstance(image, Image.Image)
-    square = ImageOps.fit(image.convert("RGB"), (_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    square = ImageOps.fit(Image.fromarray(image), (_SIDE, _SIDE), Image.Resampling.BICUBIC)
     return np.asarray(ImageOps.expand(square, border=_BORDER, fill=colour))

@@ -50,7 +50,7 @@ def save_segments(
             continue
         del shown[int(row)]  # a small split has one image for several reasons: it is kept once
         index = int(bank.index[row])
-        picture = split.image(index).copy()
+        picture = Image.fromarray(split.image(index))
         picture.thumbnail((_LONGER_SIDE, _LONGER_SIDE), Image.Resampling.BILINEAR)
         strip = colour.strip(
             np.asarray(picture),

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from lmim_bench.bench.types import (
     Array,
@@ -46,8 +45,8 @@ class ToySplit:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def image(self, i: int) -> Image.Image:
-        return Image.new("RGB", (40, 30), (i % 256, 80, 120))
+    def image(self, i: int) -> Array:
+        return np.full((30, 40, 3), (i % 256, 80, 120), dtype=np.uint8)
 
     def mask(self, i: int) -> Array:
         raise NotImplementedError

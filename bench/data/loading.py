@@ -12,13 +12,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import DataError, UnreadableError
 from ..types import Array, ImageSplit, View
 from . import resampling
-from .reading import rgb
 from .slots import Place, Slot, Slots
 from .views import geometry, view_pixels
 from .workers import in_order, killed_in_one_line, part_that_fits, under_way, workers_that_fit
@@ -95,8 +93,8 @@ class _Way(Protocol):
 
     most_bytes: int
 
-    def put(self, image: Image.Image, slot: Slot) -> Any:
-        """Write what is needed of an image; what is returned goes to ``put_rest``."""
+    def put(self, image: Array, slot: Slot) -> Any:
+        """Write what is needed of an image, uint8 (H, W, 3); what is returned goes to ``put_rest``."""
 
     def put_rest(self, put: list[Any], slot: Slot) -> Any:
         """Write what is needed of all of them; what is returned goes through a queue to ``finish``."""
@@ -112,7 +110,7 @@ class _Resized:
         self.view = view
         self.most_bytes = view.pixel_bytes
 
-    def put(self, image: Image.Image, slot: Slot) -> None:
+    def put(self, image: Array, slot: Slot) -> None:
         slot.put(view_pixels(image, self.view))
 
     def put_rest(self, put: list[None], slot: Slot) -> None:
@@ -149,14 +147,14 @@ class _Resampled:
         # A row more of each axis than there are: arrays begin at multiples of the size of their numbers.
         self.most_bytes = 3 * self.longest**2 + 2 * (view.size + 1) * (8 + 4 * resampling.MOST_TAPS)
 
-    def put(self, image: Image.Image, slot: Slot) -> _Put:
+    def put(self, image: Array, slot: Slot) -> _Put:
         cut = self.cut(image)
         return _Put(slot.put(cut.pixels), *cut[1:])
 
-    def cut(self, image: Image.Image) -> resampling.Cut:
+    def cut(self, image: Array) -> resampling.Cut:
         """What is needed of an image."""
-        view, image = self.view, rgb(image)
-        target, corner = geometry(image.size, view)
+        view = self.view
+        target, corner = geometry(image, view)
         made = resampling.cut(image, target, corner, view.size, view.interpolation)
         if made is None or max(made.pixels.shape) > self.longest:
             return resampling.finished(view_pixels(image, view))

@@ -83,16 +83,16 @@ class Cuts(NamedTuple):
 
 
 def cut(
-    image: Image.Image,
+    image: Array,
     target: tuple[int, int],
     corner: tuple[int, int],
     size: int,
     interpolation: Interpolation,
 ) -> Cut | None:
-    """What is needed to resize an RGB image to ``target`` (width, height) and to take the square of ``size``
-    pixels whose left and top are ``corner``; None where ``resample`` cannot do it.
+    """What is needed to resize an image, uint8 (H, W, 3), to ``target`` (width, height) and to take the
+    square of ``size`` pixels whose left and top are ``corner``; None where ``resample`` cannot do it.
     """
-    (width, height), (left, top) = image.size, corner
+    (height, width), (left, top) = image.shape[:2], corner
     outside = min(corner) < 0 or left + size > target[0] or top + size > target[1]  # filled with black
     if outside or height > 100 * width:  # so tall, Pillow 12 begins with the rows, by another way
         return None
@@ -104,7 +104,7 @@ def cut(
     left, top = int(columns.first[0]), int(rows.first[0])
     fewer_rows, fewer_columns = height - target[1], width - target[0]
     return Cut(
-        np.asarray(image.crop((left, top, right, bottom))),
+        image[top:bottom, left:right],
         rows._replace(first=rows.first - top),
         columns._replace(first=columns.first - left),
         _ROWS_FIRST and fewer_rows > 0 and fewer_rows > 2 * fewer_columns,
@@ -152,10 +152,10 @@ def equals_pillow() -> bool:
     draws = np.random.default_rng(0)
     for interpolation in FILTERS:
         for width, height, target in _TRIED:
-            image = Image.fromarray(draws.integers(0, 256, (height, width, 3), dtype=np.uint8))
+            image = draws.integers(0, 256, (height, width, 3), dtype=np.uint8)
             size = min(target)
             made = cut(image, target, (0, 0), size, interpolation)
-            whole = image.resize(target, Image.Resampling[interpolation.upper()])
+            whole = Image.fromarray(image).resize(target, Image.Resampling[interpolation.upper()])
             expected = torch.from_numpy(np.asarray(whole)[:size, :size].copy()).permute(2, 0, 1)
             if made is None or not torch.equal(_resampled(made, size), expected):
                 return False

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..errors import DataError
 from ..types import Array
 from .reading import not_read, read_image
@@ -76,8 +74,12 @@ class ShardSplit(Unmasked):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def image(self, i: int) -> Image.Image:
-        """The decoded image, RGB. Raises DataError naming shard and sample where it cannot be read."""
+    def image(self, i: int) -> Array:
+        """The decoded image, RGB, uint8 (H, W, 3).
+
+        Raises:
+            DataError: it cannot be read; the message names shard and sample.
+        """
         shard, first, second = self.where[i].tolist()
         name = self.root / self.ids[i]
         try:

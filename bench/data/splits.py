@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..errors import DataError
 from ..types import Array
@@ -40,8 +39,8 @@ class FileSplit(Unmasked):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def image(self, i: int) -> Image.Image:
-        """The decoded image, RGB. Raises DataError naming the file where it is broken."""
+    def image(self, i: int) -> Array:
+        """The decoded image, RGB, uint8 (H, W, 3). Raises DataError naming the file where it is broken."""
         return read_image(self.root / self.ids[i])
 
     def mask(self, i: int) -> Array:
@@ -80,9 +79,10 @@ class ArraySplit(Unmasked):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def image(self, i: int) -> Image.Image:
-        """The image, RGB."""
-        return Image.fromarray(self.pixels[i])
+    def image(self, i: int) -> Array:
+        """The image, RGB, uint8 (H, W, 3)."""
+        pixels: Array = self.pixels[i]
+        return pixels
 
     def subset(self, index: Array) -> ArraySplit:
         """The split made of these positions, in this order."""
@@ -106,7 +106,7 @@ class FileSequence:
 
     def frame(self, i: int) -> Array:
         """RGB frame, uint8 (H, W, 3). Raises DataError naming the file where it is broken."""
-        return np.asarray(read_image(self.root / self.frames[i]))
+        return read_image(self.root / self.frames[i])
 
     def mask(self, i: int) -> Array:
         """Label map, uint8 (H, W): 0 background, 1..K objects, 255 void."""

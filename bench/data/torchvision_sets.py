@@ -65,14 +65,14 @@ class TorchvisionSplit(Unmasked):
     def __len__(self) -> int:
         return len(self.index)
 
-    def image(self, i: int) -> Image.Image:
-        """The decoded image, RGB. Raises DataError naming it where it is broken."""
+    def image(self, i: int) -> Array:
+        """The decoded image, RGB, uint8 (H, W, 3). Raises DataError naming it where it is broken."""
         if self.root is not None:
             return read_image(self.root / self.ids[i])
         try:
             with whole_files_only():
                 image: Image.Image = self.source[int(self.index[i])][0]
-                return image.convert("RGB")
+                return np.asarray(image.convert("RGB"))
         except (*_FAILURES, SyntaxError) as error:
             raise not_read(self.ids[i], error) from error
 

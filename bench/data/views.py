@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from ..types import Array, View
-from .reading import rgb
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -19,24 +18,24 @@ _FILTERS = {
 Colour = tuple[float, float, float]
 
 
-def view_pixels(image: Image.Image, view: View) -> Array:
-    """The view of an image before normalisation, uint8 (S, S, 3).
+def view_pixels(image: Array, view: View) -> Array:
+    """The view of an image, uint8 (H, W, 3), before normalisation, uint8 (S, S, 3).
 
     Sizes are rounded as in torchvision's ``Resize`` (long side cut to a whole number) and ``CenterCrop``
     (offset rounded to even): ``crop`` equals that pair to the bit, and ``squash`` equals ``Resize((S, S))``.
     """
-    image = rgb(image)
-    target, (left, top) = geometry(image.size, view)
-    if image.size != target:
-        image = image.resize(target, _FILTERS[view.interpolation])
+    picture = Image.fromarray(image)
+    target, (left, top) = geometry(image, view)
+    if picture.size != target:
+        picture = picture.resize(target, _FILTERS[view.interpolation])
     if view.mode == "crop":
-        image = image.crop((left, top, left + view.size, top + view.size))
-    return np.asarray(image)
+        picture = picture.crop((left, top, left + view.size, top + view.size))
+    return np.asarray(picture)
 
 
-def geometry(size: tuple[int, int], view: View) -> tuple[tuple[int, int], tuple[int, int]]:
+def geometry(image: Array, view: View) -> tuple[tuple[int, int], tuple[int, int]]:
     """Width and height that an image is resized to, and the left and top of what is kept of it."""
-    width, height = size
+    height, width = image.shape[:2]
     if view.mode == "squash":
         return (view.size, view.size), (0, 0)
     if width <= height:
@@ -64,6 +63,6 @@ def _channels(values: Colour, device: torch.device) -> torch.Tensor:
     return torch.tensor(values, device=device).view(3, 1, 1)
 
 
-def apply_view(image: Image.Image, view: View) -> torch.Tensor:
-    """The encoder's input for one image, float32 (3, S, S), normalised."""
+def apply_view(image: Array, view: View) -> torch.Tensor:
+    """The encoder's input for one image, uint8 (H, W, 3): float32 (3, S, S), normalised."""
     return normalise(torch.from_numpy(view_pixels(image, view).copy()).permute(2, 0, 1), view)

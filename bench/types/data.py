@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from .base import Array, DataKind
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 class ImageSplit(Protocol):
@@ -24,8 +21,8 @@ class ImageSplit(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, i: int) -> Image.Image:
-        """The decoded image, RGB. Raises DataError naming the file where it is broken."""
+    def image(self, i: int) -> Array:
+        """The decoded image, RGB, uint8 (H, W, 3). Raises DataError naming the file where it is broken."""
 
     def mask(self, i: int) -> Array:
         """The label map, uint8 (H, W), at the image's own size. Raises DataError where there is none."""

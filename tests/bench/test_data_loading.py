@@ -14,9 +14,9 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from lmim_bench.bench.data import load_data, loading, reading
+from lmim_bench.bench.data import load_data, loading
 from lmim_bench.bench.data.loading import iterate_batches
-from lmim_bench.bench.data.views import apply_view, normalise, view_pixels
+from lmim_bench.bench.data.views import apply_view, normalise
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.types import View
 
@@ -50,7 +50,7 @@ def test_crop_equals_torchvision_to_the_bit(height, width, size, margin, interpo
             transforms.Normalize(MEAN, STD),
         ]
     )(image)
-    ours = apply_view(image, View("crop", size, size + margin, interpolation, MEAN, STD))
+    ours = apply_view(np.asarray(image), View("crop", size, size + margin, interpolation, MEAN, STD))
     assert ours.shape == (3, size, size)
     assert ours.dtype == torch.float32
     assert torch.equal(ours, theirs)
@@ -67,12 +67,9 @@ def test_squash_equals_torchvision_to_the_bit(height, width, size):
             transforms.Normalize(MEAN, STD),
         ]
     )(image)
-    assert torch.equal(apply_view(image, View("squash", size, size, "bilinear", MEAN, STD)), theirs)
-
-
-def test_the_view_turns_any_mode_into_rgb():
-    view = View("squash", 4, 4, "bilinear", MEAN, STD)
-    assert view_pixels(noise(9, 9).convert("L"), view).shape == (4, 4, 3)
+    assert torch.equal(
+        apply_view(np.asarray(image), View("squash", size, size, "bilinear", MEAN, STD)), theirs
+    )
 
 
 @pytest.fixture
@@ -134,15 +131,15 @@ def test_an_image_that_cannot_be_read_now_is_never_left_out(folder, monkeypatch,
     """A disk that fails must not make a smaller data set, with or without broken images in it."""
     (folder / "val" / "a" / "00.png").write_bytes(b"")
     unreadable = folder / "val" / "a" / "06.png"
-    whole = Image.open
-
-    def open_image(source):
-        if source == unreadable:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
-        return whole(source)
-
-    monkeypatch.setattr(reading.Image, "open", open_image)
     split = split_of(folder).subset(np.arange(0 if skip_broken else 1, 26))
+    whole = Path.read_bytes
+
+    def read_bytes(path):
+        if path == unreadable:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
     with pytest.raises(DataError, match=r"val/a/06\.png cannot be read: Input/output error$"):
         list(iterate_batches(split, VIEW, 4, workers, skip_broken))
 

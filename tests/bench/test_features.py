@@ -253,7 +253,7 @@ def test_other_versions_of_what_computes_features_have_banks_of_their_own(bank, 
     first = bank(CLS)[0].fingerprint
     monkeypatch.setattr(features, "FEATURES_VERSION", 99)
     second = bank(CLS)[0].fingerprint
-    monkeypatch.setattr(features, "_computed_by", lambda: ["timm 0.0.1"])
+    monkeypatch.setattr(features, "_versions", lambda packages: ["timm 0.0.1"])
     assert len({first, second, bank(CLS)[0].fingerprint}) == 3
 
 

@@ -111,9 +111,9 @@ def test_pixels_do_not_depend_on_what_an_encoder_subtracts_but_on_what_is_seen(p
     np.testing.assert_array_equal(other, expected)
 
 
-def test_other_pillows_and_other_code_decode_anew(data, monkeypatch):
+def test_other_decoders_and_other_code_decode_anew(data, monkeypatch):
     first = pixels_key(data, "val", VIEW)
-    monkeypatch.setattr(features, "version", lambda name: "0.0.1")
+    monkeypatch.setattr(features, "_versions", lambda packages: [f"{name} 0.0.1" for name in packages])
     second = pixels_key(data, "val", VIEW)
     monkeypatch.setattr(features, "FEATURES_VERSION", 99)
     assert len({first, second, pixels_key(data, "val", VIEW)}) == 3

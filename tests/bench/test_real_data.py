@@ -50,7 +50,7 @@ def test_camvid_has_eleven_classes_and_void(unpacked, tmp_path):
     data = load_data(str(root), cache_dir=tmp_path, test="val", void=[11])
     split = data.splits["val"]
     assert (data.kind, len(split), len(data.classes)) == ("segmentation", 101, 11)
-    assert split.image(0).size[::-1] == split.mask(0).shape == (360, 480)
+    assert split.image(0).shape[:2] == split.mask(0).shape == (360, 480)
     assert set(np.unique(split.mask(0))) <= set(range(12))
 
 
@@ -60,4 +60,4 @@ def test_caltech_is_an_image_folder_of_101_classes(unpacked, tmp_path):
     data = load_data(str(root), cache_dir=tmp_path)
     assert len(data.classes) == 101
     assert data.counts() == {"train": 2682, "val": 2611}
-    assert min(data.splits["train"].image(0).size) == 160
+    assert min(data.splits["train"].image(0).shape[:2]) == 160

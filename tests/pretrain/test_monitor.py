@@ -47,7 +47,7 @@ class Tones:
 
     def image(self, i):
         noise = np.random.default_rng(i).integers(0, 60, (16, 16, 3)) + 150 * (i % 2)
-        return Image.fromarray(noise.astype(np.uint8))
+        return noise.astype(np.uint8)
 
     def subset(self, index):
         return self if len(index) == len(self) else Tones(len(index), self.labels is not None)
@@ -68,7 +68,9 @@ def test_the_watcher_measures_held_out_images(tiny, built, name):
     found, knn = Watcher(recipe, data, "cpu", "fp32")(*weights)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.data.mean, recipe.data.std))
     # the view: the short side to 16 / 0.875 = 18, of which the middle 16
-    resized = [splits["val"].image(i).resize((18, 18), Image.Resampling.BICUBIC) for i in range(8)]
+    resized = [
+        Image.fromarray(splits["val"].image(i)).resize((18, 18), Image.Resampling.BICUBIC) for i in range(8)
+    ]
     middle = torch.stack([torch.from_numpy(np.array(image))[1:17, 1:17] for image in resized])
     images = (middle.permute(0, 3, 1, 2) / 255 - mean) / std
     with torch.no_grad():

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from rich.console import Console
 
 from lmim_bench.bench.api import make_config, run
@@ -118,7 +117,7 @@ def test_the_mean_cosine_of_one_token_is_one():
 
 def noise(i):
     """An image like no other."""
-    return Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    return np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -310,7 +309,7 @@ def test_the_chance_of_the_own_place_is_its_share_of_the_patches_of_other_images
 
 def test_the_best_image_is_one_that_is_right_and_the_worst_is_not(outcome, tiny):
     def draw(i):
-        return Image.fromarray((np.asarray(noise(i)) // 3 + (170 if i % 2 else 0)).astype(np.uint8))
+        return (noise(i) // 3 + (170 if i % 2 else 0)).astype(np.uint8)
 
     def right_if_bright(targets, masks):
         return targets * (targets.mean(dim=(1, 2), keepdim=True) > 0)
@@ -322,7 +321,7 @@ def test_the_best_image_is_one_that_is_right_and_the_worst_is_not(outcome, tiny)
 
 def test_an_image_without_any_contrast_is_neither_best_nor_worst(outcome, tiny):
     def draw(i):
-        return Image.new("RGB", (16, 16), (120, 120, 120)) if i % 2 else noise(i)
+        return np.full((16, 16, 3), 120, dtype=np.uint8) if i % 2 else noise(i)
 
     ctx, _, _ = outcome(tiny("mae", "target.norm_pixels=false"), draw=draw)
     for name in ("best", "median", "worst"):

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from pydantic import ValidationError
 
 from lmim_bench.bench.errors import TaskError
@@ -39,8 +38,8 @@ class SegSplit:
     def __len__(self) -> int:
         return len(self.masks)
 
-    def image(self, i: int) -> Image.Image:
-        return Image.new("RGB", (48, 40), (i % 256, 90, 140))
+    def image(self, i: int) -> np.ndarray:
+        return np.full((40, 48, 3), (i % 256, 90, 140), dtype=np.uint8)
 
     def mask(self, i: int) -> np.ndarray:
         return np.asarray(self.masks[i])
