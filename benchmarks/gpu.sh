@@ -26,6 +26,7 @@ part pretrain-graph 120 benchmarks/pretrain_throughput.py --peers "$peers" --set
     --json "$out/pretrain-graph.json"
 part video 120 benchmarks/video_end_to_end.py --peers "$peers" --precision bf16 --sequences 2 --rounds 1 \
     --json "$out/video.json"
+part reading 90 benchmarks/reading.py --images 8192 --rounds 3 --json "$out/reading.json"
 for model in small base large; do
     for kept in "" --kept; do
         part "features-$model$kept" 120 benchmarks/features.py --model "vit_${model}_patch16_224" --jpeg $kept \
