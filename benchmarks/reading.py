@@ -2,10 +2,12 @@
 
     python benchmarks/reading.py [--images 1024] [--processes 2]
 
-Decoding: one process makes RGB arrays of the files, ours against Pillow. Loading: decoding processes, views
-(short side to 256 by a cubic filter, of which the middle 224), and normalised float32 batches on the device,
-ours against ``Resize``, ``CenterCrop``, ``ToTensor`` and ``Normalize`` in torch's DataLoader, as the
-evaluation scripts of the field read ImageNet. All pixels are compared, and have to be equal to the bit.
+Decoding: one process makes RGB arrays of the files, ours against Pillow. Resizing: decoded images that lie
+on the device, as products of matrices, against Pillow on one core; a run does so beside a GPU alone. Loading:
+decoding processes, views (short side to 256 by a cubic filter, of which the middle 224), and normalised
+float32 batches on the device, ours against ``Resize``, ``CenterCrop``, ``ToTensor`` and ``Normalize`` in
+torch's DataLoader, as the evaluation scripts of the field read ImageNet. All pixels are compared, and have to
+be equal to the bit.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from _photographs import photographs
 from PIL import Image
 from torchvision import transforms
 
+from lmim_bench.bench.data import resampling
 from lmim_bench.bench.data.loading import iterate_batches
 from lmim_bench.bench.data.reading import read_image
-from lmim_bench.bench.data.views import normalise
+from lmim_bench.bench.data.views import geometry, normalise, view_pixels
 from lmim_bench.bench.data.workers import most_workers
 from lmim_bench.bench.engine import resolve_device
 from lmim_bench.bench.types import Array, View
@@ -35,6 +38,19 @@ VIEW = View("crop", 224, 256, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0
 def decoded_by_pillow(path: Path) -> Array:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def cuts_of(images: list[Array], device: str) -> resampling.Cuts:
+    """What is resized of images, on the device."""
+    cuts = [resampling.cut(image, *geometry(image, VIEW), VIEW.size, VIEW.interpolation) for image in images]
+    found = [cut for cut in cuts if cut is not None]
+    assert len(found) == len(images)
+    rows, columns = (
+        resampling.Axis(*(torch.from_numpy(each).to(device) for each in resampling.stack(axes, VIEW.size)))
+        for axes in ([cut.rows for cut in found], [cut.columns for cut in found])
+    )
+    pixels = [torch.tensor(cut.pixels, device=device) for cut in found]
+    return resampling.Cuts(pixels, rows, columns, [cut.rows_first for cut in found])
 
 
 class Folder(torch.utils.data.Dataset[torch.Tensor]):
@@ -76,6 +92,17 @@ def main() -> None:
             assert found
             return found
 
+        some = [read_image(path) for path in paths[: args.batch]]
+        cuts = cuts_of(some, device)
+
+        def our_resizing() -> torch.Tensor:
+            made = resampling.resample(cuts)
+            made[-1, -1, -1, -1].item()  # a GPU is done with it
+            return made
+
+        def their_resizing() -> torch.Tensor:
+            return torch.from_numpy(np.stack([view_pixels(image, VIEW) for image in some]))
+
         def our_decoding() -> int:
             return sum(int(read_image(path)[0, 0, 0]) for path in paths)
 
@@ -98,8 +125,11 @@ def main() -> None:
         distinct = {path.stat().st_ino: path for path in paths}.values()
         for path in distinct:
             assert np.array_equal(read_image(path), decoded_by_pillow(path)), path
+        assert torch.equal(our_resizing().cpu(), their_resizing().permute(0, 3, 1, 2)), "other pixels"
         print(f"{len(distinct)} files and all batches: equal to the bit")
         decoding, *_ = compare({"decoding": our_decoding}, their_decoding, args.rounds)
+        name = f"resizing {len(some)} images, {device}"
+        resizing, *_ = compare({name: our_resizing}, their_resizing, args.rounds, warm=device != "cpu")
         loading, *_ = compare(
             {f"loading, {args.processes} processes": lambda: sums(our_batches())},
             lambda: sums(their_batches()),
@@ -108,10 +138,10 @@ def main() -> None:
         )
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    for found in (*decoding, *loading):
-        ours, theirs = (args.images / Spread.of(side).median for side in (found.ours, found.theirs))
+    for found, count in ((*decoding, args.images), (*resizing, len(some)), (*loading, args.images)):
+        ours, theirs = (count / Spread.of(side).median for side in (found.ours, found.theirs))
         print(f"{found.name}: {ours:.0f} images a second for {theirs:.0f}")
-    write_json(args.json, facts, [*decoding, *loading])
+    write_json(args.json, facts, [*decoding, *resizing, *loading])
 
 
 if __name__ == "__main__":

@@ -2,17 +2,19 @@
 
 Pillow (src/libImaging/Resample.c) resizes 8-bit images one axis after the other. A pixel of the result is a
 sum over the few pixels that its filter covers, weighed with whole numbers (weights times 2^22), plus a half,
-shifted back and clipped to 8 bits. Here that sum is a product with a matrix of those numbers. Each is split
-in two of 12 bits, so that no sum outgrows what float32, and the TF32 of a GPU, hold exactly, in whatever
-order they add.
+shifted back and clipped to 8 bits. Here that sum is a product with a matrix. Each of those numbers, over
+2^12, is split into a whole one and a fraction, so that no sum outgrows what float32 holds, and no factor the
+TF32 of a GPU: the products are exact, in whatever order they add.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -22,11 +24,13 @@ from PIL import Image
 from ..types import Array, Interpolation
 
 _BITS = 22
-_LOW_BITS = 12
+_FRACTION_BITS = 12
 MOST_TAPS = 32
-"""Pixels under a filter: the sums of the lower parts stay below 2^24, which float32 counts up to."""
+"""Pixels under a filter: sums of fractions stay below 2^12, so that float32 holds them to the last bit."""
 FILTERS: dict[Interpolation, float] = {"bilinear": 1.0, "bicubic": 2.0}
 """What can be done, and how far each filter reaches, in pixels of the coarser of both sides."""
+_ALIGN = 8
+"""Numbers of which rows of a matrix are a multiple: the units of a GPU that multiply in TF32 ask for it."""
 _AT_ONCE = 32
 """Images that are resized at a time: at 224 pixels they take about 15 MB each meanwhile."""
 _TRIED = ((37, 53, (11, 16)), (53, 37, (16, 11)), (12, 60, (9, 45)), (30, 90, (10, 12)), (9, 8, (20, 21)))
@@ -133,7 +137,7 @@ def resample(cuts: Cuts) -> torch.Tensor:
     size, device = cuts.rows.first.shape[1], cuts.rows.first.device
     out = torch.empty((len(cuts.pixels), 3, size, size), dtype=torch.uint8, device=device)
     first = 0
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), _in_tf32():
         for rows_first, alike in groupby(cuts.rows_first):
             end = first + len(list(alike))
             for begin in range(first, end, _AT_ONCE):
@@ -202,9 +206,31 @@ def _end(axis: Taps) -> int:
     return int(axis.first[-1]) + int(axis.weights.shape[1])
 
 
+@contextmanager
+def _in_tf32() -> Iterator[None]:
+    """Products of float32 by the fast units of a GPU, which round factors to 11 bits: none here has more."""
+    matmul: Any = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if before == "tf32":
+        yield
+        return
+
+    def allow(allowed: bool) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the newer way alone, after which torch's profiler fails
+            matmul.allow_tf32 = allowed
+
+    allow(True)
+    try:
+        yield
+    finally:
+        allow(False)
+        matmul.fp32_precision = before
+
+
 def _side_by_side(images: list[torch.Tensor]) -> torch.Tensor:
     """float32 (n, H, 3, W) of uint8 images (h, w, 3), filled up below and on the right."""
-    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    height, width = (_aligned(max(image.shape[axis] for image in images)) for axis in (0, 1))
     x = torch.zeros((len(images), height, 3, width), dtype=torch.float32, device=images[0].device)
     for place, image in zip(x, images, strict=True):
         place[: image.shape[0], :, : image.shape[1]] = image.permute(0, 2, 1)
@@ -218,31 +244,43 @@ def _both_axes(x: torch.Tensor, rows: Axis, columns: Axis, rows_first: bool) -> 
     def along_rows(x: torch.Tensor) -> torch.Tensor:
         n, height, colours, width = x.shape
         flat = x.reshape(n, height, colours * width)
-        return _rounded([part @ flat for part in _matrices(*rows, height)]).view(n, size, colours, width)
+        whole, fraction = _matrices(*rows, height)
+        return _pixels(torch.bmm(fraction, flat), whole, flat).view(n, size, colours, width)
 
     def along_columns(x: torch.Tensor) -> torch.Tensor:
         n, height, colours, width = x.shape
         flat = x.reshape(n, height * colours, width)
-        products = [flat @ part.transpose(1, 2) for part in _matrices(*columns, width)]
-        return _rounded(products).view(n, height, colours, size)
+        whole, fraction = (part.transpose(1, 2) for part in _matrices(*columns, width))
+        return _pixels(torch.bmm(flat, fraction), flat, whole).view(n, height, colours, size)
 
     x = along_columns(along_rows(x)) if rows_first else along_rows(along_columns(x))
     return x.permute(0, 2, 1, 3)
 
 
-def _matrices(first: torch.Tensor, weights: torch.Tensor, side: int) -> list[torch.Tensor]:
-    """The upper and the lower part of the weights, float32 (n, S, side) each."""
+def _matrices(first: torch.Tensor, weights: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights over 2^12: whole numbers, and the fractions of -1/2 to 1/2 that they leave; float32
+    (n, S, side) each.
+    """
     n, size, taps = weights.shape
     places = first[:, :, None] + torch.arange(taps, device=first.device)
-    high = (weights / 2**_LOW_BITS).round()
-    parts = [high, weights - high * 2**_LOW_BITS]
+    weights = weights / 2**_FRACTION_BITS
+    whole = weights.round()
     # Taps that lie outside, whose weights are zero, go to columns that are cut off again.
-    empty = torch.zeros((n, size, side + taps), device=first.device)
-    return [empty.scatter(2, places, part)[:, :, :side] for part in parts]
+    empty = torch.zeros((n, size, _aligned(side + taps)), device=first.device)
+    whole, fraction = (empty.scatter(2, places, part)[:, :, :side] for part in (whole, weights - whole))
+    return whole, fraction
 
 
-def _rounded(products: list[torch.Tensor]) -> torch.Tensor:
-    """What Pillow makes of the sums of both parts: whole numbers of 0 to 255, float32."""
-    high, low = (product.to(torch.int32) for product in products)
-    sums = high.mul_(2**_LOW_BITS).add_(low).add_(1 << (_BITS - 1))
-    return sums.bitwise_right_shift_(_BITS).clamp_(0, 255).to(torch.float32)
+def _pixels(fractions: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """What Pillow makes of sums: whole numbers of 0 to 255 in float32, written over the sums of fractions.
+
+    A shift leaves out what lies below its last bit: of the fractions all but their whole part, and of the sum
+    with the whole weights (``a @ b``) and a half, over 2^10, the same.
+    """
+    scale = 2.0 ** (_FRACTION_BITS - _BITS)
+    sums = fractions.floor_().baddbmm_(a, b, beta=scale, alpha=scale)
+    return sums.add_(0.5).floor_().clamp_(0, 255)
+
+
+def _aligned(side: int) -> int:
+    return -(-side // _ALIGN) * _ALIGN

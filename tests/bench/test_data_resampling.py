@@ -1,5 +1,7 @@
 """Resizing as matrix products: equal to Pillow's to the bit, and batches that a device resizes."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -109,13 +111,15 @@ def test_both_parts_of_a_weight_are_exact_in_tf32(side, target, interpolation):
         return
     weights = torch.from_numpy(taps.weights)[None]
     parts = resampling._matrices(torch.from_numpy(taps.first)[None], weights, side)
-    for part in parts:
+    for part, unit in zip(parts, (1, 2**12), strict=True):
+        units = part.double() * unit
         assert part.shape == (1, target, side)
-        assert part.abs().max() <= 2**11
-        assert 255 * part.abs().double().sum(-1).max() < 2**24
-    whole = parts[0].double() * 2**12 + parts[1].double()
-    assert (whole.sum(-1) - 2**22).abs().max() <= taps.weights.shape[1]
-    assert torch.equal(whole.sum(-1), weights.double().sum(-1))
+        assert torch.equal(units, units.round())
+        assert units.abs().max() <= 2**11
+        assert 255 * units.abs().sum(-1).max() < 2**24 - 2**9
+    together = (parts[0].double() + parts[1].double()) * 2**12
+    assert (together.sum(-1) - 2**22).abs().max() <= taps.weights.shape[1]
+    assert torch.equal(together.sum(-1), weights.double().sum(-1))
 
 
 def test_it_is_tried_whether_the_installed_pillow_resizes_like_this(monkeypatch):
@@ -140,6 +144,43 @@ def test_who_resizes(monkeypatch):
     monkeypatch.setattr(workers, "shared_room", lambda: 64 * 2**20)
     large = View("crop", 518, 592, "bicubic", MEAN, STD)
     assert isinstance(loading._way(large, "cuda:0", 48, 15), loading._Resized)
+
+
+@pytest.mark.parametrize("before", ["none", "ieee", "tf32", "allowed", "high"])
+def test_products_are_in_tf32_meanwhile_and_as_before_afterwards(before, monkeypatch):
+    matmul = torch.backends.cuda.matmul
+
+    def state():
+        return matmul.fp32_precision, matmul.allow_tf32, torch.get_float32_matmul_precision()
+
+    fresh = state()
+    seen = []
+    side_by_side = resampling._side_by_side
+    monkeypatch.setattr(resampling, "_side_by_side", lambda x: seen.append(state()) or side_by_side(x))
+    view = View("crop", 16, 18, "bicubic", MEAN, STD)
+    images = [picture(30, 40)]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the older ways to say it
+            if before == "allowed":
+                matmul.allow_tf32 = True
+            elif before == "high":
+                torch.set_float32_matmul_precision("high")
+            elif before == "ieee":
+                matmul.fp32_precision = before
+            elif before == "tf32":
+                torch.set_float32_matmul_precision("high")
+                matmul.fp32_precision = before
+        expected = state()
+        assert torch.equal(resampled(images, view), by_pillow(images, view))
+        assert state() == expected
+        assert seen == [("tf32", True, "high")]
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = fresh[0]
+    assert state() == fresh
 
 
 def test_autocast_does_not_round_pixels():
