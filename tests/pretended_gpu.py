@@ -22,7 +22,7 @@ _WAITS = {
     *("item", "tolist", "equal", "allclose", "nonzero", "unique", "unique_consecutive", "masked_select"),
     *("__bool__", "__int__", "__float__", "__index__", "__contains__", "argwhere"),
 }
-_FOR_THE_CPU = {"numpy", "__array__", "pin_memory", "from_numpy"}
+_FOR_THE_CPU = {"numpy", "__array__", "from_numpy"}
 _BETWEEN = {"copy_", "_has_compatible_shallow_copy_type"}
 _DEVICE_PROPERTIES = {"device": GPU, "is_cuda": True, "is_cpu": False}
 waits: Counter[str] = Counter()
@@ -74,6 +74,8 @@ def pretended_gpu() -> Iterator[Counter[str]]:
             stack.enter_context(patch.object(torch.accelerator, "is_available", lambda: False))
             stack.enter_context(patch.object(torch.accelerator, "current_device_index", lambda: 0))
             stack.enter_context(patch.object(torch._C, "_group_tensors_by_device_and_dtype", _grouped))
+            # Other threads pin too, and a mode is one thread's.
+            stack.enter_context(patch.object(torch.Tensor, "pin_memory", _pinned))
             stack.enter_context(_Mode())
             yield waits
     finally:
@@ -87,6 +89,12 @@ def _grouped(lists: list[list[torch.Tensor | None]], with_indices: bool = False)
     """Torch's grouping reads where tensors are from below Python."""
     found = _group(lists, with_indices)
     return {(group[0][0][0].device, dtype): group for (_, dtype), group in found.items()}
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    if isinstance(tensor, OnGpu):
+        raise TypeError("pin_memory of a tensor on cuda:0; copy it to the CPU first")
+    return tensor.clone()
 
 
 class _Event:
@@ -113,8 +121,6 @@ def _call(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         return _convert(name, args, kwargs)
     if name in _FOR_THE_CPU and ours:
         raise TypeError(f"{name} of a tensor on cuda:0; copy it to the CPU first")
-    if name == "pin_memory":
-        return args[0]
     if name == "__deepcopy__" and ours:
         func, args = torch.Tensor.clone, args[:1]
     kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}

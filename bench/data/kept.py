@@ -7,12 +7,11 @@ are those that decoding gave, to the bit, and come in the same batches.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from io import BufferedReader
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from ..banks import PIXELS, Bank, BankStore, NewRows
 from ..engine import Moment
 from ..errors import DataError
+from .ahead import ahead
 from .loading import Batch
 from .reading import not_read
 
@@ -86,13 +86,11 @@ def read_kept(kept: Kept, images: int, batch_size: int, device: str) -> Generato
         shape = (stretch.stop - stretch.start, *pixels.shape[1:])
         return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
 
-    with stream, ThreadPoolExecutor(1) as reader:
+    calls = (partial(_filled, space(stretch), stream) for stretch in stretches)
+    with stream, closing(ahead(calls, _AHEAD)) as filled:
         stream.seek(pixels.offset)
-        begun = (reader.submit(_filled, space(stretch), stream) for stretch in stretches)
-        waiting = deque(islice(begun, _AHEAD))
-        for stretch in stretches:
-            waiting.extend(islice(begun, 1))
-            found = waiting.popleft().result().to(device, non_blocking=True)
+        for stretch, read in zip(stretches, filled, strict=True):
+            found = read.to(device, non_blocking=True)
             yield Batch(bank.index[stretch], found.permute(0, 3, 1, 2), broken)
             broken = []
 

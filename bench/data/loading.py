@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
+from functools import partial
+from itertools import starmap
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..errors import DataError, UnreadableError
 from ..types import Array, ImageSplit, View
 from . import resampling
+from .ahead import ahead
 from .slots import Place, Slot, Slots
 from .views import geometry, view_pixels
 from .workers import in_order, killed_in_one_line, part_that_fits, under_way, workers_that_fit
@@ -78,8 +81,9 @@ def _batches(
     most = max(map(len, parts), default=0) * way.most_bytes
     with closing(Slots(count, most, shared=able > 0)) as slots:
         decoded = _Decoded(split, parts, way, slots, skip_broken)
-        with closing(in_order(decoded, able, batch_size=None, collate_fn=_as_it_is)) as made:
-            whole = (_batch(found, slots, way, device) for found in made)
+        made = in_order(decoded, able, batch_size=None, collate_fn=_as_it_is)
+        with closing(made), closing(_brought(made, slots, device)) as brought:
+            whole = starmap(partial(_batch, way, device), brought)
             for stretch in stretches:
                 yield _joined((next(whole) for _ in range(0, len(stretch), part)), len(stretch))
 
@@ -211,13 +215,29 @@ def _as_it_is(part: _Part) -> _Part:
     return part
 
 
-def _batch(part: _Part, slots: Slots, way: _Way, device: str) -> Batch:
-    """Of a part, on the device; where that is the CPU, the pixels may lie in the part's slot."""
-    if part.stop:
-        raise DataError(part.stop)
-    written = slots.filled(part.item, part.used)
+def _brought(made: Iterable[_Part], slots: Slots, device: str) -> Generator[tuple[_Part, torch.Tensor]]:
+    """Parts and their bytes, where the device can take them: a GPU copies by itself from pinned memory, into
+    which a thread brings a part while the part before is taken.
+    """
+
+    def found(part: _Part) -> tuple[_Part, torch.Tensor]:
+        if part.stop:
+            raise DataError(part.stop)
+        return part, slots.filled(part.item, part.used)
+
+    def pinned(part: _Part) -> tuple[_Part, torch.Tensor]:
+        part, written = found(part)
+        return part, written.pin_memory()
+
     if device.startswith("cuda"):
-        written = written.pin_memory()  # a GPU copies by itself from there
+        # A part is asked for once the one before is out of its slot.
+        yield from ahead((partial(pinned, part) for part in made), 1)
+    else:
+        yield from map(found, made)
+
+
+def _batch(way: _Way, device: str, part: _Part, written: torch.Tensor) -> Batch:
+    """Of a part, on the device; where that is the CPU, the pixels may lie in the part's slot."""
     written = written.to(device, non_blocking=True)
     return Batch(np.asarray(part.positions, np.int64), way.finish(written, part.rest), [*part.broken])
 

@@ -144,17 +144,24 @@ def test_an_image_that_cannot_be_read_now_is_never_left_out(folder, monkeypatch,
         list(iterate_batches(split, VIEW, 4, workers, skip_broken))
 
 
+def places(steps, wanted):
+    return [i for i, step in enumerate(steps) if step == wanted]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_pixels_go_to_a_gpu_through_pinned_memory(folder, monkeypatch, workers, device):
     """That they arrive there takes one."""
     steps = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: steps.append("pinned") or x)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: steps.append("pinned") or x.clone())
     monkeypatch.setattr(torch.Tensor, "to", lambda x, where, non_blocking: steps.append(where) or x)
     monkeypatch.setattr(loading, "_way", lambda view, *_: loading._Resized(view))
-    expected = ["cpu"] * 4 if device == "cpu" else ["pinned", "cuda:0"] * 4
-    list(iterate_batches(split_of(folder), VIEW, 8, workers, device=device))
-    assert steps == expected
+    batches = list(iterate_batches(split_of(folder), VIEW, 8, workers, device=device))
+    assert [step for step in steps if step != "pinned"] == [device] * 4
+    assert steps.count("pinned") == (0 if device == "cpu" else 4)
+    assert all(steps[: i + 1].count("pinned") >= n for n, i in enumerate(places(steps, "cuda:0"), 1))
+    expected = list(iterate_batches(split_of(folder), VIEW, 8))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(batches, expected, strict=True))
 
 
 def test_the_strides_of_pixels_change_no_number_and_no_strides_of_the_outcome():
