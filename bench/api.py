@@ -46,14 +46,7 @@ def run(
     plan = make_plan(config)
     for note in plan.notes:
         reporter.line(note)
-    opened = open_run(plan, reporter, command, debug)
-    try:
-        finished = opened.execute()
-    except KeyboardInterrupt:
-        _report(plan.out)
-        raise
-    _report(plan.out)
-    return finished
+    return open_run(plan, reporter, command, debug).execute(_report)
 
 
 def _report(out: Path) -> None:

@@ -44,8 +44,9 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         reason: BaseException | None = error
         while reason not in (None, handled) and getattr(reason, "errno", None) not in FULL:
             reason = reason.__cause__ or reason.__context__
-        if reason in (None, handled) and getattr(error, "filename", None) == str(temporary):
-            reason = error  # of a name that nobody gave
+        named = getattr(error, "filename", None)
+        if reason in (None, handled) and named in (None, str(temporary)) and getattr(error, "errno", None):
+            reason = error  # of no name, as where a file outgrows a limit, or one that nobody gave
         if isinstance(reason, OSError) and reason is not handled:
             raise OSError(reason.errno, reason.strerror, str(path)) from error
         raise

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from .errors import ConfigError
+
 _KEY = "[0-9a-f]{32}"
 _PARTS = {
     "features": _KEY,
@@ -42,6 +44,18 @@ def cache_folder(chosen: Path | None = None) -> Path:
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("lmim-bench"))
+
+
+def check_usable(root: Path) -> None:
+    """Make a cache folder where there is none. Raises ConfigError where that cannot be done; one that may
+    only be read is left to those who write.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the cache folder {root} cannot be made ({error.strerror}); give another --cache-dir"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------- staging
@@ -129,6 +143,7 @@ def clear(root: Path, part: str | None = None) -> Cleared:
         if name not in chosen or not path.is_dir():
             left.append(path.name)
             continue
+        clear_stale(path)
         freed += _empty(path, re.compile(f"{_PARTS[name]}|{_HALF_WRITTEN}"))
         others = sorted(other.name for other in path.iterdir())
         left += [f"{path.name}/{other}" for other in others[:_NAMED]]
@@ -143,8 +158,8 @@ def _empty(folder: Path, own: re.Pattern[str]) -> int:
     """Delete what has such a name; the bytes that it had."""
     freed = 0
     for path in folder.iterdir():
-        if not own.fullmatch(path.name):
-            continue
+        if not own.fullmatch(path.name) or _STAGING.fullmatch(path.name):
+            continue  # what is staged has been looked at: its process lives
         if path.is_dir() and not path.is_symlink():
             freed += folder_bytes(path)
             shutil.rmtree(path)

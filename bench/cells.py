@@ -88,8 +88,7 @@ class Attempt:
     """Scoring a cell: what it found, as far as it came."""
 
     cell: Cell
-    engine: Engine
-    banks: Banks
+    data: Dataset
     out: Path
     reporter: Reporter
     error: str | None = None
@@ -101,15 +100,15 @@ class Attempt:
     _seconds: dict[str, float] = field(default_factory=dict)
     _context: RunContext | None = None
 
-    def score(self) -> None:
+    def score(self, engine: Engine, banks: Banks) -> None:
         """Extract the features, run the task, score what it measured. Raises whatever stops it."""
         task = self.cell.evaluation.task
         with self._timed("features"):
-            for request in requests_of(self.cell, self.engine.encoder.spec, self.banks.data):
+            for request in requests_of(self.cell, engine.encoder.spec, self.data):
                 for split in request.splits:
-                    self._opened[split], left_out = self.banks.get(split, request.view)
+                    self._opened[split], left_out = banks.get(split, request.view)
                     self._skipped += tuple(one for one in left_out if one not in self._skipped)
-        self._context = context = self._make_context()
+        self._context = context = self._make_context(engine)
         with self._timed("task"):
             self.measurements = list(task.run(context, self.cell.evaluation.config))
         with self._timed("score"):
@@ -121,14 +120,13 @@ class Attempt:
         yield
         self._seconds[phase] = round(time.perf_counter() - begun, 4)
 
-    def _make_context(self) -> RunContext:
-        data = self.banks.data
+    def _make_context(self, engine: Engine) -> RunContext:
         context = RunContext(
             task=self.cell.evaluation.task.name,
             cell=self.cell.id,
             reference=self.cell.checkpoint.reference,
-            engine=self.engine,
-            data=data,
+            engine=engine,
+            data=self.data,
             banks=self._opened,
             seed=self.cell.seed,
             out=self.out,
@@ -137,8 +135,8 @@ class Attempt:
         if self._skipped:
             first = self._skipped[0]
             context.note(f"{len(self._skipped)} broken image(s) left out (--skip-broken), first {first}")
-        if data.ignored:
-            context.note(ignored_files(data.ignored))
+        if self.data.ignored:
+            context.note(ignored_files(self.data.ignored))
         return context
 
     def result(self, limit: int | None, made_on: Environment) -> Result:
@@ -156,7 +154,7 @@ class Attempt:
             task_title=task.title,
             task_origin=task.origin,
             task_summary=task.doc,
-            data=DataRecord.of(self.banks.data, self._skipped),
+            data=DataRecord.of(self.data, self._skipped),
             seed=cell.seed,
             limit=limit,
             protocol=cell.evaluation.config.model_dump(mode="json"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from filelock import FileLock, Timeout
 from .errors import ConfigError
 from .progress import Reporter
 
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
+"""What the system says where a disk, most often one on a network, was mounted without locks."""
 _PATIENCE = 3.0
 """Seconds after which somebody who waits wants to know for whom."""
 
@@ -28,7 +31,14 @@ def claim(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
-            f"another process writes into {folder}; wait until it has ended, or give another --out"
+            f"another process writes into {folder} and holds {folder / '.lock'}; wait until it has ended, "
+            "or give another --out"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise ConfigError(
+            f"the disk of {folder} has no file locks ({error.strerror}); give an --out on another one"
         ) from None
     try:
         yield

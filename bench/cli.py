@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +27,11 @@ from .options import (
 )
 from .references import FORMS
 from .report_commands import compare, figures, table
+from .stopping import terminated_as_interrupted
 from .training_commands import ablate, export, pretrain
 
 if TYPE_CHECKING:
     from .config import RunConfig
-    from .results import RunFile
 
 
 class _Group(click.Group):
@@ -196,20 +195,17 @@ def _run(config: RunConfig, *, dry_run: bool = False, debug: bool = False) -> No
             if any(step.failure for step in steps):
                 sys.exit(EXIT_FAILED)
         return
-    from .api import run as run_api
-
-    finished = run_api(config=config, reporter=reporter, command=command, debug=debug)
-    _print_summary(finished, run_folder(config))
-
-
-def _print_summary(finished: RunFile, out: Path) -> None:
     from rich.console import Console
 
     from ..reports.text import print_summary
+    from .api import run as run_api
 
+    planned = make_plan(config).cell_ids()
+    with terminated_as_interrupted():
+        finished = run_api(config=config, reporter=reporter, command=command, debug=debug)
+    out = run_folder(config)
     print_summary(finished, out, Console())
     click.echo(f"results  {out / 'results.json'}\nreport   {out / 'report.html'}")
-    planned = {cell["cell"] for cell in json.loads((out / "plan.json").read_bytes())["cells"]}
     if any(result.status == "failed" for result in finished.results if result.cell in planned):
         sys.exit(EXIT_FAILED)
 
@@ -338,7 +334,7 @@ def cache(part: str | None, cache_dir: Path | None) -> None:
         freed, left = store.clear(root, None if part == "all" else part)
         click.echo(f"freed {freed / 1e6:.1f} MB in {root}")
         if left and part == "all":
-            click.echo(f"left {', '.join(left)} (downloads, or not of lmim-bench)")
+            click.echo(f"left {', '.join(left)} (downloads, what is being written, or not of lmim-bench)")
         return
     click.echo(f"{root}{'' if store.usage(root) else ' (empty)'}")
     for name, (entries, size) in store.usage(root).items():

@@ -21,7 +21,7 @@ from .config import (
     validate,
 )
 from .errors import ConfigError, did_you_mean
-from .names import slug
+from .names import cell_id, slug
 from .types import DataKind, Frozen, TaskSpec
 
 
@@ -55,6 +55,10 @@ class RunPlan:
             for evaluation in self.evaluations
             for seed in dict.fromkeys(self.config.seeds)
         ]
+
+    def cell_ids(self) -> set[str]:
+        """The names of these cells."""
+        return {cell_id(label, e.task.name, e.data, seed) for label, e, seed in self.cells()}
 
 
 def make_plan(config: RunConfig) -> RunPlan:

@@ -162,35 +162,53 @@ def result_path(out: Path, cell: str) -> Path:
 
 def collect(out: Path, command: str) -> RunFile:
     """Gather the cells of a run folder into its ``results.json``."""
-    results = read_results(out)
-    rank = {cell: i for i, cell in enumerate(json.loads((out / "plan.json").read_bytes())["order"])}
-    results.sort(key=lambda result: rank.get(result.cell, len(rank)))
-    run = RunFile(command=command, limited=any(r.limit for r in results), results=tuple(results))
+    run = _gathered(out, command)
     write_json(out / "results.json", run.model_dump(mode="json"))
     return run
 
 
+def _gathered(out: Path, command: str) -> RunFile:
+    results = read_results(out)
+    rank = {cell: i for i, cell in enumerate(_plan_of(out).get("order", []))}
+    results.sort(key=lambda result: rank.get(result.cell, len(rank)))
+    return RunFile(command=command, limited=any(r.limit for r in results), results=tuple(results))
+
+
+def _plan_of(out: Path) -> dict[str, Any]:
+    """``plan.json``; {} where there is none yet, or one that was cut: the results count, not the plan."""
+    try:
+        plan = json.loads((out / "plan.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
+
+
 def cell_order(out: Path, planned: Sequence[str]) -> list[str]:
     """The order of cells in a folder: a plan of all that there are decides, another one adds its own."""
-    path = out / "plan.json"
-    try:
-        plan = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):  # none yet, or one that was cut: the results count, not the plan
-        plan = None
-    before: list[str] = plan.get("order", []) if isinstance(plan, dict) else []
+    before: list[str] = _plan_of(out).get("order", [])
     if set(before) <= set(planned):
         return list(planned)
     return [*before, *(cell for cell in planned if cell not in before)]
 
 
+def _behind(unified: Path, out: Path) -> bool:
+    """Whether there are cells that were scored after the unified file was written."""
+    written = unified.stat().st_mtime_ns if unified.is_file() else 0
+    return any(path.stat().st_mtime_ns > written for path in (out / "results").glob("*.json"))
+
+
 def load_run(folder: str | Path) -> RunFile:
-    """Read ``results.json`` of a run folder.
+    """Read ``results.json`` of a run folder; of a run that was killed, or is under way, the cells that it has
+    scored.
 
     Raises:
         ConfigError: there is no run in that folder.
-        DataError: the file is not a valid result file of this schema.
+        DataError: a file is not a valid result of this schema.
     """
-    path = Path(folder) / "results.json"
+    out = Path(folder)
+    path = out / "results.json"
+    if _behind(path, out):
+        return _gathered(out, _plan_of(out).get("command", ""))
     if not path.is_file():
         what = "is a file" if Path(folder).is_file() else "holds no run (no results.json)"
         raise ConfigError(f"{folder} {what}; give the --out of an earlier run")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from .atomic import atomic_write, write_json
-from .cache import cache_folder, clear_stale
+from .cache import cache_folder, check_usable, clear_stale
 from .cells import Attempt, Banks, Cell, by_checkpoint_and_data, wanted_by, write_items
 from .claims import claim
 from .config import RunConfig
@@ -107,19 +108,23 @@ class Run:
                 )
         return pending
 
-    def execute(self) -> RunFile:
+    def execute(self, present: Callable[[Path], None] = lambda out: None) -> RunFile:
         """Score what is pending, keep what is there, and write ``results.json``.
 
         An interrupt leaves every finished cell in place and the unified file up to date.
+
+        Args:
+            present: what is done with the run folder then, also after an interrupt, and before another
+                process may write there.
 
         Raises:
             ConfigError: the folder holds results that were made otherwise, or another process writes there.
         """
         device = self.device  # one that is not there leaves no folder behind
         with claim(self.plan.out):
-            return self._execute(device)
+            return self._execute(device, present)
 
-    def _execute(self, device: str) -> RunFile:
+    def _execute(self, device: str, present: Callable[[Path], None]) -> RunFile:
         out = self.plan.out
         pending = self.pending()
         if pending:
@@ -133,8 +138,14 @@ class Run:
         try:
             for checkpoint in _in_order(c.checkpoint.label for c in pending):
                 self._score_checkpoint([c for c in pending if c.checkpoint.label == checkpoint])
-        finally:
-            run = collect(out, self.command)
+        except KeyboardInterrupt:
+            self._present(present)
+            raise
+        return self._present(present)
+
+    def _present(self, present: Callable[[Path], None]) -> RunFile:
+        run = collect(self.plan.out, self.command)
+        present(self.plan.out)
         return run
 
     def describe(self) -> dict[str, Any]:
@@ -159,15 +170,14 @@ class Run:
         }
 
     def _score_checkpoint(self, cells: list[Cell]) -> None:
-        from .encoders import load_encoder
-
-        record = cells[0].checkpoint
-        encoder = load_encoder(record.reference)
-        if encoder.fingerprint != record.fingerprint:
-            raise CheckpointError(
-                f"{record.reference} gives other weights than when it was opened: a file that changed, or a "
-                "factory that is not deterministic"
-            )
+        try:
+            encoder = _load_again(cells[0].checkpoint)
+        except LmimBenchError as failure:  # of this checkpoint: the others are scored
+            for cell in cells:
+                attempt = self._begun(cell)
+                attempt.error = str(failure)
+                self._keep(attempt, 0.0)
+            return
         engine = self.engine(encoder)
         clear_stale(self.store.root)
         for group in by_checkpoint_and_data(cells):
@@ -178,23 +188,31 @@ class Run:
                 self._score_cell(cell, engine, banks)
 
     def _score_cell(self, cell: Cell, engine: Engine, banks: Banks) -> None:
-        out, config = self.plan.out, self.plan.config
         started = time.perf_counter()
-        shutil.rmtree(out / "artefacts" / cell.id, ignore_errors=True)
-        attempt = Attempt(cell, engine, banks, out, self.reporter)
+        attempt = self._begun(cell)
         try:
-            attempt.score()
+            attempt.score(engine, banks)
         except LmimBenchError as failure:
             attempt.error = str(failure)
         except Exception as failure:
             if self.debug:
                 raise
             attempt.error = self._unexpected(cell, failure)
+        self._keep(attempt, time.perf_counter() - started)
+
+    def _begun(self, cell: Cell) -> Attempt:
+        out = self.plan.out
+        shutil.rmtree(out / "artefacts" / cell.id, ignore_errors=True)
+        return Attempt(cell, self.data[cell.evaluation.data], out, self.reporter)
+
+    def _keep(self, attempt: Attempt, seconds: float) -> None:
+        """Write what became of a cell, and say it."""
+        out, config, cell = self.plan.out, self.plan.config, attempt.cell.id
         result = attempt.result(config.limit, environment(self.device, config.precision))
         if not attempt.error:
-            write_items(out / "items" / f"{cell.id}.npz", attempt.measurements)
-        write_json(result_path(out, cell.id), result.model_dump(mode="json"))
-        self.reporter.line(_news(result, time.perf_counter() - started))
+            write_items(out / "items" / f"{cell}.npz", attempt.measurements)
+        write_json(result_path(out, cell), result.model_dump(mode="json"))
+        self.reporter.line(_news(result, seconds))
 
     def _unexpected(self, cell: Cell, failure: Exception) -> str:
         """What to say of a failure that no task foresaw; of a bug, the traceback goes to a file."""
@@ -212,6 +230,7 @@ def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = Fals
         LmimBenchError: a checkpoint or data set that cannot be used.
     """
     config = plan.config
+    check_usable(cache_folder(config.cache_dir))
     records = {}
     for checkpoint in config.checkpoints:
         record = checkpoint_record(checkpoint.label, checkpoint.reference, cache_folder(config.cache_dir))
@@ -351,6 +370,19 @@ def _difference(old: Result, cell: Cell, run: Run) -> str:
     new = cell.evaluation.config.model_dump(mode="json")
     changed = [f"{k}={old.protocol.get(k)}" for k in new if old.protocol.get(k) != new[k]]
     return f"another protocol ({', '.join(changed)}); repeat its --set or --suite"
+
+
+def _load_again(record: CheckpointRecord) -> Encoder:
+    """The encoder of a checkpoint that was opened. Raises CheckpointError where it is another by now."""
+    from .encoders import load_encoder
+
+    encoder = load_encoder(record.reference)
+    if encoder.fingerprint != record.fingerprint:
+        raise CheckpointError(
+            f"{record.reference} gives other weights than when it was opened: a file that changed, or a "
+            "factory that is not deterministic"
+        )
+    return encoder
 
 
 def _in_order(items: Iterable[Any]) -> list[Any]:

@@ -171,6 +171,8 @@ def _no_such_file(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"there is no checkpoint file {path}: there is no folder {folder}"
+    if path.is_symlink():
+        return f"{path} is a link that leads nowhere: to {path.readlink()}"
     near = get_close_matches(path.name, [p.name for p in folder.iterdir()], n=2, cutoff=0.6)
     hint = f"; near: {', '.join(near)}" if near else ""
     return f"there is no checkpoint file {path}{hint}"

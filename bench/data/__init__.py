@@ -68,6 +68,8 @@ def detect_layout(reference: str | Path) -> Detected:
         DataError: a folder that is not there, has no known layout, or could have several.
     """
     text = str(reference)
+    if not text:  # a variable that was not set, most often; as a path it is the working folder
+        raise DataError("the name of a data set is empty; name a folder or an embedded set")
     if text in _EMBEDDED:
         return Detected("embedded", _EMBEDDED[text][1], "an embedded data set")
     if text.startswith(_TORCHVISION):

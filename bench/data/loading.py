@@ -184,7 +184,11 @@ class _Resampled:
 
 def _way(view: View, device: str, batch_size: int, workers: int) -> _Way:
     ready = _Resized(view)
-    if device == "cpu" or view.interpolation not in resampling.FILTERS or not resampling.equals_pillow():
+    if (
+        device == "cpu"
+        or view.interpolation not in resampling.FILTERS
+        or not resampling.equals_pillow(device)
+    ):
         return ready
     whole = _Resampled(view)
     # Whole images take more of the shared memory; where they leave it to fewer processes, nothing is won.

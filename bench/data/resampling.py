@@ -33,7 +33,10 @@ _ALIGN = 8
 """Numbers of which rows of a matrix are a multiple: the units of a GPU that multiply in TF32 ask for it."""
 _AT_ONCE = 32
 """Images that are resized at a time: at 224 pixels they take about 15 MB each meanwhile."""
-_TRIED = ((37, 53, (11, 16)), (53, 37, (16, 11)), (12, 60, (9, 45)), (30, 90, (10, 12)), (9, 8, (20, 21)))
+_TRIED = (
+    *((37, 53, (11, 16)), (53, 37, (16, 11)), (12, 60, (9, 45)), (30, 90, (10, 12)), (9, 8, (20, 21))),
+    (500, 375, (341, 256)),
+)
 """Width, height and what they are resized to: some begin with the rows, some with the columns."""
 _ROWS_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 """Whether this Pillow begins with the rows where that saves most; older ones begin with the columns."""
@@ -149,9 +152,9 @@ def resample(cuts: Cuts) -> torch.Tensor:
 
 
 @cache
-def equals_pillow() -> bool:
-    """Whether ``resample`` gives the pixels of the Pillow that is installed; tried on some noise, since a
-    later one may resize in another way.
+def equals_pillow(device: str) -> bool:
+    """Whether ``resample`` gives the pixels of the Pillow that is installed, on a device; tried on noise,
+    since a later one may resize in another way, and a device multiply in one that is not exact.
     """
     draws = np.random.default_rng(0)
     for interpolation in FILTERS:
@@ -161,14 +164,18 @@ def equals_pillow() -> bool:
             made = cut(image, target, (0, 0), size, interpolation)
             whole = Image.fromarray(image).resize(target, Image.Resampling[interpolation.upper()])
             expected = torch.from_numpy(np.asarray(whole)[:size, :size].copy()).permute(2, 0, 1)
-            if made is None or not torch.equal(_resampled(made, size), expected):
+            if made is None or not torch.equal(_resampled(made, size, device), expected):
                 return False
     return True
 
 
-def _resampled(one: Cut, size: int) -> torch.Tensor:
-    rows, columns = (Axis(*map(torch.from_numpy, stack([taps], size))) for taps in (one.rows, one.columns))
-    return resample(Cuts([torch.tensor(one.pixels)], rows, columns, [one.rows_first]))[0]
+def _resampled(one: Cut, size: int, device: str) -> torch.Tensor:
+    rows, columns = (
+        Axis(*(torch.from_numpy(each).to(device) for each in stack([taps], size)))
+        for taps in (one.rows, one.columns)
+    )
+    pixels = torch.tensor(one.pixels).to(device)
+    return resample(Cuts([pixels], rows, columns, [one.rows_first]))[0].cpu()
 
 
 @lru_cache(maxsize=512)

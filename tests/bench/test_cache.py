@@ -131,9 +131,19 @@ def test_clear_leaves_and_names_what_others_keep_in_the_folder_of_a_part(root):
 def test_clear_takes_what_an_earlier_version_and_a_killed_run_left(root):
     for name in (".lock", f".{KEY}.lock", f".{KEY}-broken.json.lock", f"{KEY}-broken.json"):
         (root / "pixels" / name).touch()
-    renamed(staging(root / "features" / KEY), host="other", pid=DEAD)
+    renamed(staging(root / "features" / KEY), pid=DEAD)
     (root / "records" / f".{KEY}.json.0a1b2c3d.tmp").touch()
     assert clear(root).left == (*FOREIGN, "torchvision")
+
+
+def test_clear_leaves_and_names_what_another_process_is_writing(root):
+    alive = staging(root / "features" / KEY)
+    elsewhere = renamed(staging(root / "features" / KEY), host="other", pid=DEAD)
+    left = {alive.relative_to(root).as_posix(), elsewhere.relative_to(root).as_posix()}
+    assert set(clear(root).left) == {*FOREIGN, "torchvision", *left}
+    assert alive.is_dir()
+    age(elsewhere, 2 * DAY)
+    assert set(clear(root).left) == {*FOREIGN, "torchvision", alive.relative_to(root).as_posix()}
 
 
 def test_a_part_on_another_disk_is_emptied_and_its_link_stays(root, tmp_path_factory):

@@ -123,18 +123,31 @@ def test_both_parts_of_a_weight_are_exact_in_tf32(side, target, interpolation):
 
 
 def test_it_is_tried_whether_the_installed_pillow_resizes_like_this(monkeypatch):
-    assert resampling.equals_pillow()
+    assert resampling.equals_pillow("cpu")
     resampling.equals_pillow.cache_clear()
     try:
         monkeypatch.setattr(resampling, "_ROWS_FIRST", not resampling._ROWS_FIRST)
-        assert not resampling.equals_pillow()
-        view = View("squash", 8, 8, "bilinear", MEAN, STD)
-        assert isinstance(loading._way(view, "cuda:0", 4, 2), loading._Resized)
+        assert not resampling.equals_pillow("cpu")
     finally:
         resampling.equals_pillow.cache_clear()
 
 
+def test_it_is_tried_on_the_device_and_a_device_that_rounds_leaves_it_to_pillow(pretended, monkeypatch):
+    """As one does that keeps ten bits of every product."""
+    view = View("squash", 8, 8, "bilinear", MEAN, STD)
+    bmm = torch.bmm
+    with pretended.pretended_gpu():
+        assert isinstance(loading._way(view, "cuda:0", 4, 2), loading._Resampled)
+        resampling.equals_pillow.cache_clear()
+        try:
+            monkeypatch.setattr(torch, "bmm", lambda a, b: (bmm(a, b) / 4).round() * 4)
+            assert isinstance(loading._way(view, "cuda:0", 4, 2), loading._Resized)
+        finally:
+            resampling.equals_pillow.cache_clear()
+
+
 def test_who_resizes(monkeypatch):
+    monkeypatch.setattr(resampling, "equals_pillow", lambda device: True)
     view = View("squash", 8, 8, "bilinear", MEAN, STD)
     assert isinstance(loading._way(view, "cpu", 4, 2), loading._Resized)
     assert isinstance(loading._way(view, "cuda:0", 4, 2), loading._Resampled)

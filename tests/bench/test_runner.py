@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from lmim_bench.bench.cache import staging
 from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.claims import claim
 from lmim_bench.bench.engine import Engine
-from lmim_bench.bench.errors import CheckpointError, ConfigError, DataError
+from lmim_bench.bench.errors import ConfigError, DataError
 from lmim_bench.bench.features import FeatureStore
 from lmim_bench.bench.results import load_run
 from lmim_bench.bench.vit import build_vit, vit_spec
@@ -181,8 +182,9 @@ def test_the_weights_that_are_scored_are_those_that_were_opened(checkpoint, opti
     make_checkpoint(checkpoint, seed=5)
     record = next((options["cache_dir"] / "records").glob("*.json"))
     monkeypatch.setattr(records, "_state", lambda *_: record.stem)
-    with pytest.raises(CheckpointError, match="other weights than when it was opened"):
-        run(checkpoint, **{**options, "tasks": ["linear"]})
+    found = run(checkpoint, **{**options, "tasks": ["linear"]})
+    assert [r.status for r in found.results] == ["ok", "failed"]
+    assert "other weights than when it was opened" in found.results[1].error
 
 
 def test_another_task_reuses_the_bank(checkpoint, options, encoded):
@@ -269,6 +271,109 @@ def test_cells_keep_their_place_and_a_plan_of_all_of_them_gives_a_new_one(checkp
     ]
     both = run([other, checkpoint], **{**options, "tasks": ["few_shot", "knn"]})
     assert [r.checkpoint.label for r in both.results] == ["two", "two", "one", "one"]
+
+
+def test_cells_that_were_scored_later_than_the_unified_file_count(checkpoint, options):
+    """As after a run that was killed: what it scored is there, and what it gathers at its end is not."""
+    before = run(checkpoint, **options)
+    out = options["out"]
+    unified = (out / "results.json").read_bytes()
+    both = run(checkpoint, **{**options, "tasks": ["knn", "few_shot"]})
+    assert len(both.results) == len(before.results) + 1
+    (out / "results.json").write_bytes(unified)
+    os.utime(out / "results.json", ns=(1, 1))
+    assert load_run(out).results == both.results
+    (out / "results.json").unlink()
+    assert load_run(out).results == both.results
+    assert load_run(out).command == both.command
+    (out / "plan.json").write_text("{")
+    assert {r.cell for r in load_run(out).results} == {r.cell for r in both.results}
+
+
+def test_the_report_is_written_before_another_process_may_write(checkpoint, options, monkeypatch):
+    from lmim_bench.bench import api
+
+    report = api._report
+
+    def held(out):
+        with pytest.raises(ConfigError, match="another process writes into"), claim(out):
+            pass
+        report(out)
+
+    monkeypatch.setattr(api, "_report", held)
+    run(checkpoint, **options)
+    assert (options["out"] / "report.html").is_file()
+
+
+def test_a_failed_cell_counts_whatever_another_process_plans_meanwhile(checkpoint, options, monkeypatch):
+    from click.testing import CliRunner
+
+    from lmim_bench.bench import api, cli
+
+    broken = next((Path(options["data"][0]) / "val").rglob("*.png"))
+    broken.write_bytes(b"cut")
+    report = api._report
+
+    def replaced(out):
+        report(out)
+        (out / "plan.json").write_text('{"cells": []}')
+
+    monkeypatch.setattr(api, "_report", replaced)
+    done = CliRunner().invoke(cli.cli, command(checkpoint, options)[3:])
+    assert done.exit_code == 1, done.output
+
+
+def test_a_checkpoint_that_changes_meanwhile_fails_alone(checkpoint, options, tmp_path, monkeypatch):
+    from lmim_bench.bench import encoders
+
+    gone, changed = (Path(shutil.copy(checkpoint, tmp_path / f"{name}.pth")) for name in ("gone", "changed"))
+    load = encoders.load_encoder
+    opened = []
+
+    def loaded(reference, *args):
+        if reference in opened:  # to be scored
+            gone.unlink(missing_ok=True)
+            make_checkpoint(changed, seed=7)
+        opened.append(reference)
+        return load(reference, *args)
+
+    monkeypatch.setattr(encoders, "load_encoder", loaded)
+    found = run({"a": gone, "b": changed, "c": checkpoint}, **options)
+    assert [(r.checkpoint.label, r.status) for r in found.results] == [
+        ("a", "failed"),
+        ("b", "failed"),
+        ("c", "ok"),
+    ]
+    assert "there is no checkpoint file" in found.results[0].error
+    assert "gives other weights than when it was opened" in found.results[1].error
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_named(checkpoint, options, monkeypatch, code):
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("lmim_bench.bench.claims.FileLock.acquire", refuse)
+    with pytest.raises(ConfigError, match=r"the disk of .* has no file locks .*; give an --out on another"):
+        run(checkpoint, **options)
+
+
+def test_a_cache_folder_that_cannot_be_made_is_told_before_any_work(checkpoint, options, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"the cache folder .*file/cache cannot be made .*--cache-dir"):
+        run(checkpoint, **{**options, "cache_dir": tmp_path / "file" / "cache"})
+    assert not options["out"].exists()
+
+
+@pytest.mark.parametrize("option", ["--data", "--out", "--cache-dir"])
+def test_an_empty_name_is_not_the_working_folder(checkpoint, options, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    arguments = [*command(checkpoint, options), option, ""]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "is empty" in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_folder_has_one_writer(checkpoint, options):
@@ -476,7 +581,9 @@ def wait_for(path: Path, process: subprocess.Popen, pattern: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sign", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sign", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 130)]
+)
 def test_a_stopped_run_goes_on_to_the_same_numbers(checkpoint, options, tmp_path, sign, code):
     options["tasks"] = ["knn", "linear", "few_shot"]
     whole = run(checkpoint, **{**options, "out": tmp_path / "whole", "cache_dir": tmp_path / "other-cache"})
@@ -493,10 +600,12 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(checkpoint, options, tmp_path
     process.send_signal(sign)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    if sign == signal.SIGINT:
-        assert "the same command goes on" in errors.decode(), errors
     finished = {p: p.stat().st_mtime_ns for p in (options["out"] / "results").glob("*.json")}
     assert 1 <= len(finished) < 3
+    if sign != signal.SIGKILL:
+        assert "the same command goes on" in errors.decode(), errors
+        assert (options["out"] / "report.html").is_file()
+    assert {r.cell for r in load_run(options["out"]).results} == {path.stem for path in finished}
     done = subprocess.run(command(checkpoint, options), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
