@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +159,8 @@ def run(
     """Score checkpoints on tasks, and write results and report.
 
     Issued again into the same --out, only what is missing runs. Exit code 0: every cell was scored;
-    1: some cell failed (with --dry-run: will fail); 2: wrong input; 130: interrupted.
+    1: some cell failed (with --dry-run: will fail); 2: nothing could be done as asked (wrong input, a folder
+    in use, a full disk); 130: interrupted by Ctrl-C or SIGTERM.
     """
     from .api import make_config
     from .config import parse_override
@@ -347,6 +349,9 @@ for command in (inspect, formats, doctor, selftest, pretrain, ablate, export, co
 
 def main() -> None:
     """Entry point of the ``lmim-bench`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not of UTF-8 gets question marks
     cli()
 
 

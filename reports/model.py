@@ -155,6 +155,8 @@ class Report:
     limited: bool
     problems: tuple[str, ...] = ()
     """What is odd about the results themselves, as sentences."""
+    dropped: tuple[Entry, ...] = ()
+    """Scored entries in whose place a later one of the same cell is shown."""
 
     @property
     def scored(self) -> tuple[Column, ...]:
@@ -267,7 +269,8 @@ def make_report(runs: Sequence[tuple[RunFile, Path | None]]) -> Report:
         Checkpoint(i, label if labels.count(label) == 1 else f"{label} ({fingerprint[:8]})", record)
         for i, ((label, fingerprint), record) in enumerate(keys.items())
     )
-    columns = _columns([Entry(result, folder) for run, folder in runs for result in run.results], list(keys))
+    entries = [Entry(result, folder) for run, folder in runs for result in run.results]
+    columns = _columns(entries, list(keys))
     problems = [
         f"{e.result.cell} was scored, but its headline metric {e.result.headline} is not among its scores"
         for column in columns
@@ -276,7 +279,9 @@ def make_report(runs: Sequence[tuple[RunFile, Path | None]]) -> Report:
     ]
     commands = tuple(dict.fromkeys(run.command for run, _ in runs))
     limited = any(run.limited or any(r.limit is not None for r in run.results) for run, _ in runs)
-    return Report(checkpoints, columns, commands, limited, tuple(problems))
+    shown = {id(entry) for column in columns for entry in column.entries}
+    dropped = tuple(e for e in entries if e.result.status == "ok" and id(e) not in shown)
+    return Report(checkpoints, columns, commands, limited, tuple(problems), dropped)
 
 
 def _checkpoint_key(result: Result) -> tuple[str, str]:
@@ -322,6 +327,7 @@ def _facts(result: Result) -> dict[str, Any]:
     return {
         **result.protocol,
         "task version": result.task_version,
+        "features version": result.features_version,
         "limit": result.limit,
         "data": _content(result),
         "broken images left out": sorted(result.data.skipped),

@@ -33,13 +33,22 @@ def _fields(result: Result) -> str:
 
 
 def arithmetic(report: Report) -> list[str]:
-    """That the summary holds results of several precisions, where it does."""
+    """That the summary holds results of several precisions, or holds one of two of a cell, where it does."""
     results = [entry.result for column in report.summarised for entry in column.entries]
-    found = dict.fromkeys(r.environment.precision for r in results if r.status == "ok")
-    if len(found) < 2:
-        return []
-    names = listed(list(found))
-    return [f"Computed in {names}: small differences between checkpoints may be those of arithmetic"]
+    shown = {(r.cell, r.checkpoint.fingerprint): r.environment.precision for r in results if r.status == "ok"}
+    remarks = []
+    if len(names := list(dict.fromkeys(shown.values()))) > 1:
+        remarks.append(
+            f"Computed in {listed(names)}: small differences between checkpoints may be those of arithmetic"
+        )
+    for result in (entry.result for entry in report.dropped):
+        kept = shown.get((result.cell, result.checkpoint.fingerprint))
+        if kept not in (None, result.environment.precision):
+            remarks.append(
+                f"{result.cell} was scored in {result.environment.precision} and in {kept}, and the later is "
+                "shown; give one of them another label"
+            )
+    return remarks
 
 
 def left_out(report: Report) -> list[str]:

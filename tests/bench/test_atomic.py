@@ -42,6 +42,16 @@ def test_a_full_disk_is_told_as_such_and_leaves_what_was_there(tmp_path, write, 
     assert path.read_bytes() == b"before"
 
 
+def test_what_the_system_says_of_no_file_is_said_of_this_one(tmp_path):
+    path = tmp_path / "features.npy"
+    with (
+        pytest.raises(OSError, match="File too large") as caught,
+        atomic_write(path, "wb"),
+    ):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))  # as a write does past ulimit -f
+    assert caught.value.filename == str(path)
+
+
 def test_other_errors_stay_what_they_are(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"a": float("nan")})

@@ -113,6 +113,8 @@ def test_nothing_and_a_folder(tmp_path: Path) -> None:
     refuse(tmp_path / "folder", "holds no file of weights")
     (tmp_path / "model_best.pth").write_bytes(b"x")
     refuse(tmp_path / "model_bst.pth", r"there is no checkpoint file .*; near: model_best\.pth")
+    (tmp_path / "last.pth").symlink_to("epoch_300.pth")
+    refuse(tmp_path / "last.pth", r"last\.pth is a link that leads nowhere: to epoch_300\.pth$")
 
 
 def test_archives_of_another_kind(tmp_path: Path) -> None:

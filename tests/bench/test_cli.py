@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -366,6 +367,17 @@ def test_the_installed_command_answers():
     assert command
     done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("lmim-bench, version ")
+
+
+def test_a_terminal_that_is_not_of_utf_8_is_no_error():
+    done = subprocess.run(
+        [sys.executable, "-m", "lmim_bench", "describe", "vos"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
 
 
 @pytest.mark.slow

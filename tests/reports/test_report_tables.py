@@ -106,6 +106,27 @@ def test_several_precisions_are_told(
     assert "Computed in" not in shown([result("a"), result("b"), results[2]])
 
 
+def test_of_a_cell_that_was_scored_twice_it_is_said_which_is_shown(
+    result: Make, tmp_path: Path, write_run: Callable[..., Path]
+) -> None:
+    half = result("a").environment.model_copy(update={"precision": "bf16"})
+    first = write_run(tmp_path / "first", [result("a"), result("b")])
+    later = result("a", environment=half).model_copy(update={"finished": "2099-01-01T00:00:00+00:00"})
+    second = write_run(tmp_path / "second", [later])
+    said = write_table(read_report([first, second]), "md")
+    assert f"{later.cell} was scored in fp32 and in bf16, and the later is shown" in said
+    again = later.model_copy(update={"environment": result("a").environment})
+    second = write_run(tmp_path / "second", [again])
+    assert "was scored in" not in write_table(read_report([first, second]), "md")
+
+
+def test_features_of_two_versions_share_no_column(result: Make) -> None:
+    now, before = result("a"), result("b").model_copy(update={"features_version": -1})
+    columns = make_report([(run_of([now, before]), None)]).columns
+    assert len(columns) == 2
+    assert "features version = -1" in {column.variant for column in columns}
+
+
 def test_a_line_of_csv_says_where_it_was_computed(result: Make) -> None:
     half = result("b").environment.model_copy(update={"precision": "bf16", "device": "cuda:0, H100"})
     rows = rows_of(result("a"), result("b", environment=half), result("c", error="x", environment=half))
