@@ -65,7 +65,6 @@ def read_json(path: Path, model: type[Model]) -> Model:
         return model.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         reason = first_problem(error) if isinstance(error, ValidationError) else first_line(error)
-        raise DataError(
-            f"{path} is not a {model.__name__.lower()} of this version ({reason}); delete it or "
-            "use another --out"
-        ) from error
+        cut = isinstance(error, ValidationError) and error.errors()[0]["type"] == "json_invalid"
+        what = "is damaged" if cut else f"is not a {model.__name__.lower()} of this version"
+        raise DataError(f"{path} {what} ({reason}); delete it or use another --out") from error

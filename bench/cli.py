@@ -25,10 +25,10 @@ from .options import (
     limit_option,
     task_names,
     tasks_option,
+    terminated_as_interrupted,
 )
 from .references import FORMS
 from .report_commands import compare, figures, table
-from .stopping import terminated_as_interrupted
 from .training_commands import ablate, export, pretrain
 
 if TYPE_CHECKING:

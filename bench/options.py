@@ -6,8 +6,10 @@ Nothing else of this project is imported here, so that ``--help`` answers at onc
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +60,17 @@ def debugging(ctx: click.Context) -> bool:
 def command_line() -> str:
     """This command as it was typed."""
     return shlex.join(["lmim-bench", *sys.argv[1:]])
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which schedulers send before they kill, does meanwhile what Ctrl-C does."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -388,6 +388,9 @@ def test_compare_prints_and_writes(run: Callable[..., Path], tmp_path: Path) -> 
     assert "knn on toy: Latent MIM is better than MAE by" in text
     assert out.read_text().startswith("<!doctype html>")
     (found,) = json.loads(invoke(compare, folder, "--json"))
+    document = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    told = document.partition("## `lmim-bench compare --json`")[2]
+    assert [key for key in (*found, *found["columns"][0]) if f"`{key}`" not in told] == []
     assert found["reference"] == "MAE"
     assert found["columns"][0]["clear"] is True
     with pytest.raises(ConfigError, match="hold one checkpoint"):
