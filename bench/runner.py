@@ -120,15 +120,16 @@ class Run:
         Raises:
             ConfigError: the folder holds results that were made otherwise, or another process writes there.
         """
-        device = self.device  # one that is not there leaves no folder behind
+        if not self.plan.out.is_dir():
+            _ = self.device  # one that is not there leaves no folder behind
         with claim(self.plan.out):
-            return self._execute(device, present)
+            return self._execute(present)
 
-    def _execute(self, device: str, present: Callable[[Path], None]) -> RunFile:
+    def _execute(self, present: Callable[[Path], None]) -> RunFile:
         out = self.plan.out
         pending = self.pending()
         if pending:
-            self.reporter.line(f"scoring {len(pending)} cells on {device}")
+            self.reporter.line(f"scoring {len(pending)} cells on {self.device}")
         order = cell_order(out, [cell.id for cell in self.cells])
         write_json(out / "plan.json", {**self.describe(), "order": order})
         if len(pending) < len(self.cells):

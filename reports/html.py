@@ -18,9 +18,10 @@ from urllib.parse import quote
 from .. import __version__
 from ..bench.atomic import atomic_write
 from ..bench.comparison import p_text
+from ..bench.results import RunFile, load_run
 from .exhibits import Bars, Curve, Exhibits, Gallery, Strip, collect
 from .figures import draw_bars, draw_curve, draw_points, draw_ranks
-from .model import Report, read_report, reason
+from .model import Report, make_report, reason
 from .pictures import BUDGET as PICTURES
 from .pictures import Album, load_album
 from .progression import progression
@@ -64,8 +65,9 @@ def build_report(
     """
     folders = [Path(f) for f in ([folder] if isinstance(folder, (str, Path)) else folder)]
     path = Path(out) if out is not None else folders[0] / "report.html"
-    report = read_report(folders)
-    source = _source(folders, baseline, published)
+    runs = [load_run(each) for each in folders]
+    report = make_report(list(zip(runs, folders, strict=True)))
+    source = _source(runs, baseline, published)
     if keep_current and _is_of(path, source):
         return path
     page = render(report, baseline, published=published, source=source)
@@ -74,11 +76,11 @@ def build_report(
     return path
 
 
-def _source(folders: Sequence[Path], baseline: str | None, published: bool) -> str:
+def _source(runs: Sequence[RunFile], baseline: str | None, published: bool) -> str:
     """What a page was made of, as a hash: version, choices, and the results of every run."""
     made_of = hashlib.sha256(repr((__version__, baseline, published)).encode())
-    for folder in folders:
-        made_of.update(hashlib.sha256((folder / "results.json").read_bytes()).digest())
+    for run in runs:
+        made_of.update(hashlib.sha256(run.model_dump_json().encode()).digest())
     return made_of.hexdigest()
 
 

@@ -25,6 +25,8 @@ from lmim_bench.bench.errors import ConfigError, DataError
 from lmim_bench.bench.features import FeatureStore
 from lmim_bench.bench.results import load_run
 from lmim_bench.bench.vit import build_vit, vit_spec
+from lmim_bench.reports.html import build_report
+from lmim_bench.reports.model import read_report
 from lmim_bench.tasks.knn import KnnConfig
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
@@ -271,6 +273,19 @@ def test_cells_keep_their_place_and_a_plan_of_all_of_them_gives_a_new_one(checkp
     ]
     both = run([other, checkpoint], **{**options, "tasks": ["few_shot", "knn"]})
     assert [r.checkpoint.label for r in both.results] == ["two", "two", "one", "one"]
+
+
+def test_a_run_of_which_all_is_scored_does_without_torch(checkpoint, options):
+    options["device"] = "auto"
+    run(checkpoint, **options)
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    code = (
+        "import sys, json; from lmim_bench.bench.api import run; "
+        f"run({str(checkpoint)!r}, **json.loads({json.dumps(given)!r})); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False", done.stderr
+    assert "1 of 1 cells are already scored" in done.stderr
 
 
 def test_cells_that_were_scored_later_than_the_unified_file_count(checkpoint, options):
@@ -606,6 +621,8 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(checkpoint, options, tmp_path
         assert "the same command goes on" in errors.decode(), errors
         assert (options["out"] / "report.html").is_file()
     assert {r.cell for r in load_run(options["out"]).results} == {path.stem for path in finished}
+    assert len(read_report([options["out"]]).entries) == len(finished)
+    assert build_report(options["out"]).is_file()
     done = subprocess.run(command(checkpoint, options), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
