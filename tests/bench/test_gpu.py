@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lmim_bench.bench.data.loading import iterate_batches
+from lmim_bench.bench.data.resampling import equals_pillow
 from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine, resolve_device
@@ -176,6 +177,7 @@ class Pictures(ArraySplit):
 @pytest.mark.parametrize(("workers", "tf32"), [(0, False), (0, True), (2, False)])
 def test_the_gpu_resizes_to_the_pixels_of_pillow(workers, tf32, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
+    assert equals_pillow("cuda:0"), "otherwise Pillow resizes, and what follows compares nothing"
     for mode, interpolation in (("crop", "bicubic"), ("squash", "bilinear")):
         view = View(mode, 224, 256, interpolation, (0.5,) * 3, (0.5,) * 3)
         expected = torch.cat([batch.images for batch in iterate_batches(Pictures(), view, 4)])
