@@ -38,7 +38,7 @@ def run(
     Raises:
         LmimBenchError: an option, checkpoint or data set that cannot be used.
     """
-    from .runner import open_run
+    from .opening import open_run
 
     if config is None:
         config = make_config(ckpt, **options)

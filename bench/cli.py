@@ -185,7 +185,7 @@ def _run(config: RunConfig, *, dry_run: bool = False, debug: bool = False) -> No
 
         from .doctor_system import existing
         from .estimate import Estimator, resident_peak
-        from .runner import open_run
+        from .opening import open_run
         from .show import print_estimate, print_plan
 
         opened = open_run(make_plan(config), reporter, command, debug)

@@ -19,9 +19,9 @@ from _peer_code import options, start
 from lmim_bench.bench.api import make_config
 from lmim_bench.bench.config import parse_override
 from lmim_bench.bench.estimate import Estimator
+from lmim_bench.bench.opening import open_run
 from lmim_bench.bench.plan import make_plan
 from lmim_bench.bench.progress import Reporter
-from lmim_bench.bench.runner import open_run
 from lmim_bench.bench.show import duration
 
 

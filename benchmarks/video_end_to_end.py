@@ -36,9 +36,9 @@ from lmim_bench.bench.api import make_config
 from lmim_bench.bench.data import load_data
 from lmim_bench.bench.data.scenes import generator, video_scene
 from lmim_bench.bench.engine import resolve_device
+from lmim_bench.bench.opening import open_run
 from lmim_bench.bench.plan import make_plan
 from lmim_bench.bench.progress import Reporter
-from lmim_bench.bench.runner import open_run
 from lmim_bench.tasks._math.davis_frames import indexed_png, read_indexed_png
 
 TOLERANCE = 1e-3

@@ -247,7 +247,7 @@ def test_a_full_disk_is_one_line(invoke, monkeypatch, tmp_path):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lmim_bench.bench.runner.open_run", full)
+    monkeypatch.setattr("lmim_bench.bench.opening.open_run", full)
     result = invoke("run", "--ckpt", "pixels", "--tasks", "knn", "--out", tmp_path / "o")
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == "lmim-bench: No space left on device"

@@ -12,9 +12,9 @@ from lmim_bench.bench.api import make_config
 from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.errors import ConfigError
 from lmim_bench.bench.estimate import REFERENCE_RATE, Estimator, product_rate
+from lmim_bench.bench.opening import open_run
 from lmim_bench.bench.plan import make_plan
 from lmim_bench.bench.progress import Reporter
-from lmim_bench.bench.runner import open_run
 from lmim_bench.bench.show import duration
 from lmim_bench.bench.types import Dataset, EncoderSpec
 from lmim_bench.bench.vit import build_vit, vit_spec

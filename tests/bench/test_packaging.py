@@ -59,7 +59,7 @@ def test_the_wheel_holds_every_module_and_template_and_one_top_level_name(tmp_pa
         "from lmim_bench.tasks import registry; registry()",
         "import lmim_bench.bench.plan",
         "import lmim_bench.reports.html",
-        "import lmim_bench.bench.runner",
+        "import lmim_bench.bench.opening",
         "from lmim_bench.bench.cli import cli; cli(['--help'], standalone_mode=False)",
     ],
 )
@@ -123,6 +123,7 @@ LEVELS = [
     ("bench.plan", "bench.context", "bench.cells"),
     ("bench.records",),
     ("reports", "pretrain", "bench.runner", "bench.doctor", "bench.doctor_data", "bench.doctor_system"),
+    ("bench.opening",),
     ("bench.estimate", "bench.trainings"),
     ("bench.api",),
     ("bench.ablation",),

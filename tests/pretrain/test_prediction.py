@@ -19,9 +19,9 @@ from lmim_bench.bench.api import make_config, run
 from lmim_bench.bench.config import CheckpointConfig, RunConfig
 from lmim_bench.bench.data.embedded import Sizes, generate
 from lmim_bench.bench.errors import CheckpointError, ConfigError, TaskError
+from lmim_bench.bench.opening import open_run
 from lmim_bench.bench.plan import make_plan
 from lmim_bench.bench.progress import Reporter
-from lmim_bench.bench.runner import open_run
 from lmim_bench.bench.types import Dataset
 from lmim_bench.pretrain.api import pretrain
 from lmim_bench.pretrain.objectives import reconstruction_loss

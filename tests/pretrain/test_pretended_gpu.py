@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lmim_bench.bench.api import run
 from lmim_bench.bench.data.embedded import Sizes, generate
+from lmim_bench.bench.data.resampling import equals_pillow
 from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.engine import Engine
@@ -144,6 +145,7 @@ def test_features_are_extracted_without_waiting_for_the_batch_in_flight(gpu, tmp
             assert engine.batch_for(32, 32) == 49  # three batches
             engine.encode(torch.zeros(1, 3, 32, 32), [Tap()])  # tables of this size are made once
             if waits is not None:
+                assert equals_pillow(device)  # which is tried once
                 waits.clear()
             view = View.crop(engine.encoder.spec, 32)
             for way, keep in (("decoded", False), ("keeping", True), ("kept", False)):
