@@ -8,7 +8,7 @@ from typing import Any
 
 from .atomic import atomic_write
 from .config import CheckpointConfig, RunConfig, validate
-from .plan import make_plan
+from .plan import RunPlan, make_plan
 from .progress import Reporter
 from .results import RunFile
 
@@ -38,12 +38,14 @@ def run(
     Raises:
         LmimBenchError: an option, checkpoint or data set that cannot be used.
     """
+    plan = make_plan(make_config(ckpt, **options) if config is None else config)
+    return run_plan(plan, reporter or Reporter(), command, debug)
+
+
+def run_plan(plan: RunPlan, reporter: Reporter, command: str, debug: bool = False) -> RunFile:
+    """``run`` of a plan. Raises as it does."""
     from .opening import open_run
 
-    if config is None:
-        config = make_config(ckpt, **options)
-    reporter = reporter or Reporter()
-    plan = make_plan(config)
     for note in plan.notes:
         reporter.line(note)
     return open_run(plan, reporter, command, debug).execute(_report)

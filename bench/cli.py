@@ -175,11 +175,10 @@ def run(
 
 
 def _run(config: RunConfig, *, dry_run: bool = False, debug: bool = False) -> None:
-    from .plan import make_plan, run_folder
+    from .plan import make_plan
     from .progress import Reporter
 
-    reporter = Reporter()
-    command = command_line()
+    plan, reporter, command = make_plan(config), Reporter(), command_line()
     if dry_run:
         from shutil import disk_usage
 
@@ -188,7 +187,7 @@ def _run(config: RunConfig, *, dry_run: bool = False, debug: bool = False) -> No
         from .opening import open_run
         from .show import print_estimate, print_plan
 
-        opened = open_run(make_plan(config), reporter, command, debug)
+        opened = open_run(plan, reporter, command, debug)
         print_plan(opened)
         if opened.pending():
             steps = list(Estimator(opened).steps())
@@ -200,14 +199,13 @@ def _run(config: RunConfig, *, dry_run: bool = False, debug: bool = False) -> No
     from rich.console import Console
 
     from ..reports.text import print_summary
-    from .api import run as run_api
+    from .api import run_plan
 
-    planned = make_plan(config).cell_ids()
     with terminated_as_interrupted():
-        finished = run_api(config=config, reporter=reporter, command=command, debug=debug)
-    out = run_folder(config)
-    print_summary(finished, out, Console())
-    click.echo(f"results  {out / 'results.json'}\nreport   {out / 'report.html'}")
+        finished = run_plan(plan, reporter, command, debug)
+    print_summary(finished, plan.out, Console())
+    click.echo(f"results  {plan.out / 'results.json'}\nreport   {plan.out / 'report.html'}")
+    planned = plan.cell_ids()
     if any(result.status == "failed" for result in finished.results if result.cell in planned):
         sys.exit(EXIT_FAILED)
 

@@ -45,12 +45,7 @@ def cuts_of(images: list[Array], device: str) -> resampling.Cuts:
     cuts = [resampling.cut(image, *geometry(image, VIEW), VIEW.size, VIEW.interpolation) for image in images]
     found = [cut for cut in cuts if cut is not None]
     assert len(found) == len(images)
-    rows, columns = (
-        resampling.Axis(*(torch.from_numpy(each).to(device) for each in resampling.stack(axes, VIEW.size)))
-        for axes in ([cut.rows for cut in found], [cut.columns for cut in found])
-    )
-    pixels = [torch.tensor(cut.pixels, device=device) for cut in found]
-    return resampling.Cuts(pixels, rows, columns, [cut.rows_first for cut in found])
+    return resampling.on_device(found, VIEW.size, device)
 
 
 class Folder(torch.utils.data.Dataset[torch.Tensor]):

@@ -120,7 +120,7 @@ def _decoded(split: ImageSplit, i: int) -> Array:
 
 def longest_side(split: ImageSplit) -> int:
     """The longest side among a hundred images from the whole split, pixels."""
-    sides: list[int] = [max(_decoded(split, i).shape) for i in spread(len(split), _PROBED)]
+    sides: list[int] = [max(_decoded(split, i).shape[:2]) for i in spread(len(split), _PROBED)]
     return max(sides)
 
 

@@ -135,6 +135,16 @@ def stack(axes: Sequence[Taps], size: int) -> Taps:
     return Taps(first, weights)
 
 
+def on_device(cuts: Sequence[Cut], size: int, device: str) -> Cuts:
+    """Cuts whose result has ``size`` pixels a side, one after the other on a device."""
+    rows, columns = (
+        Axis(*(torch.from_numpy(each).to(device) for each in stack(axes, size)))
+        for axes in ([one.rows for one in cuts], [one.columns for one in cuts])
+    )
+    pixels = [torch.tensor(one.pixels).to(device) for one in cuts]
+    return Cuts(pixels, rows, columns, [one.rows_first for one in cuts])
+
+
 def resample(cuts: Cuts) -> torch.Tensor:
     """The resized pixels, uint8 (n, 3, S, S), where the cuts are."""
     size, device = cuts.rows.first.shape[1], cuts.rows.first.device
@@ -164,18 +174,9 @@ def equals_pillow(device: str) -> bool:
             made = cut(image, target, (0, 0), size, interpolation)
             whole = Image.fromarray(image).resize(target, Image.Resampling[interpolation.upper()])
             expected = torch.from_numpy(np.asarray(whole)[:size, :size].copy()).permute(2, 0, 1)
-            if made is None or not torch.equal(_resampled(made, size, device), expected):
+            if made is None or not torch.equal(resample(on_device([made], size, device))[0].cpu(), expected):
                 return False
     return True
-
-
-def _resampled(one: Cut, size: int, device: str) -> torch.Tensor:
-    rows, columns = (
-        Axis(*(torch.from_numpy(each).to(device) for each in stack([taps], size)))
-        for taps in (one.rows, one.columns)
-    )
-    pixels = torch.tensor(one.pixels).to(device)
-    return resample(Cuts([pixels], rows, columns, [one.rows_first]))[0].cpu()
 
 
 @lru_cache(maxsize=512)
