@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +27,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     counts = config.stash.get(COUNTS, {})
     marked = ", ".join(f"{mark} {n}" for mark, n in counts.items())
     terminalreporter.write_line(f"marked among the collected tests: {marked}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what the suite caches out of the user's folder, unless ``LMIM_BENCH_CACHE`` names another."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not os.environ.get("LMIM_BENCH_CACHE"):
+            patch.setenv("LMIM_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

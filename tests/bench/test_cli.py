@@ -15,10 +15,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.checkpoints.loading import families
 from lmim_bench.bench.cli import cli
-from lmim_bench.bench.vit import build_vit, vit_spec
 
 
 @pytest.fixture
@@ -30,10 +28,8 @@ def invoke():
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    spec = vit_spec("lmim-bench", embed_dim=24, depth=4, num_heads=2, patch_size=8, image_size=32)
-    save_checkpoint(tmp_path / "tiny.pth", spec, build_vit(spec.arch).state_dict(), {})
-    return tmp_path / "tiny.pth"
+def checkpoint(save_tiny, tmp_path):
+    return save_tiny(tmp_path / "tiny.pth")
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ from PIL import Image
 from lmim_bench.bench import doctor_system
 from lmim_bench.bench.api import make_config
 from lmim_bench.bench.api import run as run_api
-from lmim_bench.bench.building import build_model
-from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.cli import cli
 from lmim_bench.bench.data import Detected, workers
 from lmim_bench.bench.data.splits import ArraySplit
@@ -24,13 +22,6 @@ from lmim_bench.bench.doctor_system import Subject, device, packages, room, shar
 from lmim_bench.bench.errors import ConfigError
 from lmim_bench.bench.progress import Reporter
 from lmim_bench.bench.types import CheckpointInfo, Dataset
-from lmim_bench.bench.vit import vit_spec
-
-
-def save(path, seed=3):
-    spec = vit_spec("lmim-bench", embed_dim=24, depth=4, num_heads=2, patch_size=8, image_size=32)
-    save_checkpoint(path, spec, build_model(spec, seed).state_dict(), {})
-    return path
 
 
 def picture(path, side=40, value=None):
@@ -42,8 +33,8 @@ def picture(path, side=40, value=None):
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    return save(tmp_path / "tiny.pth")
+def checkpoint(save_tiny, tmp_path):
+    return save_tiny(tmp_path / "tiny.pth")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from lmim_bench.bench.api import make_config
-from lmim_bench.bench.checkpoints import save_checkpoint
 from lmim_bench.bench.errors import ConfigError
 from lmim_bench.bench.estimate import REFERENCE_RATE, Estimator, product_rate
 from lmim_bench.bench.opening import open_run
@@ -17,24 +16,12 @@ from lmim_bench.bench.plan import make_plan
 from lmim_bench.bench.progress import Reporter
 from lmim_bench.bench.show import duration
 from lmim_bench.bench.types import Dataset, EncoderSpec
-from lmim_bench.bench.vit import build_vit, vit_spec
 from lmim_bench.tasks import registry
 
 
-def saved(path):
-    spec = vit_spec("lmim-bench", embed_dim=24, depth=4, num_heads=2, patch_size=8, image_size=32)
-    save_checkpoint(path, spec, build_vit(spec.arch).state_dict(), {"objective": "random"})
-    return path
-
-
 @pytest.fixture
-def checkpoint(tmp_path):
-    return saved(tmp_path / "one.pth")
-
-
-@pytest.fixture
-def another(tmp_path):
-    return saved(tmp_path / "two.pth")
+def another(save_tiny, tmp_path):
+    return save_tiny(tmp_path / "two.pth", seed=2)
 
 
 @pytest.fixture
