@@ -48,8 +48,19 @@ def create_timm(name: str, *, pretrained: bool, seed: int = 0, **kwargs: Any) ->
             model = make(dynamic_img_size=True)
     except Exception as error:
         what = "the pretrained weights of timm's" if pretrained else "timm's"
-        raise CheckpointError(f"{what} {name} cannot be loaded: {first_line(error)}") from error
+        raise CheckpointError(f"{what} {name} cannot be loaded: {_reason(error)}") from error
     return model
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            "they are not on this disk, and the hub cannot be reached; load them once where it can, with the "
+            "same HF_HOME (HF_HUB_OFFLINE=1 then asks no network)"
+        )
+    return first_line(error)
 
 
 def _takes(model: nn.Module, option: str, given: Mapping[str, Any]) -> bool:

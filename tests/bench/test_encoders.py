@@ -355,6 +355,17 @@ def test_pretrained_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.
         load_encoder("timm:test_vit:pretrained")
 
 
+def test_pretrained_weights_without_a_network_say_where_to_have_them_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"vit_tiny_patch16_224 cannot .* same HF_HOME"):
+        load_encoder("timm:vit_tiny_patch16_224:pretrained")
+
+
 # ------------------------------------------------------------------------------------------- factories
 
 FACTORIES = """
