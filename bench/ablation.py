@@ -166,7 +166,7 @@ def study_table(study: Study, plan: Sequence[PlannedRow], found: RunFile, comman
     lines = [
         f"**{study.name}**: {study.about}",
         "",
-        "| " + " | ".join(["row", *titles, "cosine of different images", "effective rank"]) + " |",
+        "| " + " | ".join(["row", *titles, "cosine of different images, projected", "effective rank"]) + " |",
         "|---" * (len(titles) + 3) + "|",
     ]
     for row, _, folder in plan:

@@ -117,11 +117,13 @@ def _alive(pid: int) -> bool:
 
 
 def usage(root: Path) -> dict[str, tuple[int, int]]:
-    """Entries and bytes below each folder of the cache."""
-    return {
-        folder.name: (sum(not path.name.startswith(".") for path in folder.iterdir()), folder_bytes(folder))
-        for folder in _folders(root)
-    }
+    """Entries and bytes of each part of the cache, by the name that ``clear`` takes, and of other folders."""
+    found: dict[str, tuple[int, int]] = {}
+    for folder in _folders(root):
+        entries, size = found.get(_part(folder), (0, 0))
+        entries += sum(not path.name.startswith(".") for path in folder.iterdir())
+        found[_part(folder)] = entries, size + folder_bytes(folder)
+    return found
 
 
 class Cleared(NamedTuple):
@@ -139,7 +141,7 @@ def clear(root: Path, part: str | None = None) -> Cleared:
     chosen = [part] if part else [name for name in PARTS if name != _FETCHED]
     freed, left = 0, []
     for path in sorted(root.glob("*")):
-        name = re.sub(r"^scenes-v\d+$", "scenes", path.name)
+        name = _part(path)
         if name not in chosen or not path.is_dir():
             left.append(path.name)
             continue
@@ -167,6 +169,11 @@ def _empty(folder: Path, own: re.Pattern[str]) -> int:
             freed += path.lstat().st_size
             path.unlink()
     return freed
+
+
+def _part(folder: Path) -> str:
+    """The part of the cache that a folder belongs to: the scenes have one for each of their versions."""
+    return re.sub(r"^scenes-v\d+$", "scenes", folder.name)
 
 
 def _folders(root: Path) -> list[Path]:

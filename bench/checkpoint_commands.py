@@ -190,7 +190,7 @@ def formats(as_json: bool) -> None:
 )
 @tasks_option
 @click.option("--data", "-d", multiple=True, help="Data folder or torchvision:NAME; repeats.")
-@click.option("--out", "-o", type=FOLDER, help="Run folder that is meant. [default: runs/<labels>]")
+@click.option("--out", "-o", type=FOLDER, help="Run folder, as of run. [default: runs/<labels>]")
 @device_option
 @cache_option
 @json_option
@@ -205,8 +205,8 @@ def doctor(
 ) -> None:
     """Check before a run that it would go through: versions, device, disk, data, tasks, checkpoints.
 
-    Every line is pass, warn or fail, with the mend. Exit code 0: nothing fails; 1: something does; 2: wrong
-    usage.
+    Every line is pass, warn or fail, and says how to mend it. Exit code 0: nothing fails; 1: something does;
+    2: wrong usage.
     """
     from .api import make_config
     from .doctor import examine

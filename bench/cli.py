@@ -131,7 +131,7 @@ def _run_options(command: Any) -> Any:
             type=click.Choice(["only-missing", "never", "always"]),
             default="only-missing",
             show_default=True,
-            help="What happens to cells that are already in --out.",
+            help="Cells that --out holds: only-missing keeps them, always scores them again, never stops.",
         ),
     ]
     for option in reversed(options):

@@ -53,7 +53,9 @@ def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, 
     """Load the encoder that a reference names, on the CPU, in evaluation mode, without gradients.
 
     Args:
-        reference: see the module's docstring.
+        reference: a file, a folder, ``random:REFERENCE``, ``timm:NAME[:pretrained]``,
+            ``python:package.module:factory`` or ``pixels``; docs/checkpoints.md tells them all, with the
+            options after ``#``.
         overrides: the same choices as after ``#``, which they overrule: fields of the spec that belong to
             the evaluation (``SPEC_OPTIONS``), and for a file ``FILE_OPTIONS``.
         seed: of the random weights of ``timm:NAME`` and ``random:REFERENCE``; the global random state is

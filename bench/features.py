@@ -191,7 +191,7 @@ class FeatureStore:
             yield from decoded
             return
         what = f"the pixels of {data.name}/{split_name}"
-        mend = "free some, set --cache-dir to a larger disk, or leave --keep-pixels away"
+        mend = "free some, set --cache-dir to a larger disk, or leave --keep-pixels out"
         with self._banks.adding(key, len(split), what, mend) as rows:
             yield from keeping(decoded, rows, _description(data, split_name, view))
 

@@ -92,7 +92,7 @@ def _check_room_for_pixels(cells: list[Cell], data: dict[str, Dataset], bound: i
     if needed > bound:
         raise ConfigError(
             f"--keep-pixels needs {amount(needed - beside)} for decoded images beside {amount(beside)} of "
-            f"features, and the cache is bounded to {amount(bound)}; raise --cache-size, or leave it away"
+            f"features, and the cache is bounded to {amount(bound)}; raise --cache-size, or leave it out"
         )
 
 

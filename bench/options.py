@@ -23,7 +23,7 @@ class _Folder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
-            self.fail("is empty; name a folder, or leave the option away", param, ctx)
+            self.fail("is empty; name a folder, or leave the option out", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -198,7 +198,8 @@ def print_recipe(recipe: Recipe, cost: str) -> None:
     """Every field of a recipe with its value and meaning; a star marks what differs from the defaults."""
     defaults = type(recipe)()
     print_line(f"{recipe.name}: {recipe.about}")
-    rows = []
+    changed = "*" if recipe.seed != defaults.seed else ""
+    rows = [("seed", recipe.seed, changed, "of weights, order, crops and masks")]
     for section, model in recipe:
         if not isinstance(model, BaseModel):
             continue
@@ -206,7 +207,7 @@ def print_recipe(recipe: Recipe, cost: str) -> None:
             value = getattr(model, name)
             changed = "*" if value != getattr(getattr(defaults, section), name) else ""
             rows.append((f"{section}.{name}", value, changed, field.description or ""))
-    print_table(("field", "value", "", "meaning"), rows, "--set SECTION.FIELD=VALUE")
+    print_table(("field", "value", "", "meaning"), rows, "--set FIELD=VALUE; *: not the default")
     print_line(cost)
 
 

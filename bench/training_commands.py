@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .options import FOLDER, cache_option, command_line, device_option
+from .options import EXIT_FAILED, FOLDER, cache_option, command_line, device_option
 
 if TYPE_CHECKING:
     from ..pretrain.outcome import Summary
@@ -143,7 +144,7 @@ def _say_training(summary: Summary, out: Path) -> None:
     type=click.Choice(["tiny", "small", "full"]),
     default="small",
     show_default=True,
-    help="tiny: a few steps, to try; small: hours on a CPU; full: an H100.",
+    help="tiny: two blocks, one epoch, to try; small: hours on a CPU; full: an H100.",
 )
 @click.option("--out", "-o", type=FOLDER, help="Folder of all trainings and reports. [default: runs/ablate]")
 @_set
@@ -171,9 +172,10 @@ def ablate(
     cache_dir: Path | None,
     listing: bool,
 ) -> None:
-    """Run the studies of the Latent MIM paper: train every row alike, score all, end in one report.
+    """Run studies along the axes of the Latent MIM paper: train every row alike, score all, one report each.
 
-    Finished trainings are kept, an interrupted one goes on: the same command continues the study.
+    Finished trainings are kept, an interrupted one goes on: the same command continues the study. Exit code
+    1: some cell could not be scored.
     """
     from ..pretrain.studies import study_names
 
@@ -185,7 +187,7 @@ def ablate(
     from ..pretrain.api import make_reporter
     from .ablation import run_studies
 
-    run_studies(
+    found = run_studies(
         names,
         data,
         budget,
@@ -198,6 +200,8 @@ def ablate(
         reporter=make_reporter(),
         command=command_line(),
     )
+    if any(result.status == "failed" for study in found.values() for result in study.results):
+        sys.exit(EXIT_FAILED)
 
 
 def _list_studies() -> None:

@@ -52,13 +52,16 @@ _MB = 1024  # of the kilobytes in /proc
 
 
 def options(
-    description: str | None, *, peers: bool = True, rounds: int = 3, **sizes: int
+    description: str | None, *, peers: bool = True, rounds: int | None = 3, **sizes: int
 ) -> argparse.ArgumentParser:
-    """A parser with the options of every comparison, and one for each of the sizes given."""
+    """A parser with the options of every comparison, and one for each of the sizes given. Without ``peers``
+    there is no folder of them, without ``rounds`` each side is timed once.
+    """
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     for name, default in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"[{default}]")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"times that both are timed [{rounds}]")
+    if rounds:
+        parser.add_argument("--rounds", type=int, default=rounds, help=f"times that each is timed [{rounds}]")
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="of both sides [all cores]"
     )

@@ -61,7 +61,7 @@ def read_all(batches: Iterator[Batch], device: str) -> Reading:
 
 
 def main() -> None:
-    parser = options(__doc__, images=256, side=256, batch=0)
+    parser = options(__doc__, peers=False, images=256, side=256, batch=0)
     parser.add_argument("--model", default="vit_small_patch16_224", help="of timm [vit_small_patch16_224]")
     parser.add_argument("--jpeg", action="store_true", help="images are files, to be read")
     parser.add_argument("--kept", action="store_true", help="decoded before, and kept")

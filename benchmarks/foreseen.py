@@ -26,7 +26,7 @@ from lmim_bench.bench.show import duration
 
 
 def main() -> None:
-    parser = options(__doc__, peers=False, limit=0)
+    parser = options(__doc__, peers=False, rounds=None, limit=0)
     parser.add_argument("--ckpt", action="append", help="as for run, repeats [timm:vit_tiny_patch16_224]")
     parser.add_argument("--data", action="append", default=[], help="as for run, repeats [the embedded sets]")
     parser.add_argument("--tasks", default="all", help="comma-separated [all]")

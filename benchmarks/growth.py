@@ -400,7 +400,7 @@ def _times(axis: str, size: float, base: float) -> float:
 
 
 def main() -> None:
-    parser = options(__doc__, peers=False)
+    parser = options(__doc__, peers=False, rounds=None)
     parser.add_argument("--tasks", nargs="+", help="only these [all]")
     parser.add_argument(
         "--fit", action="store_true", help="also print factors for the constants of each part"

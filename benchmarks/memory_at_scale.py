@@ -76,7 +76,7 @@ def prepare(name: str, settings: dict[str, Any], folder: Path, classes: int) -> 
 
 
 def main() -> None:
-    parser = options(__doc__, peers=False, queries=10_000, steps=200, width=768, classes=1000)
+    parser = options(__doc__, peers=False, rounds=None, queries=10_000, steps=200, width=768, classes=1000)
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[40_000, 80_000, 160_000, 320_000], help="train images"
     )

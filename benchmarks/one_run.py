@@ -22,7 +22,7 @@ TASKS = ("knn", "linear", "few_shot", "unsup_seg", "vos")
 
 
 def main() -> None:
-    parser = options(__doc__, limit=2000)
+    parser = options(__doc__, peers=False, limit=2000)
     parser.add_argument("--ckpt", default="timm:vit_small_patch16_224", help="[timm:vit_small_patch16_224]")
     parser.add_argument("--data", action="append", help="as for run, repeats [the embedded sets]")
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated [the five scored ones]")

@@ -1,7 +1,7 @@
 """What is trained and how: one declared recipe, from which model, schedule and data follow.
 
-A recipe is a YAML file of sections; every field has a default, which is the final choice of the Latent MIM
-paper where the paper makes one. ``--set section.field=value`` changes a field, and the recipe as resolved
+A recipe is a YAML file of sections, of which every field has a default; the recipe ``latent-mim`` has the
+choices of its authors. ``--set section.field=value`` changes a field, and the recipe as resolved
 travels inside the checkpoint.
 """
 

@@ -207,7 +207,7 @@ class EngineConfig(Section):
     activation_checkpointing: bool = Field(False, description="less memory for a third more time")
     threads: int | None = Field(None, ge=1, description="CPU threads; torch's choice unless given")
     skip_broken: bool = Field(
-        False, description="another image in the place of each broken one; both are told"
+        False, description="another image in the place of each broken one; the broken ones are listed"
     )
 
 

@@ -9,8 +9,8 @@ length. The classifiers:
         lambda = 0.1 / n of the recipe for DINO (dino issue 121). Nothing is tuned, on test or elsewhere.
     ``knn``: the nearest support images (one by default), vote weighted by exp(similarity / 0.07).
 K above the smallest class of train is left out, with a note; at the headline's K a short class gives all
-it has instead. Both draws and test images are resampled for the interval. Chance is that
-of a guess among the classes that train has: each alike (``ncm``), or as often as it has support images.
+it has instead. The interval (Student's) covers the sampling of draws and of test images. Chance is a random
+guess among the classes that train has: uniform (``ncm``), or in proportion to their support images.
 
 Episodes (``episodic@way=5,shot=K``): the usual inductive N-way K-shot test with 15 queries a class, nearest
 class mean, on classes of the *test* split, none of which the encoder's head has seen (it has none). Classes

@@ -19,9 +19,9 @@ Solvers:
 
 Deviations, all from working on cached features of the centre crop: no random crops or flips in training
 (DINO issue 141 saw 74.5 instead of 75.3 for a ResNet-50), and the best setting is not picked on the
-reported split as DINO, DINOv2 and MAE do. ``normalise=batchnorm`` is MAE's BatchNorm without affine at
-the statistics of the whole of train; it is the default because encoders differ by orders of magnitude in
-the scale of their features, and one grid of C or learning rates must mean the same for all of them.
+reported split as DINO, DINOv2's ``linear.py`` and MAE do. ``normalise=batchnorm`` is MAE's BatchNorm without
+affine at the statistics of the whole of train; it is the default because encoders differ by orders of
+magnitude in the scale of their features, and one grid of C or learning rates must mean the same for all.
 ``none`` is what DINOv2 does. MAE's LARS recipe is not reproduced.
 
 Chance: share of the most common test class for top-1 (of the five for top-5), among the classes that train

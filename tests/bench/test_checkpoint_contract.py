@@ -244,10 +244,11 @@ def test_families_are_whole() -> None:
 
 
 def test_families_are_documented() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     for family in loading.families():
-        assert f"| `{family.name}` | {family.title} | {family.known_by} |" in text
-        assert f"| {family.evaluated} | {family.source} |" in text
+        default = f"`{family.prefer[0]}`" if family.prefer else "the only one"
+        known = f"`{family.name}` | {family.title} | {family.known_by}"
+        assert f"| {known} | {default} | {family.evaluated} | {family.source} |" in text
 
 
 def test_prefixes_are_whole_components() -> None:
