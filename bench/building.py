@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from .backbones import NetworkEncoder
 from .networks import Network, build_network
+from .random_state import borrowed_state
 from .timm_models import create_timm, timm_encoder
 from .transformers_models import BUILDER, TransformersEncoder, create_transformers
 from .types import CheckpointInfo, Encoder, EncoderSpec
@@ -21,9 +20,7 @@ def build_model(spec: EncoderSpec, seed: int | None = None) -> Any:
         CheckpointError: the builder is not known, or its numbers do not go together.
     """
     builder = spec.arch.get("builder")
-    with torch.random.fork_rng(devices=[]):
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)
+    with borrowed_state(seed):
         if builder == "vit":
             # Without values, so that what a file does not fill cannot be scored by mistake.
             return build_vit(spec.arch, device="meta" if seed is None else "cpu")

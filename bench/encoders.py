@@ -29,8 +29,10 @@ from .checkpoints.loading import load_file
 from .cost import encoder_flops
 from .errors import CheckpointError, ConfigError, did_you_mean, first_line, first_problem
 from .modules import ModuleEncoder, PixelEncoder, module_info
+from .random_state import borrowed_state
 from .references import HUGGING_FACE, PYTHON, RANDOM, TIMM, is_pixels, split_reference
 from .timm_models import create_timm, pooling_notes, timm_encoder, timm_spec
+from .trial import try_encoder
 from .types import CheckpointInfo, Encoder, EncoderSpec
 from .vit import build_vit, vit_spec
 
@@ -49,7 +51,9 @@ SPEC_OPTIONS = (
 FILE_OPTIONS = ("pick", "heads", "arch", "family", "ignore")
 
 
-def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, seed: int = 0) -> Encoder:
+def load_encoder(
+    reference: str | Path, *, overrides: Mapping[str, Any] | None = None, seed: int = 0
+) -> Encoder:
     """Load the encoder that a reference names, on the CPU, in evaluation mode, without gradients.
 
     Args:
@@ -65,6 +69,7 @@ def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, 
         CheckpointError: the reference cannot be loaded completely and safely.
         ConfigError: an option is not known or not valid.
     """
+    reference = str(reference)
     if reference.startswith(RANDOM):
         return _randomised(load_encoder(reference.removeprefix(RANDOM), overrides=overrides, seed=seed), seed)
     source, options = split_reference(reference)
@@ -78,7 +83,7 @@ def load_encoder(reference: str, *, overrides: Mapping[str, Any] | None = None, 
     if source.startswith(TIMM):
         encoder = _load_timm(source, seed)
     elif source.startswith(PYTHON):
-        encoder = _load_python(source, seed)
+        encoder = _tried(_load_python(source, seed), source)
     elif is_pixels(source):
         encoder = _load_pixels(source)
     else:
@@ -168,8 +173,8 @@ def _load_python(source: str, seed: int) -> Encoder:
     except AttributeError as error:
         raise CheckpointError(f"{source}: {module_name} has no {factory_name!r}") from error
     try:
-        with torch.random.fork_rng(devices=[]):  # a factory with random weights gives the same ones again
-            torch.manual_seed(seed)
+        with borrowed_state():  # a factory with random weights gives the same ones again
+            torch.manual_seed(seed)  # on a GPU too
             built = factory()
     except Exception as error:
         raise CheckpointError(f"{source} failed: {type(error).__name__}: {first_line(error)}") from error
@@ -186,6 +191,13 @@ def _load_python(source: str, seed: int) -> Encoder:
         arch = {"builder": "python", "factory": source.removeprefix(PYTHON)}
         return timm_encoder(built, timm_spec(built, arch, family="python"), module_info(built, source))
     return ModuleEncoder(built, source, factory)
+
+
+def _tried(encoder: Encoder, source: str) -> Encoder:
+    """The encoder of a factory, with what it makes of two images as a part of its fingerprint."""
+    mark = try_encoder(encoder, source)
+    encoder.fingerprint = hashlib.sha256(f"{encoder.fingerprint}{mark}".encode()).hexdigest()
+    return encoder
 
 
 def _respec(encoder: Encoder, changes: Mapping[str, Any]) -> Encoder:

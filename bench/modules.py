@@ -69,10 +69,11 @@ class ModuleEncoder(BaseEncoder):
     """An ``Encoder`` around any module that offers ``embed_dim``, ``patch_size`` and ``forward_features``.
 
     ``forward_features(images)`` returns a map (B, D, h, w), or tokens (B, prefix + h*w, D) with the class
-    token first where ``num_prefix_tokens`` says that there are any, or a dict with ``patches`` (B, h, w, D)
-    or (B, h*w, D) and optionally ``cls`` (B, D). The spec's other fields (``image_size``, ``mean``, ``std``,
-    ``interpolation``, ``crop_pct``, ``pooling``) are taken from attributes of the module where it has them.
-    Only the last layer can be read; ``norm`` is the module's own business.
+    token first where ``num_prefix_tokens`` says that there are any (with ``has_cls = False`` they are all
+    registers), or a dict with ``patches`` (B, h, w, D) or (B, h*w, D), and ``cls`` (B, D) where the module
+    says ``has_cls = True``. The spec's other fields (``image_size``, ``mean``, ``std``, ``interpolation``,
+    ``crop_pct``, ``pooling``) are taken from attributes of the module where it has them. Only the last layer
+    can be read; ``norm`` is the module's own business.
 
     What it computes is in its code and attributes as much as in its weights: the fingerprint also holds the
     name of the factory and the source files of the factory and of every class in the module.
@@ -116,12 +117,20 @@ class ModuleEncoder(BaseEncoder):
     def _encode(
         self, images: torch.Tensor, taps: Sequence[Tap], grid: Grid, method: PosInterpolation
     ) -> dict[Tap, Features]:
-        cls, patches = self._split(self.model.forward_features(images), grid)
+        what = f"{self.spec.arch['class']}.forward_features gave"
+        out = self.model.forward_features(images)
+        if not isinstance(out, torch.Tensor) and not (isinstance(out, Mapping) and "patches" in out):
+            keys = f" of {', '.join(map(str, out))}" if isinstance(out, Mapping) else ""
+            given = f"{type(out).__name__}{keys}"
+            raise TaskError(f"{what} {given}, expected a map, tokens, or a mapping with `patches`")
+        cls, patches = self._split(out, grid)
+        if cls is not None and not self.spec.has_cls:
+            raise TaskError(f"{what} `cls`, and the module does not say has_cls = True; or leave `cls` out")
         expected = (len(images), *grid, self.spec.embed_dim)
         if tuple(patches.shape) != expected or (cls is None and self.spec.has_cls):
             raise TaskError(
-                f"{self.spec.arch['class']}.forward_features gave patches of shape {tuple(patches.shape)}, "
-                f"expected {expected}" + (" and a class token" if self.spec.has_cls else "")
+                f"{what} patches of shape {tuple(patches.shape)}, expected {expected}"
+                + (" and a class token" if self.spec.has_cls else "")
             )
         features = Features(cls=cls, patches=patches, mean=patches.mean(dim=(1, 2)))
         return dict.fromkeys(taps, features)

@@ -16,6 +16,7 @@ from torch import nn
 
 from .backbones import BaseEncoder, Grid, ViTEncoder
 from .errors import CheckpointError, TaskError, first_line
+from .random_state import borrowed_state
 from .types import CheckpointInfo, Encoder, EncoderSpec, Features, PosInterpolation, Tap
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ def create_timm(name: str, *, pretrained: bool, seed: int = 0, **kwargs: Any) ->
         raise CheckpointError(f"timm {timm.__version__} has no model {name!r}; {hint}")
 
     def make(**extra: Any) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with borrowed_state(seed):
             return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs, **extra)
 
     try:

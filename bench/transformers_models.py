@@ -20,6 +20,7 @@ from torch import nn
 
 from .backbones import BaseEncoder, Grid
 from .errors import CheckpointError, TaskError, first_line
+from .random_state import borrowed_state
 from .types import CheckpointInfo, EncoderSpec, Features, PosInterpolation, Tap
 
 BUILDER = "transformers"
@@ -113,7 +114,7 @@ def create_transformers(arch: Mapping[str, Any]) -> Any:
     """
     cls, config = model_of(arch)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with borrowed_state():
             return cls(config, **pooling_option(cls, arch))
     except Exception as error:
         raise CheckpointError(f"transformers' {cls.__name__} cannot be built: {first_line(error)}") from error

@@ -14,6 +14,7 @@ from timm.layers.mlp import Mlp, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 
 from .errors import CheckpointError, first_problem
+from .random_state import borrowed_state
 from .types import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, Frozen, Interpolation, Pooling, PosInterpolation
 
 _ACTIVATIONS = {"gelu": torch.nn.GELU, "gelu_tanh": GELUTanh, "quick_gelu": QuickGELU}
@@ -170,7 +171,7 @@ def ratio_of(hidden: int, dim: int) -> float:
 
 
 def _construct(vit: VitArch, device: str) -> VisionTransformer:
-    with torch.random.fork_rng(devices=[]):
+    with borrowed_state():
         return VisionTransformer(
             img_size=vit.image_size,
             patch_size=vit.patch_size,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+from ..bench.random_state import borrowed_state
 from .engine import attention_kernel, compile_parts, make_optimizer, resolve_precision, set_rates
 from .model import Fed, MaskedImageModel
 from .recipe import Recipe
@@ -17,8 +18,7 @@ from .schedules import between, learning_rate, momentum, weight_decay
 
 def initial_model(recipe: Recipe) -> MaskedImageModel:
     """The model before its first step; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with borrowed_state(recipe.seed):
         return MaskedImageModel(recipe)
 
 

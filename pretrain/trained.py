@@ -11,6 +11,7 @@ import torch
 from ..bench.backbones import ViTEncoder
 from ..bench.encoders import load_encoder
 from ..bench.errors import CheckpointError
+from ..bench.random_state import borrowed_state
 from ..bench.references import split_reference
 from .model import MaskedImageModel
 from .outcome import read_training
@@ -87,7 +88,7 @@ def load_trained(reference: str) -> Trained:
         LmimBenchError: as ``find_companion``, or the state does not fit the recipe beside it.
     """
     recipe, path, state = find_companion(reference)
-    with torch.random.fork_rng(devices=[]):
+    with borrowed_state():
         model = MaskedImageModel(recipe)
     try:
         model.load_state_dict(state["model"])

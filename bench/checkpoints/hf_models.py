@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, first_line
+from ..random_state import borrowed_state
 from ..transformers_models import (
     INSTALL,
     OLDEST,
@@ -120,7 +121,7 @@ def _load(arch: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> tuple
     """
     cls, config = model_of(arch)
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with _quiet(), borrowed_state():
             model, report = cls.from_pretrained(
                 None,
                 config=config,

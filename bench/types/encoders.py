@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
+
+from pydantic import Field
 
 from .base import Frozen, Interpolation, Pooling, PosInterpolation
 
 if TYPE_CHECKING:
     import torch
 
+_Positive = Annotated[float, Field(gt=0)]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -26,14 +29,14 @@ class EncoderSpec(Frozen):
 
     family: str
     arch: dict[str, Any]
-    embed_dim: int
-    depth: int
-    patch_size: int
-    image_size: int
+    embed_dim: int = Field(ge=1)
+    depth: int = Field(ge=1)
+    patch_size: int = Field(ge=1)
+    image_size: int = Field(ge=1)
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: tuple[_Positive, _Positive, _Positive] = IMAGENET_STD
     interpolation: Interpolation = "bicubic"
-    crop_pct: float = 0.875
+    crop_pct: float = Field(default=0.875, gt=0, le=1)
     pooling: Pooling = "cls"
     final_norm: bool = True
     has_cls: bool = True

@@ -450,16 +450,12 @@ def test_a_factory_may_return_an_encoder_a_vit_or_a_module(factories: str) -> No
         ("fails", "failed: KeyError"),
         ("BadSpec", "interpolation"),
         ("Diverged", "conv.bias holds NaN"),
+        ("Wrong", r"gave patches of shape \(2, 4, 4, 5\), expected \(2, 4, 4, 6\)"),
     ],
 )
 def test_factories_that_go_wrong(factories: str, name: str, words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
         load_encoder(f"{factories}:{name}")
-
-
-def test_a_module_with_features_of_another_shape_is_refused_when_it_runs(factories: str) -> None:
-    with pytest.raises(TaskError, match=r"gave patches of shape \(2, 2, 4, 5\), expected \(2, 2, 4, 6\)"):
-        load_encoder(f"{factories}:Wrong")(images(8, 16))
 
 
 # ------------------------------------------------------------------------------------------- pixels

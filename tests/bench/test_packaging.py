@@ -87,7 +87,14 @@ def test_every_public_name_loads_and_an_unknown_one_does_not():
 
 # A module may import from its own level and from those above it.
 LEVELS = [
-    ("bench.errors", "bench.references", "bench.atomic", "bench.names", "bench.options"),
+    (
+        "bench.errors",
+        "bench.references",
+        "bench.atomic",
+        "bench.names",
+        "bench.options",
+        "bench.random_state",
+    ),
     ("bench.types",),
     (
         "bench.config",
@@ -111,6 +118,7 @@ LEVELS = [
         "bench.networks",
         "bench.building",
         "bench.checkpoints",
+        "bench.trial",
         "bench.encoders",
         "bench.exporting",
         "bench.export",
