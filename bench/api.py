@@ -8,6 +8,7 @@ from typing import Any
 
 from .atomic import atomic_write
 from .config import CheckpointConfig, RunConfig, validate
+from .errors import ConfigError
 from .plan import RunPlan, make_plan
 from .progress import Reporter
 from .results import RunFile
@@ -38,6 +39,9 @@ def run(
     Raises:
         LmimBenchError: an option, checkpoint or data set that cannot be used.
     """
+    if config is not None and (ckpt is not None or options):
+        given = ", ".join([*(["ckpt"] if ckpt is not None else []), *options])
+        raise ConfigError(f"config holds everything at once: {given} beside it would have no effect")
     plan = make_plan(make_config(ckpt, **options) if config is None else config)
     return run_plan(plan, reporter or Reporter(), command, debug)
 
@@ -80,7 +84,4 @@ def make_config(
     else:
         listed = [ckpt] if isinstance(ckpt, str | Path) else list(ckpt)
         checkpoints = [CheckpointConfig.parse(str(one)) for one in listed]
-    for name in ("tasks", "data"):
-        if isinstance(options.get(name), str):
-            options[name] = [options[name]]
     return validate(RunConfig, {"checkpoints": checkpoints, **options}, "")

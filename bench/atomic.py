@@ -59,6 +59,13 @@ def write_json(path: Path, payload: Any) -> None:
         stream.write("\n")
 
 
+def plain_json(value: Any) -> Any:
+    """``default`` of ``json.dumps`` for arrays and scalars of numpy."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be kept as JSON")
+
+
 def read_json(path: Path, model: type[Model]) -> Model:
     """Read a file as a pydantic model. Raises DataError naming the file where it is not a valid one."""
     try:

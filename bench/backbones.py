@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +123,10 @@ class BaseEncoder(ABC):
         check_taps(taps, self.spec)
         grid = check_images(images, self.spec)
         method = pos_interpolation or self.spec.pos_interpolation
+        if method not in get_args(PosInterpolation):
+            raise TaskError(
+                f"there is no rule {method!r} for positions; {', '.join(get_args(PosInterpolation))}"
+            )
         return self._encode(images.to(self._device), taps, grid, method)
 
     @abstractmethod

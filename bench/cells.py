@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import time
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from .atomic import atomic_write
 from .context import RunContext, generator
 from .engine import Engine
-from .errors import LmimBenchError, TaskError
+from .errors import LmimBenchError, TaskError, first_line, first_problem
 from .features import FEATURES_VERSION, FeatureStore, merge_requests
 from .plan import Evaluation
 from .progress import Reporter
@@ -30,6 +31,7 @@ from .types import (
     FeatureRequest,
     Measurement,
     Score,
+    TaskSpec,
     View,
     ignored_files,
 )
@@ -110,7 +112,7 @@ class Attempt:
                     self._skipped += tuple(one for one in left_out if one not in self._skipped)
         self._context = context = self._make_context(engine)
         with self._timed("task"):
-            self.measurements = list(task.run(context, self.cell.evaluation.config))
+            self.measurements = _measured(task, task.run(context, self.cell.evaluation.config))
         with self._timed("score"):
             self._scores = scores_of(self.measurements, self.cell)
 
@@ -174,6 +176,15 @@ class Attempt:
         )
 
 
+def _measured(task: TaskSpec, found: Any) -> list[Measurement]:
+    """What a task returned. Raises TaskError where it is no list of measurements."""
+    listed = list(found) if isinstance(found, Sequence) else [found]
+    for one in listed:
+        if not isinstance(one, Measurement):
+            raise TaskError(f"the task {task.name} returned {type(one).__name__}, not a list of Measurement")
+    return listed
+
+
 def _speed(banks: Iterable[FeatureBank]) -> float | None:
     """Images a second of the largest bank, which its start and end disturb least."""
     timed = [bank for bank in banks if bank.images_per_second is not None]
@@ -183,10 +194,16 @@ def _speed(banks: Iterable[FeatureBank]) -> float | None:
 def requests_of(cell: Cell, spec: EncoderSpec, data: Dataset) -> list[FeatureRequest]:
     """The task's feature requests, checked against the encoder and the splits that there are."""
     requests = list(cell.evaluation.task.features(cell.evaluation.config, spec, data))
+    views: dict[str, View] = {}
     for request in requests:
         for split in request.splits:
             if split not in data.splits:
                 raise TaskError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}")
+            if views.setdefault(split, request.view) != request.view:
+                task = cell.evaluation.task.name
+                raise TaskError(
+                    f"the task {task} asks for {split!r} through two views; a task has one a split"
+                )
         for column in request.columns:
             if column.kind == "cls" and not spec.has_cls:
                 raise TaskError(f"{cell.checkpoint.label} has no class token; use pooling=mean")
@@ -208,7 +225,7 @@ def wanted_by(
     for cell in cells:
         try:
             requests = requests_of(cell, spec, data)
-        except LmimBenchError:
+        except Exception:  # noqa: BLE001 - of a task of others, told by the cell when its turn comes
             continue
         triples += [(s, r.view, c) for r in requests for s in r.splits for c in r.columns]
     return merge_requests(triples)
@@ -217,19 +234,24 @@ def wanted_by(
 def scores_of(measurements: Sequence[Measurement], cell: Cell) -> list[Score]:
     """Value and interval of each measurement, checked against what the task declares."""
     task = cell.evaluation.task
-    scores = []
+    scores: dict[str, Score] = {}
     for m in measurements:
+        returned = f"the task {task.name} returned the metric {m.metric!r}"
         try:
             task.metric(m.metric)
         except KeyError:
-            raise TaskError(
-                f"the task {task.name} returned the metric {m.metric!r}, which it does not declare"
-            ) from None
-        scores.append(score(m, generator(cell.seed, task.name, "bootstrap", m.metric)))
+            raise TaskError(f"{returned}, which it does not declare") from None
+        if m.metric in scores:
+            raise TaskError(f"{returned} twice")
+        try:
+            scores[m.metric] = score(m, generator(cell.seed, task.name, "bootstrap", m.metric))
+        except (ValueError, TypeError) as error:
+            said = first_problem(error) if isinstance(error, ValidationError) else first_line(error)
+            raise TaskError(f"{returned}, and it cannot be scored: {said}") from error
     headline = task.headline(cell.evaluation.config)
-    if headline not in {s.metric for s in scores}:
+    if headline not in scores:
         raise TaskError(f"the task {task.name} did not return its headline metric {headline!r}")
-    return scores
+    return list(scores.values())
 
 
 def write_items(path: Path, measurements: Sequence[Measurement]) -> None:
@@ -243,7 +265,8 @@ def write_items(path: Path, measurements: Sequence[Measurement]) -> None:
             arrays[f"{m.metric}/clusters"] = np.asarray(m.clusters)
         if not is_plain(m):
             arrays[f"{m.metric}/terms"] = terms(m)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    with atomic_write(path, "wb") as stream:
-        stream.write(buffer.getvalue())
+    # numpy's own function takes no array that is called as one of its arguments.
+    with atomic_write(path, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)

@@ -23,9 +23,12 @@ def claim(folder: Path) -> Iterator[None]:
     """Be the only process that writes into a folder; one that is killed gives it free.
 
     Raises:
-        ConfigError: another process writes there.
+        ConfigError: another process writes there, or it is a file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"{folder} cannot be a folder: a file of its name, or above it, is there") from None
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

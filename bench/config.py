@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from .errors import ConfigError, did_you_mean
-from .references import FORMS, SCHEMES, is_path, name_of
+from .references import FORMS, SCHEMES, at_home, is_path, name_of
 from .types import DataKind, Frozen
 
 Overwrite = Literal["only-missing", "never", "always"]
@@ -29,13 +29,18 @@ class CheckpointConfig(Frozen):
     reference: str = Field(description=FORMS, min_length=1)
     label: str = Field(description="name in tables and files", min_length=1, max_length=LONGEST_LABEL)
 
+    @field_validator("reference")
+    @classmethod
+    def _at_home(cls, value: str) -> str:
+        return at_home(value)
+
     @staticmethod
     def parse(text: str) -> CheckpointConfig:
         """``label=reference``, or a reference alone, whose file name or model name is the label."""
         label, equals, reference = text.partition("=")
         if equals and not Path(text.partition("#")[0]).exists() and _is_label(label, reference):
             return validate(CheckpointConfig, {"label": label.strip(), "reference": reference}, "--ckpt")
-        label = _shortened(name_of(text) or text)
+        label = _shortened(name_of(at_home(text)) or text)
         return validate(CheckpointConfig, {"label": label, "reference": text}, "--ckpt")
 
 
@@ -48,7 +53,7 @@ def _is_label(label: str, reference: str) -> bool:
     """Whether what stands before ``=`` is a label, not the beginning of a path or of a choice behind #."""
     if "#" in label or label.startswith(SCHEMES):
         return False
-    known = not is_path(reference) or Path(reference.partition("#")[0]).exists()
+    known = not is_path(reference) or Path(at_home(reference).partition("#")[0]).exists()
     return known or "/" not in label
 
 
@@ -56,14 +61,14 @@ class DataConfig(Frozen):
     """One data set of a suite."""
 
     path: str = Field(description="folder, torchvision:NAME[:ROOT], or an embedded set (scenes, ...)")
-    kind: DataKind | None = Field(None, description="found from the layout unless given")
-    layout: str | None = Field(None, description="found from the folder unless given")
-    train: str | None = Field(None, description="name of the training split")
-    test: str | None = Field(None, description="name of the split that is scored")
+    kind: DataKind | None = Field(default=None, description="found from the layout unless given")
+    layout: str | None = Field(default=None, description="found from the folder unless given")
+    train: str | None = Field(default=None, description="name of the training split")
+    test: str | None = Field(default=None, description="name of the split that is scored")
     void: tuple[Annotated[int, Field(ge=0, le=255)], ...] | None = Field(
-        None, description="labels that are left out of every count"
+        default=None, description="labels that are left out of every count"
     )
-    classes: tuple[str, ...] | None = Field(None, description="class names, in label order")
+    classes: tuple[str, ...] | None = Field(default=None, description="class names, in label order")
 
 
 class TaskEntry(Frozen):
@@ -85,23 +90,62 @@ class RunConfig(Frozen):
     """Everything that ``lmim-bench run`` and ``lmim_bench.run`` take."""
 
     checkpoints: tuple[CheckpointConfig, ...] = Field(min_length=1, description="what is scored")
-    tasks: tuple[str, ...] = Field(("all",), description="task names, or all")
-    suite: str | None = Field(None, description="suite file, or the name of a built-in suite")
-    data: tuple[str, ...] = Field((), description="data folders; the layout says what each is")
-    overrides: dict[str, dict[str, Any]] = Field({}, description="task -> protocol field -> value")
-    out: Path | None = Field(None, description="run folder; runs/<labels> unless given")
-    limit: int | None = Field(None, ge=1, description="at most N images a split, N frames a video")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    precision: Precision = Field("fp32", description="arithmetic of the encoder; features are kept in fp32")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="one set of cells a seed")
-    workers: int | None = Field(None, ge=0, description="decoding processes; by the machine unless given")
-    batch_size: int | None = Field(None, ge=1, description="images a batch at 224 x 224, scaled by area")
-    skip_broken: bool = Field(False, description="leave broken images out, count and list them")
-    keep_pixels: bool = Field(False, description="keep decoded images in the cache, for other checkpoints")
-    download: bool = Field(False, description="fetch torchvision data sets that are not there")
-    cache_dir: Path | None = Field(None, description="feature cache and embedded data")
-    cache_size_gb: float = Field(50.0, gt=0, allow_inf_nan=False, description="bound of the feature cache")
-    overwrite: Overwrite = Field("only-missing", description="what happens to cells that are already there")
+    tasks: tuple[str, ...] = Field(default=("all",), description="task names, or all")
+    suite: str | None = Field(default=None, description="suite file, or the name of a built-in suite")
+    data: tuple[str, ...] = Field(default=(), description="data folders; the layout says what each is")
+    overrides: dict[str, dict[str, Any]] = Field(default={}, description="task -> protocol field -> value")
+    out: Path | None = Field(default=None, description="run folder; runs/<labels> unless given")
+    limit: int | None = Field(default=None, ge=1, description="at most N images a split, N frames a video")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    precision: Precision = Field(
+        default="fp32", description="arithmetic of the encoder; features are kept in fp32"
+    )
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="one set of cells a seed")
+    workers: int | None = Field(
+        default=None, ge=0, description="decoding processes; by the machine unless given"
+    )
+    batch_size: int | None = Field(
+        default=None, ge=1, description="images a batch at 224 x 224, scaled by area"
+    )
+    skip_broken: bool = Field(default=False, description="leave broken images out, count and list them")
+    keep_pixels: bool = Field(
+        default=False, description="keep decoded images in the cache, for other checkpoints"
+    )
+    download: bool = Field(default=False, description="fetch torchvision data sets that are not there")
+    cache_dir: Path | None = Field(default=None, description="feature cache and embedded data")
+    cache_size_gb: float = Field(
+        default=50.0, gt=0, allow_inf_nan=False, description="bound of the feature cache"
+    )
+    overwrite: Overwrite = Field(
+        default="only-missing", description="what happens to cells that are already there"
+    )
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _references(cls, value: Any) -> Any:
+        listed = [value] if isinstance(value, str | Path) else value
+        several = isinstance(listed, list | tuple)
+        return [str(one) if isinstance(one, Path) else one for one in listed] if several else listed
+
+    @field_validator("suite", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int) else value
+
+    @field_validator("out", "cache_dir")
+    @classmethod
+    def _at_home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value else None
 
     @field_validator("device")
     @classmethod
@@ -186,12 +230,15 @@ def parse_override(text: str) -> tuple[str, str, str]:
 def coerce(model: type[BaseModel], field: str, raw: Any) -> Any:
     """A command-line string as the field's type expects it; pydantic checks it afterwards.
 
-    Lists are split at commas, ``none`` is None where the field allows it; other values pass through.
+    Lists are split at commas, one number is a list of one, ``none`` is None where the field allows it; other
+    values pass through.
     """
-    if not isinstance(raw, str) or field not in model.model_fields:
+    if not isinstance(raw, str | int | float) or isinstance(raw, bool) or field not in model.model_fields:
         return raw
     annotation = model.model_fields[field].annotation
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    if not isinstance(raw, str):
+        return [raw] if any(get_origin(option) in (tuple, list) for option in options) else raw
     if raw.lower() in ("none", "null", "") and type(None) in options:
         return None
     if any(get_origin(option) in (tuple, list) for option in options):
@@ -249,7 +296,7 @@ def load_suite(reference: str) -> Suite:
         ConfigError: no such suite, not YAML, or an unknown field.
     """
     built_in = Path(__file__).parent / "suites"
-    path = Path(reference)
+    path = Path(reference).expanduser()
     if not path.suffix and not path.exists():
         path = built_in / f"{reference}.yaml"
         if not path.is_file():

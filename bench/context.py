@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .atomic import atomic_write
+from .atomic import atomic_write, plain_json
 from .engine import Engine
 from .names import slug
 from .progress import Reporter
@@ -104,6 +104,10 @@ class RunContext:
 
         files = []
         for i, array in enumerate(images):
+            if np.ndim(array) != 3:
+                raise ValueError(
+                    f"{name}: pictures are a list of (H, W, 3), and one of shape {np.shape(array)} is there"
+                )
             picture = Image.fromarray(np.ascontiguousarray(array))
             picture.thumbnail((downscale, downscale), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
@@ -126,7 +130,7 @@ class RunContext:
         caption: str = "",
     ) -> None:
         """Keep numbers for the report to draw; numpy scalars and arrays become plain JSON."""
-        plain = json.loads(json.dumps(data, default=_plain, allow_nan=False))
+        plain = json.loads(json.dumps(data, default=plain_json, allow_nan=False))
         self.artefacts.append(Artefact(name=name, kind=kind, title=title, caption=caption, data=plain))
 
     def save_features(
@@ -173,11 +177,3 @@ class RunContext:
         with atomic_write(target, "wb") as stream:
             stream.write(content)
         return (self._folder / relative).as_posix()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be kept as JSON")

@@ -19,7 +19,7 @@ import numpy as np
 from .cells import Cell, by_checkpoint_and_data, requests_of, wanted_by
 from .data.splits import spread
 from .engine import Engine
-from .errors import LmimBenchError
+from .errors import LmimBenchError, first_line
 from .features import bank_bytes, bank_key, pixels_key
 from .runner import Run
 from .types import Dataset, Step, Tap, View
@@ -81,6 +81,8 @@ class Estimator:
             seconds = sum(count * self._encoding(cell, *size) for size, count in work.encoded.items())
         except LmimBenchError as error:
             return Step(cell.checkpoint.label, what, failure=str(error))
+        except Exception as error:  # noqa: BLE001 - of a task of others
+            return Step(cell.checkpoint.label, what, failure=f"{type(error).__name__}: {first_line(error)}")
         for part, count in work.seconds.items():
             seconds += count * self._slower(self.run.device if part in work.on_device else "cpu")
         return Step(cell.checkpoint.label, what, sum(work.encoded.values()), seconds, work.memory)

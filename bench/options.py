@@ -24,7 +24,7 @@ class _Folder(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("is empty; name a folder, or leave the option out", param, ctx)
-        return super().convert(value, param, ctx)
+        return super().convert(Path(value).expanduser(), param, ctx)  # a shell leaves the ~ of --out=~/runs
 
 
 FOLDER = _Folder(path_type=Path, file_okay=False)

@@ -16,6 +16,13 @@ SCHEMES = (TIMM, PYTHON, HUGGING_FACE, RANDOM)
 FORMS = "file, folder, timm:NAME[:pretrained], hf:FOLDER, random:REF, python:package.module:factory or pixels"
 
 
+def at_home(reference: str) -> str:
+    """A reference with its ``~`` expanded, which no shell does behind ``NAME=``."""
+    path = reference.removeprefix(RANDOM).removeprefix(HUGGING_FACE)
+    scheme = reference.removesuffix(path)
+    return f"{scheme}{Path(path).expanduser()}" if path.startswith("~") else reference
+
+
 def is_pixels(source: str) -> bool:
     """Whether a reference asks for the pixels themselves: ``pixels`` or ``pixels:PATCH``."""
     return source == PIXELS or source.startswith(f"{PIXELS}:")

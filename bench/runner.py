@@ -18,7 +18,7 @@ from .claims import claim
 from .data.workers import decoding_workers
 from .engine import Engine, resolve_device
 from .environment import environment
-from .errors import CheckpointError, ConfigError, LmimBenchError, said_by_the_system
+from .errors import CheckpointError, ConfigError, LmimBenchError, first_line, said_by_the_system
 from .features import FEATURES_VERSION, FeatureStore
 from .plan import RunPlan
 from .progress import Reporter
@@ -215,7 +215,8 @@ class Run:
             return said_by_the_system(failure)
         with atomic_write(self.plan.out / "artefacts" / cell.id / "error.txt") as stream:
             stream.write(traceback.format_exc())
-        return f"{type(failure).__name__}: {failure} (a bug: details in artefacts/{cell.id}/error.txt)"
+        said = f"{type(failure).__name__}: {first_line(failure)}"
+        return f"{said} (a bug: details in artefacts/{cell.id}/error.txt)"
 
 
 def _difference(old: Result, cell: Cell, run: Run) -> str:

@@ -12,11 +12,13 @@ set, it is Student's interval itself; so it is where nearly all resamples lie on
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
 
+from .atomic import plain_json
 from .types import Array, Measurement, Score, Statistic, mean_statistic
 
 LEVEL = 0.95
@@ -38,6 +40,14 @@ def score(measurement: Measurement, rng: np.random.Generator) -> Score:
     items = np.asarray(measurement.items, dtype=np.float64)
     if items.size == 0 or not np.isfinite(items).all():
         raise ValueError(f"{measurement.metric} was measured on no items, or on items that are not finite")
+    leading = 2 if measurement.crossed else 1
+    if not leading <= items.ndim <= leading + (not is_plain(measurement)):
+        shape = "(A, N)" if measurement.crossed else "(N,)"
+        raise ValueError(
+            f"items of shape {items.shape} are not {shape}; several numbers an item need a statistic"
+        )
+    if measurement.clusters is not None and len(measurement.clusters) != items.shape[leading - 1]:
+        raise ValueError(f"{len(measurement.clusters)} clusters for {items.shape[leading - 1]} items")
     value = value_of(measurement)
     n = items.shape[1] if measurement.crossed else len(items)
     interval: tuple[float, float] | None
@@ -65,7 +75,7 @@ def score(measurement: Measurement, rng: np.random.Generator) -> Score:
         high=high,
         n=n,
         chance=None if measurement.chance is None else float(measurement.chance),
-        detail=dict(measurement.detail),
+        detail=json.loads(json.dumps(dict(measurement.detail), default=plain_json)),
     )
 
 

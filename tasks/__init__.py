@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -10,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from ..bench.errors import ConfigError, did_you_mean
+from ..bench.errors import ConfigError, did_you_mean, first_line
 from ..bench.types import (
     Context,
     DataKind,
@@ -62,7 +63,23 @@ def task(
             None; a run leaves such cells out and says so.
         work: from (config, encoder spec, data set) to what the task costs, for the estimate of ``run
             --dry-run``; without it a plan says that the time of the task is not known.
+
+    Raises:
+        ValueError: a name that no option could hold, fields without defaults, or a headline that is not
+            among the metrics.
     """
+
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f"a task cannot be called {name!r}: letters, digits, - and _ are allowed")
+    try:
+        standing = headline(config())
+    except Exception as error:
+        raise ValueError(
+            f"the headline of {name} does not follow from its defaults ({first_line(error)}); every field of "
+            f"{config.__name__} needs one"
+        ) from error
+    if standing.split("@")[0] not in {metric.id for metric in metrics}:
+        raise ValueError(f"{name} does not declare its headline {standing!r} among its metrics")
 
     def register(function: Callable[[Context, Any], Sequence[Measurement]]) -> TaskSpec:
         doc = inspect.getdoc(inspect.getmodule(function)) or inspect.getdoc(function) or ""
@@ -104,7 +121,7 @@ def registry() -> tuple[dict[str, TaskSpec], dict[str, str]]:
         try:
             loaded: Any = entry.load()
         except Exception as error:  # noqa: BLE001 - a broken plug-in is reported by name, others still run
-            broken[entry.name] = f"{supplier}: {type(error).__name__}: {error}"
+            broken[entry.name] = f"{supplier}: {type(error).__name__}: {first_line(error)}"
             continue
         if not isinstance(loaded, TaskSpec):
             broken[entry.name] = f"{supplier}: {entry.value} is not a task (use the @task decorator)"

@@ -119,6 +119,12 @@ def require_known_classes(data: Dataset) -> None:
     )
 
 
+def require_two_classes(ctx: Context, labels: Array, what: str) -> None:
+    """Raise TaskError where train shows a single class: every answer would be right."""
+    if len(np.unique(labels)) < 2:
+        raise TaskError(f"{what} needs two classes; train of {ctx.data.name} shows one")
+
+
 def class_names(data: Dataset, *labels: Array) -> list[str]:
     """Names by class index; plain numbers where the data set names none."""
     if data.classes:

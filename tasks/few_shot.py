@@ -55,6 +55,7 @@ from ._features import (
     once,
     pooled_width,
     require_known_classes,
+    require_two_classes,
     stored_rows,
 )
 
@@ -183,8 +184,7 @@ def TASK(ctx: Context, cfg: FewShotConfig) -> Sequence[Measurement]:  # noqa: N8
     unit_test = _UnitRows(test_rows, centre)[:]
     result = []
     if cfg.shots:
-        if len(np.unique(labels)) < 2:
-            raise TaskError(f"few-shot transfer needs two classes; train of {ctx.data.name} shows one")
+        require_two_classes(ctx, labels, "few-shot transfer")
         # Of train, which may be large, only what is drawn is ever read (and a pass for the mean).
         result = _from_draws(ctx, cfg, (_UnitRows(train_rows, centre), labels), (unit_test, truth))
     return result + _episodic(ctx, cfg, unit_test, truth)

@@ -46,6 +46,7 @@ from ._features import (
     labelled,
     pooled_width,
     require_known_classes,
+    require_two_classes,
     save_per_class,
     stored_rows,
 )
@@ -143,6 +144,7 @@ def TASK(ctx: Context, cfg: KnnConfig) -> Sequence[Measurement]:  # noqa: N802
     pooling, tap = cfg.pooled(ctx.spec), cfg.tap(ctx.spec)
     train, train_labels = labelled(ctx, ctx.data.train_split)
     test, truth = labelled(ctx, ctx.data.test_split)
+    require_two_classes(ctx, train_labels, "k-NN classification")
     names = class_names(ctx.data, train_labels, truth)
 
     used = {k: min(k, len(train)) for k in cfg.k}

@@ -59,6 +59,7 @@ from ._features import (
     once,
     require_finite,
     require_known_classes,
+    require_two_classes,
     save_per_class,
 )
 
@@ -246,9 +247,8 @@ def _train_split(ctx: Context, cfg: LinearConfig) -> TrainSplit:
 
     bank, labels = labelled(ctx, ctx.data.train_split)
     n_classes = max(len(ctx.data.classes), int(labels.max()) + 1)
+    require_two_classes(ctx, labels, "a linear probe")
     seen = len(np.unique(labels))
-    if seen < 2:
-        raise TaskError(f"a linear probe needs two classes; train of {ctx.data.name} shows one")
     if seen < n_classes:
         ctx.note(f"{n_classes - seen} of {n_classes} classes have no train image and are never predicted")
     try:

@@ -85,7 +85,7 @@ def detect_layout(reference: str | Path) -> Detected:
 
 
 def load_data(
-    reference: str,
+    reference: str | Path,
     *,
     name: str | None = None,
     kind: DataKind | None = None,
@@ -117,6 +117,7 @@ def load_data(
         DataError: missing, of no known layout, inconsistent, not of the asked ``kind``, or classification
             with one split for both.
     """
+    reference = str(reference)
     if reference in _EMBEDDED:
         from .embedded import ensure_scenes
 

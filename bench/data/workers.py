@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Generator, Iterable
+from multiprocessing import current_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,8 +30,10 @@ _AHEAD = 2
 
 def decoding_workers(device: str, asked: int | None = None) -> int:
     """Decoding processes: as many as asked for, else none beside an encoder that keeps the CPU busy, and
-    ``most_workers`` beside a GPU.
+    ``most_workers`` beside a GPU. None in a process of a pool, which may have no children.
     """
+    if current_process().daemon:
+        return 0
     if asked is not None:
         return asked
     return 0 if device == "cpu" else most_workers()

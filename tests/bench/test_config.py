@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from lmim_bench.bench.api import make_config
+from lmim_bench.bench.api import make_config, run
 from lmim_bench.bench.config import (
     CheckpointConfig,
     DataConfig,
@@ -89,6 +89,40 @@ def test_wrong_value_says_what_was_expected_and_got():
 )
 def test_checkpoint_references(text, label, reference):
     assert CheckpointConfig.parse(text) == CheckpointConfig(label=label, reference=reference)
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "reference"),
+    [
+        ("mae=~/a/b.pth", "mae", "{}/a/b.pth"),
+        ("~/a/b.pth#student", "b#student", "{}/a/b.pth#student"),
+        ("~/vit.b16", "vit.b16", "{}/vit.b16"),
+        ("x=random:hf:~/vit.b16", "x", "random:hf:{}/vit.b16"),
+    ],
+)
+def test_a_tilde_is_the_users_home_wherever_it_stands(tmp_path, monkeypatch, text, label, reference):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "vit.b16").mkdir()
+    found = CheckpointConfig.parse(text)
+    assert (found.label, found.reference) == (label, reference.format(tmp_path))
+    config = make_config("pixels", out="~/runs/x", cache_dir=Path("~/cache"))
+    assert (config.out, config.cache_dir) == (tmp_path / "runs" / "x", tmp_path / "cache")
+
+
+def test_one_of_a_list_needs_no_list_and_a_path_is_as_good_as_its_text():
+    config = make_config(Path("a.pth"), data=Path("pets"), tasks="knn, vos", seeds=3, suite=Path("ours.yaml"))
+    assert config.checkpoints[0].reference == "a.pth"
+    assert config.data == ("pets",)
+    assert config.tasks == ("knn", "vos")
+    assert config.seeds == (3,)
+    assert config.suite == "ours.yaml"
+    assert make_config("pixels", data=["a", Path("b")]).data == ("a", "b")
+    assert coerce(Config, "k", 3) == [3]
+
+
+def test_a_config_takes_no_options_beside_it():
+    with pytest.raises(ConfigError, match="out, limit beside it would have no effect"):
+        run(config=make_config("pixels"), out="elsewhere", limit=4)
 
 
 def test_a_checkpoint_and_its_control_have_labels_of_their_own(tmp_path):
