@@ -82,6 +82,10 @@ class BankStore:
             os.utime(folder / "meta.json")  # the eviction order is by last use
         return found
 
+    def forget(self, key: str) -> None:
+        """Delete a bank, where it is there."""
+        shutil.rmtree(self.root / key, ignore_errors=True)
+
     @contextmanager
     def adding(self, key: str, most: int, what: str, mend: str) -> Iterator[NewRows]:
         """Columns to be filled row by row and published when whole; left off, nothing stays of them.
@@ -100,7 +104,8 @@ class BankStore:
 
     def evict(self, keep: str) -> None:
         """Delete the banks that were used longest ago until all fit; never the one to keep."""
-        banks = sorted((path.parent for path in self.root.glob("*/meta.json")), key=_last_used)
+        # One without meta.json was left half-published by a process that was killed, or is just being made.
+        banks = sorted((path for path in self.root.iterdir() if _is_bank(path)), key=_last_used)
         total = sum(folder_bytes(bank) for bank in banks)
         for bank in banks:
             if total <= self.max_bytes:
@@ -144,8 +149,16 @@ class NewRows:
             self._columns.pop(name).flush()
             if len(index) < self._most:
                 _truncate(_column_path(self._half, name), len(index))
+        # Where another run evicts the bank meanwhile, whoever reads it finds it missing and makes it again.
+        with suppress(FileNotFoundError, FileExistsError):
+            self._bring(index, skipped, meta)
+        self._store.evict(keep=self._key)
+
+    def _bring(self, index: Array, skipped: Sequence[str], meta: Mapping[str, Any]) -> None:
         folder = self._store.root / self._key
         folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.utime(folder / "meta.json")  # in use: not the one that goes first
         known = folder / "index.npy"
         if not _holds(known, index):
             for path in folder.glob("*.npy"):
@@ -155,7 +168,6 @@ class NewRows:
         for path in self._half.glob("*.npy"):
             path.replace(folder / path.name)
         write_json(folder / "meta.json", {**meta, "images": len(index), "skipped": list(skipped)})
-        self._store.evict(keep=self._key)
 
     def _allocate(self, first: Mapping[str, Array]) -> None:
         shapes = {name: (self._most, *rows.shape[1:]) for name, rows in first.items()}
@@ -165,12 +177,16 @@ class NewRows:
                 self._columns[name] = new_array(_column_path(self._half, name), rows.dtype, shapes[name])
 
 
+def _is_bank(path: Path) -> bool:
+    return not path.name.startswith(".") and any((path / n).is_file() for n in ("meta.json", "index.npy"))
+
+
 def _last_used(bank: Path) -> float:
     """When a bank was used last; long ago where another run evicts it meanwhile."""
-    try:
-        return (bank / "meta.json").stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+    for path in (bank / "meta.json", bank):
+        with suppress(FileNotFoundError):
+            return path.stat().st_mtime
+    return 0.0
 
 
 def _column_path(folder: Path, name: str) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import ConfigError
+from .references import at_home
 
 _KEY = "[0-9a-f]{32}"
 _PARTS = {
@@ -40,7 +41,7 @@ def cache_folder(chosen: Path | None = None) -> Path:
     if chosen:
         return chosen
     if os.environ.get("LMIM_BENCH_CACHE"):
-        return Path(os.environ["LMIM_BENCH_CACHE"])
+        return at_home(os.environ["LMIM_BENCH_CACHE"])
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("lmim-bench"))
@@ -183,7 +184,8 @@ def _folders(root: Path) -> list[Path]:
 def folder_bytes(folder: Path) -> int:
     """The size of the files below a folder; files that vanish meanwhile count nothing."""
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() else 0
+    for where, _, names in os.walk(folder):  # which passes over a folder that vanishes
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(where, name).stat().st_size
     return total

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from .errors import ConfigError, did_you_mean
-from .references import FORMS, SCHEMES, at_home, is_path, name_of
+from .references import FORMS, SCHEMES, at_home, file_at_home, is_path, name_of
 from .types import DataKind, Frozen
 
 Overwrite = Literal["only-missing", "never", "always"]
@@ -32,7 +32,7 @@ class CheckpointConfig(Frozen):
     @field_validator("reference")
     @classmethod
     def _at_home(cls, value: str) -> str:
-        return at_home(value)
+        return file_at_home(value)
 
     @staticmethod
     def parse(text: str) -> CheckpointConfig:
@@ -40,7 +40,7 @@ class CheckpointConfig(Frozen):
         label, equals, reference = text.partition("=")
         if equals and not Path(text.partition("#")[0]).exists() and _is_label(label, reference):
             return validate(CheckpointConfig, {"label": label.strip(), "reference": reference}, "--ckpt")
-        label = _shortened(name_of(at_home(text)) or text)
+        label = _shortened(name_of(file_at_home(text)) or text)
         return validate(CheckpointConfig, {"label": label, "reference": text}, "--ckpt")
 
 
@@ -53,7 +53,7 @@ def _is_label(label: str, reference: str) -> bool:
     """Whether what stands before ``=`` is a label, not the beginning of a path or of a choice behind #."""
     if "#" in label or label.startswith(SCHEMES):
         return False
-    known = not is_path(reference) or Path(at_home(reference).partition("#")[0]).exists()
+    known = not is_path(reference) or Path(file_at_home(reference).partition("#")[0]).exists()
     return known or "/" not in label
 
 
@@ -145,7 +145,7 @@ class RunConfig(Frozen):
     @field_validator("out", "cache_dir")
     @classmethod
     def _at_home(cls, value: Path | None) -> Path | None:
-        return value.expanduser() if value else None
+        return at_home(value) if value else None
 
     @field_validator("device")
     @classmethod
@@ -296,7 +296,7 @@ def load_suite(reference: str) -> Suite:
         ConfigError: no such suite, not YAML, or an unknown field.
     """
     built_in = Path(__file__).parent / "suites"
-    path = Path(reference).expanduser()
+    path = at_home(reference)
     if not path.suffix and not path.exists():
         path = built_in / f"{reference}.yaml"
         if not path.is_file():

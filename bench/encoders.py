@@ -30,7 +30,7 @@ from .cost import encoder_flops
 from .errors import CheckpointError, ConfigError, did_you_mean, first_line, first_problem
 from .modules import ModuleEncoder, PixelEncoder, module_info
 from .random_state import borrowed_state
-from .references import HUGGING_FACE, PYTHON, RANDOM, TIMM, at_home, is_pixels, split_reference
+from .references import HUGGING_FACE, PYTHON, RANDOM, TIMM, file_at_home, is_pixels, split_reference
 from .timm_models import create_timm, pooling_notes, timm_encoder, timm_spec
 from .trial import try_encoder
 from .types import CheckpointInfo, Encoder, EncoderSpec
@@ -69,7 +69,7 @@ def load_encoder(
         CheckpointError: the reference cannot be loaded completely and safely.
         ConfigError: an option is not known or not valid.
     """
-    reference = at_home(str(reference))
+    reference = file_at_home(str(reference))
     if reference.startswith(RANDOM):
         return _randomised(load_encoder(reference.removeprefix(RANDOM), overrides=overrides, seed=seed), seed)
     source, options = split_reference(reference)

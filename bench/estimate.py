@@ -52,9 +52,8 @@ class Estimator:
     def _features(self, cells: Sequence[Cell], data: Dataset) -> Iterator[Step]:
         checkpoint = cells[0].checkpoint
         for (split, view), columns in wanted_by(list(cells), checkpoint.spec, data).items():
-            key = bank_key(
-                checkpoint.fingerprint, data, split, view, self.run.plan.config.precision, self.run.device
-            )
+            precision, device = self.run.plan.config.precision, self.run.device
+            key = bank_key(checkpoint.fingerprint, checkpoint.spec, data, split, view, precision, device)
             missing = self.run.store.missing(key, columns)
             if not missing:
                 continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -26,12 +26,12 @@ from .errors import DataError, TaskError
 from .names import digest
 from .progress import Reporter
 from .room import amount
-from .types import Array, Column, Dataset, EncoderSpec, FeatureBank, Features, Tap, View
+from .types import Array, Column, Dataset, EncoderSpec, FeatureBank, Features, ImageSplit, Tap, View
 
 if TYPE_CHECKING:
     from .data.loading import Batch
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Raised where a change of this code changes features: of an encoder, a view, a decoder."""
 _DECODED_BY = ("pillow", "simplejpeg")
 _COMPUTED_BY = ("torch", "timm", *_DECODED_BY)
@@ -69,12 +69,21 @@ class FeatureStore:
             TaskError: a column that the encoder does not have.
         """
         split = data.splits[split_name]
-        key = bank_key(engine.encoder.fingerprint, data, split_name, view, engine.precision, engine.device)
+        encoder = engine.encoder
+        key = bank_key(
+            encoder.fingerprint, encoder.spec, data, split_name, view, engine.precision, engine.device
+        )
         for _ in range(_TRIES):
             missing = self.missing(key, columns)
             if missing:
-                self._extract(engine, data, split_name, view, missing, key, reporter)
+                self._extracted(engine, data, split_name, view, missing, key, reporter)
             found = self._banks.read(key, [column.id for column in columns])
+            refused = found.meta["skipped"] if found and not missing and not self.skip_broken else ()
+            if _sound(split, refused):
+                # Mended since, with as many bytes; or it was the disk that failed then.
+                for stale in (key, pixels_key(data, split_name, view)):
+                    self._banks.forget(stale)
+                continue
             if found is not None:
                 break
         else:
@@ -113,6 +122,17 @@ class FeatureStore:
     @cached_property
     def _banks(self) -> BankStore:
         return BankStore(self.root, self.max_bytes)
+
+    def _extracted(self, *what: Any) -> None:
+        from .data.workers import KILLED, says_killed
+
+        try:
+            self._extract(*what)
+            return
+        except RuntimeError as error:
+            if not says_killed(error):
+                raise
+        raise DataError(KILLED)  # out here, as in workers.py
 
     def _extract(
         self,
@@ -256,6 +276,16 @@ class _Laps:
         return round(sum(n for n, _ in laps) / sum(s for _, s in laps), 2)
 
 
+def _sound(split: ImageSplit, ids: Sequence[str]) -> bool:
+    """Whether one of these images, which were broken, can be read."""
+    places = {one: i for i, one in enumerate(split.ids)}
+    for one in ids:
+        with suppress(DataError):
+            split.image(places[one])
+            return True
+    return False
+
+
 def _machine(engine: Engine) -> str:
     """What the speed of an encoder depends on beside the encoder."""
     return f"{platform.node()}, {environment(engine.device, engine.precision).device}"
@@ -267,9 +297,16 @@ def _versions(packages: tuple[str, ...]) -> list[str]:
 
 
 def bank_key(
-    encoder: str, data: Dataset, split_name: str, view: View, precision: Precision, device: str
+    encoder: str,
+    spec: EncoderSpec,
+    data: Dataset,
+    split_name: str,
+    view: View,
+    precision: Precision,
+    device: str,
 ) -> str:
     """The name of a bank: a hash of all that decides its content, ``encoder`` being its fingerprint."""
+    library = ("transformers",) if spec.family == "transformers" else ()
     identity: dict[str, Any] = {
         "encoder": encoder,
         "data": data.fingerprint,
@@ -278,7 +315,7 @@ def bank_key(
         "precision": precision,
         "device": device.split(":")[0],
         "version": FEATURES_VERSION,
-        "computed by": _versions(_COMPUTED_BY),
+        "computed by": _versions(_COMPUTED_BY + library),
     }
     return digest(identity)
 

@@ -22,6 +22,7 @@ from .config import (
 )
 from .errors import ConfigError, did_you_mean
 from .names import cell_id, slug
+from .references import at_home
 from .types import DataKind, Frozen, TaskSpec
 
 
@@ -173,7 +174,8 @@ def _data_name(reference: str) -> str:
     scheme, _, rest = reference.partition(":")
     if scheme == "torchvision":
         return rest.split(":")[0]
-    return Path(reference).expanduser().resolve().name if Path(reference).exists() else reference
+    folder = at_home(reference)
+    return folder.resolve().name if folder.exists() else reference
 
 
 def _unique(name: str, taken: Mapping[str, Any]) -> str:

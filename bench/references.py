@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ SCHEMES = (TIMM, PYTHON, HUGGING_FACE, RANDOM)
 FORMS = "file, folder, timm:NAME[:pretrained], hf:FOLDER, random:REF, python:package.module:factory or pixels"
 
 
-def at_home(reference: str) -> str:
-    """A reference with its ``~`` expanded, which no shell does behind ``NAME=``."""
+def at_home(path: str | Path) -> Path:
+    """A path with its ``~`` expanded, which a shell leaves in ``--out=~/x``; unchanged without such a user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's own raises where there is none
+
+
+def file_at_home(reference: str) -> str:
+    """The reference of a checkpoint with the ``~`` of its path expanded."""
     path = reference.removeprefix(RANDOM).removeprefix(HUGGING_FACE)
-    scheme = reference.removesuffix(path)
-    return f"{scheme}{Path(path).expanduser()}" if path.startswith("~") else reference
+    return f"{reference.removesuffix(path)}{at_home(path)}" if path.startswith("~") else reference
 
 
 def is_pixels(source: str) -> bool:

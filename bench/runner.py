@@ -197,6 +197,7 @@ class Run:
 
     def _begun(self, cell: Cell) -> Attempt:
         out = self.plan.out
+        result_path(out, cell.id).unlink(missing_ok=True)  # first: it names the files that go
         shutil.rmtree(out / "artefacts" / cell.id, ignore_errors=True)
         return Attempt(cell, self.data[cell.evaluation.data], out, self.reporter)
 

@@ -159,7 +159,7 @@ def _work(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Work:
 
 @task(
     "few_shot",
-    version=3,
+    version=4,
     title="Few-shot transfer",
     data="classification",
     config=FewShotConfig,

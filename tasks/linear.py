@@ -196,7 +196,7 @@ def _work(cfg: LinearConfig, spec: EncoderSpec, data: Dataset) -> Work:
 
 @task(
     "linear",
-    version=3,
+    version=4,
     title="Linear probe",
     data="classification",
     config=LinearConfig,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import DataError, did_you_mean
+from ..references import at_home
 from ..types import DataKind, Dataset
 from .layouts import LAYOUTS, SHARD_SUFFIXES, Detected, detect, require_folder
 
@@ -76,7 +77,7 @@ def detect_layout(reference: str | Path) -> Detected:
         from .torchvision_sets import kind_of
 
         return Detected("torchvision", kind_of(text), "a torchvision data set")
-    root = Path(text).expanduser()
+    root = at_home(text)
     if not root.exists() and "/" not in text and "\\" not in text:
         raise DataError(
             f"there is no folder and no embedded data set {text!r}. {did_you_mean(text, _EMBEDDED)}"
@@ -133,7 +134,7 @@ def load_data(
         )
     else:
         found = given_layout(layout) if layout else detect_layout(reference)
-        root = Path(reference).expanduser()
+        root = at_home(reference)
         name = name or root.resolve().name
     _expect(kind, found, reference)
     if (void is not None or classes is not None) and found.kind != "segmentation":
@@ -157,7 +158,7 @@ def load_unlabelled(
     """
     from .unlabelled import load_every_image
 
-    root = Path(reference).expanduser()
+    root = at_home(reference)
     require_folder(root)
     return load_every_image(root, name or root.resolve().name, cache_dir)
 

@@ -21,7 +21,7 @@ from ..types import Array, ImageSplit, View
 from . import resampling
 from .ahead import ahead
 from .slots import Place, Slot, Slots
-from .views import geometry, view_pixels
+from .views import check_shape, geometry, view_pixels
 from .workers import in_order, killed_in_one_line, part_that_fits, under_way, workers_that_fit
 
 _MOST_SIDE = 2.5
@@ -95,6 +95,7 @@ class _Way(Protocol):
         most_bytes: what an image takes in a slot, at most.
     """
 
+    view: View
     most_bytes: int
 
     def put(self, image: Array, slot: Slot) -> Any:
@@ -282,6 +283,7 @@ class _Decoded(TorchDataset[_Part]):
             # An exception that crosses the process border loses its one-line message, so the message travels.
             try:
                 image = self.split.image(position)
+                check_shape(image, self.way.view, self.split.ids[position])
             except UnreadableError as error:
                 return _Part(i, stop=f"{error}")
             except DataError as error:

@@ -19,21 +19,23 @@ from ..cores import usable_cores
 from ..errors import DataError, UnreadableError
 from ..types import Array
 
-_OF_THE_SYSTEM = {
-    errno.EIO, errno.EACCES, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE
-}  # fmt: skip
-"""Errors of a disk, a network or a limit: they say nothing about what the file holds."""
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_OF_THE_FILE = {errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+"""Errors that a name or the content of a file can bring about. All others are of a disk, a network or a
+limit, and say nothing about what the file holds; what a decoder complains of has no number.
+"""
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError)
 _COLOURS = ("YCbCr", "Gray", "RGB")
 """JPEG files of which both decoders make the same RGB pixels; CMYK is read in more than one way."""
 _strict = threading.Lock()
+_readers, _leave = 0, False
+"""Threads that read an image, and whether Pillow's leave to pad is to be given back after the last one."""
 
 
 def not_read(name: str | Path, error: Exception, otherwise: str = "is broken") -> DataError:
     """The error for something that was not read: that the system failed, or else what is wrong with it."""
     if isinstance(error, UnreadableError):
         return error
-    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+    if isinstance(error, OSError) and error.errno is not None and error.errno not in _OF_THE_FILE:
         return UnreadableError(f"{name} cannot be read: {error.strerror}")
     return DataError(f"{name} {otherwise}: {' '.join(str(error).split())}")
 
@@ -44,7 +46,8 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
+        # It was there when the data set was opened.
+        raise UnreadableError(f"{path} does not exist") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{path} is broken: not an image that can be read") from error
     except _DECODE_ERRORS as error:
@@ -62,15 +65,18 @@ def _opened(path: Path, source: Path | io.BytesIO) -> Iterator[Image.Image]:
 @contextmanager
 def whole_files_only() -> Iterator[None]:
     """Meanwhile Pillow pads no truncated file, whatever another library has told it."""
-    if not ImageFile.LOAD_TRUNCATED_IMAGES:
+    global _readers, _leave
+    with _strict:
+        _readers += 1
+        if ImageFile.LOAD_TRUNCATED_IMAGES:  # another library switched it on for the whole process
+            ImageFile.LOAD_TRUNCATED_IMAGES, _leave = False, True
+    try:
         yield
-        return
-    with _strict:  # another library switched it on for the whole process
-        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-        try:
-            yield
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = before
+    finally:
+        with _strict:
+            _readers -= 1
+            if _leave and not _readers:  # not before: others may be reading still
+                ImageFile.LOAD_TRUNCATED_IMAGES, _leave = True, False
 
 
 def read_image(path: Path, content: bytes | None = None) -> Array:
@@ -131,6 +137,8 @@ def read_mask(path: Path) -> Array:
         raise DataError(
             f"{path} holds colours ({image.mode}), not labels; masks must be index or grey images"
         )
+    if values.dtype.kind == "f" and (values % 1 != 0).any():
+        raise DataError(f"{path} holds numbers that are not whole ({image.mode}), not labels")
     if values.dtype != np.uint8:
         if values.size and not 0 <= values.min() <= values.max() <= 255:
             raise DataError(f"{path} holds labels up to {values.max()}; masks must fit in 0..255")

@@ -188,10 +188,11 @@ def _label(suffix: str, content: bytes) -> RawLabel:
         return "has a .json that is not valid JSON"
     if not isinstance(fields, dict):
         return None
-    value = fields.get("label", fields.get("cls"))
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return _known(value)
-    return f"has no whole number as label in its .json but {str(value)[:40]!r}"
+    given = [fields[name] for name in ("label", "cls") if fields.get(name) is not None]
+    for value in given:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return _known(value)
+    return f"has no whole number as label in its .json but {str(given[0])[:40]!r}" if given else None
 
 
 def _known(label: int | None) -> int | None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..cache import cache_folder
 from ..errors import DataError, did_you_mean
+from ..references import at_home
 from ..types import Array, DataKind, Dataset
 from .manifest import Manifest
 from .reading import not_read, read_image, whole_files_only
@@ -115,7 +116,7 @@ def load_torchvision(
             nothing says what a set holds.
     """
     class_name, given = parse(reference)
-    root = Path(given).expanduser() if given else cache_folder(cache_dir) / "torchvision"
+    root = at_home(given) if given else cache_folder(cache_dir) / "torchvision"
     name = name or class_name.lower()
     if class_name == SEGMENTATION:
         from .segmentation import load_voc

@@ -7,6 +7,7 @@ is the one object; in 2017 values are object ids, and 255 is void.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +76,12 @@ def _listed(root: Path, frames_root: str, test: str | None) -> tuple[list[str], 
         if test:
             raise DataError(f"{root / 'ImageSets' / candidates[0]} does not exist")
         return subfolders(root / frames_root), False
-    lines = [line.split() for line in read_list(path).splitlines() if line.strip()]
+    lines = [line.strip() for line in read_list(path).splitlines() if line.strip()]
     if not lines:
         raise DataError(f"{path} lists no sequence")
-    in_pairs = len(lines[0]) > 1
-    return list(dict.fromkeys(Path(line[0]).parent.name if in_pairs else line[0] for line in lines)), in_pairs
+    in_pairs = "/" in lines[0]  # a name may have blanks in it
+    names = (Path(line.split()[0]).parent.name if in_pairs else line for line in lines)
+    return list(dict.fromkeys(names)), in_pairs
 
 
 def _sequence(root: Path, name: str, frames_root: str, masks_root: str) -> FileSequence:
@@ -97,13 +99,19 @@ def _sequence(root: Path, name: str, frames_root: str, masks_root: str) -> FileS
     for stem, mask in masks.items():
         if stem not in frames:
             raise DataError(f"{root / masks_root / name / mask} has no frame of the same name")
+    stems = sorted(frames, key=_in_time)
     return FileSequence(
         root,
         name,
-        list(frames),
-        [f"{frames_root}/{name}/{frame}" for frame in frames.values()],
-        [f"{masks_root}/{name}/{masks[stem]}" for stem in frames],
+        stems,
+        [f"{frames_root}/{name}/{frames[stem]}" for stem in stems],
+        [f"{masks_root}/{name}/{masks[stem]}" for stem in stems],
     )
+
+
+def _in_time(stem: str) -> list[str | int]:
+    """Frame 10 comes after frame 9, also where numbers are not filled up with zeros."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", stem))]
 
 
 def _only_0_and_255(sequences: list[FileSequence]) -> bool:

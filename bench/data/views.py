@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ..errors import DataError
 from ..types import Array, View
 
 _FILTERS = {
@@ -31,6 +33,16 @@ def view_pixels(image: Array, view: View) -> Array:
     if view.mode == "crop":
         picture = picture.crop((left, top, left + view.size, top + view.size))
     return np.asarray(picture)
+
+
+def check_shape(image: Array, view: View, name: str) -> None:
+    """Raise DataError for an image so elongated that it would be a decompression bomb once resized."""
+    (width, height), _ = geometry(image, view)
+    if width * height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise DataError(
+            f"{name} is {image.shape[1]}x{image.shape[0]} pixels, which at a short side of {view.resize} are "
+            f"{width}x{height}: too many"
+        )
 
 
 def geometry(image: Array, view: View) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MORE_SHARED_MEMORY = "give the container more shared memory (--ipc=host or --shm-size=8g for Docker)"
+KILLED = (
+    "a process that decodes images was killed, as a rule for want of memory; take fewer (--workers, "
+    "or --set data.workers in a training)"
+)
 _SHARED = Path("/dev/shm")
 _MOST_IN_A_PART = 64
 _MOST_BYTES_IN_A_PART = 32 * 2**20
@@ -115,13 +119,15 @@ def killed_in_one_line(made: Iterable[T]) -> Generator[T]:
         yield from made
         return
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        if not says_killed(error):
             raise
     # Raised out here, where torch's error is gone: whoever keeps that keeps the other processes too.
-    raise DataError(
-        "a process that decodes images was killed, as a rule for want of memory; take fewer (--workers, "
-        "or --set data.workers in a training)"
-    )
+    raise DataError(KILLED)
+
+
+def says_killed(error: RuntimeError) -> bool:
+    """Whether torch says that a process was killed, which it does in whatever Python is at by then."""
+    return str(error).startswith("DataLoader worker")
 
 
 def _leave_signals_to_parent(_: int) -> None:

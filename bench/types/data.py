@@ -78,7 +78,11 @@ class Dataset:
         classes = np.unique(np.concatenate(labels)) if labels else np.array([], dtype=np.int64)
         apart = sum(map(len, labels)) == len(classes)
         some = n < len(classes) and not apart
-        kept = np.random.default_rng([seed, len(classes)]).permutation(classes)[:n] if some else None
+        kept = None
+        if some:
+            order = np.random.default_rng([seed, len(classes)]).permutation(classes)
+            everywhere = np.logical_and.reduce([np.isin(order, those) for those in labels])
+            kept = order[np.argsort(~everywhere, kind="stable")][:n]  # those first that all splits have
         return replace(
             self,
             splits={name: _limit(split, n, seed, kept) for name, split in self.splits.items()},

@@ -34,7 +34,8 @@ class View:
     def crop(spec: EncoderSpec, size: int | None = None, crop_pct: float | None = None) -> View:
         """The classification view: size and crop ratio are the checkpoint's unless given."""
         size = size or spec.image_size
-        resize = max(size, round(size / (crop_pct or spec.crop_pct)))
+        # Cut to a whole number, as timm, DINO and MAE do; the share may have been worked out from one.
+        resize = max(size, int(size / (crop_pct or spec.crop_pct) + 1e-6))
         return View("crop", size, resize, spec.interpolation, spec.mean, spec.std)
 
     @staticmethod

@@ -167,16 +167,28 @@ class _Problem:
             (first, *start), (second, *end) = self._past
             share = min(max((where - second) / (second - first), 0.0), 1.0)
             self.weight, self.bias = (b + share * (b - a) for a, b in zip(start, end, strict=True))
-        converged = self._descend(1 / (strength * len(self.rows)), max_iter, tol)
+        penalty, left, curvature, flatter = 1 / (strength * len(self.rows)), max_iter, self._curvature(), True
+        while flatter:
+            steps, converged = self._descend(penalty, curvature, left, tol)
+            left, before, curvature = left - steps, curvature, self._curvature()
+            # Where it has become much flatter than at the start, the minimum is farther than it seemed.
+            flatter = converged and min(steps, left) > 0 and curvature < before / 2
         self._past = [*self._past[-1:], (where, self.weight, self.bias)]
         return converged
 
-    def _descend(self, penalty: float, max_iter: int, tol: float) -> bool:
-        """Minimise mean cross-entropy + penalty / 2 * |W|^2 from where we are; whether it converged."""
+    def _curvature(self) -> float:
+        """The mean of p (1 - p) where we are."""
         import torch
 
         p = torch.softmax(self.rows @ self.weight + self.bias, dim=1)
-        curvature = max(float((p * (1 - p)).mean()), _CURVATURE_FLOOR)
+        return max(float((p * (1 - p)).mean()), _CURVATURE_FLOOR)
+
+    def _descend(self, penalty: float, curvature: float, max_iter: int, tol: float) -> tuple[int, bool]:
+        """Minimise mean cross-entropy + penalty / 2 * |W|^2 from where we are: the steps that it took, and
+        whether it converged.
+        """
+        import torch
+
         scale = torch.sqrt(curvature * self.spread + penalty)[:, None]
         bias_scale = curvature**0.5
         # The steps are taken in double precision; at most the products with the features are in float32.
@@ -215,8 +227,8 @@ class _Problem:
             line_search_fn="strong_wolfe",
         )
         with torch.no_grad():
-            fresh = True
-            for _ in range(max_iter):
+            fresh, steps = True, 0
+            while steps < max_iter:
                 objective()
                 if gap <= tol * self._scale_of(loss):
                     break
@@ -233,9 +245,10 @@ class _Problem:
                 if stuck:
                     optimiser.state.clear()
                 fresh = stuck
+                steps += 1
             objective()
             self.weight, self.bias = self._unpack(point, scale, bias_scale)
-        return gap <= tol * (loss if at_rounding else self._scale_of(loss))
+        return steps, gap <= tol * (loss if at_rounding else self._scale_of(loss))
 
     def _scale_of(self, loss: float) -> float:
         """What the distance to the minimum is small beside: of both the objective and what it has lost."""

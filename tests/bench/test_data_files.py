@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,10 @@ def test_no_image_at_all(tmp_path, content):
         read_image(tmp_path / "y.jpg")
 
 
-@pytest.mark.parametrize("number", ["EIO", "EACCES", "ENOMEM", "EMFILE", "ENFILE", "ESTALE"])
+@pytest.mark.parametrize(
+    "number",
+    ["EIO", "EACCES", "ENOMEM", "EMFILE", "ENFILE", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EUCLEAN", "ENOENT"],
+)
 def test_what_the_system_cannot_read_is_not_broken(tmp_path, noise, monkeypatch, number):
     noise.save(tmp_path / "x.png")
 
@@ -64,9 +68,55 @@ def test_what_the_system_cannot_read_is_not_broken(tmp_path, noise, monkeypatch,
 
     monkeypatch.setattr(reading.Image, "open", fail)
     for read in (read_image, read_mask, image_size):
-        with pytest.raises(UnreadableError, match=r"x\.png cannot be read: \w+") as caught:
+        with pytest.raises(UnreadableError, match=r"x\.png (cannot be read: \w+|does not exist)") as caught:
             read(tmp_path / "x.png")
         assert "broken" not in str(caught.value)
+
+
+def test_threads_that_come_and_go_let_no_cut_file_through(tmp_path, noise, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    monkeypatch.setattr(reading, "_leave", False)
+    noise.convert("L").save(tmp_path / "good.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    begun, go_on = threading.Event(), threading.Event()
+    original = reading.np.asarray
+
+    def slow(image):
+        begun.set()
+        assert go_on.wait(10)
+        return original(image)
+
+    monkeypatch.setattr(reading.np, "asarray", slow)
+    first = threading.Thread(target=read_mask, args=(tmp_path / "good.png",))
+    first.start()
+    assert begun.wait(10)
+    with reading.whole_files_only():  # a second reader, which the first one leaves behind
+        go_on.set()
+        first.join()
+        with pytest.raises(DataError, match=r"cut\.png is broken"):
+            read_mask(tmp_path / "cut.png")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_masks_of_parts_of_a_label_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "m.tif")
+    with pytest.raises(DataError, match=r"m\.tif holds numbers that are not whole"):
+        read_mask(tmp_path / "m.tif")
+
+
+def test_a_tag_of_a_wrong_type_is_a_broken_file(tmp_path):
+    path = tmp_path / "x.tif"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    entries = int.from_bytes(content[4:8], "little")
+    for tag in range(int.from_bytes(content[entries : entries + 2], "little")):
+        entry = entries + 2 + 12 * tag
+        if int.from_bytes(content[entry : entry + 2], "little") == 273:  # where the strips begin
+            content[entry + 2 : entry + 4] = (2).to_bytes(2, "little")  # in letters
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.tif is broken"):
+        read_image(path)
 
 
 def test_every_colour_mode_becomes_rgb_and_exif_rotation_is_left(tmp_path, noise):

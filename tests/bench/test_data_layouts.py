@@ -10,7 +10,9 @@ from PIL import Image
 
 from lmim_bench.bench.data import catalogue, detect_layout, is_embedded, load_data
 from lmim_bench.bench.data.layouts import detect
+from lmim_bench.bench.data.splits import ArraySplit
 from lmim_bench.bench.errors import DataError
+from lmim_bench.bench.types import Dataset
 
 
 def picture(path: Path, value: int = 0, size: tuple[int, int] = (8, 6)) -> None:
@@ -194,6 +196,18 @@ def test_broken_image_is_named_on_access_only(folder, tmp_path):
         split.image(1)
     with pytest.raises(DataError, match="has no mask"):
         split.mask(0)
+
+
+def test_a_limit_below_the_number_of_classes_leaves_no_split_empty():
+    pixels = np.zeros((8, 4, 4, 3), np.uint8)
+    names = [str(i) for i in range(8)]
+    splits = {
+        "train": ArraySplit(pixels, names, np.arange(8) % 5),
+        "test": ArraySplit(pixels, names, np.full(8, 3)),
+    }
+    data = Dataset("few", "classification", "few", splits=splits, classes=("a", "b", "c", "d", "e"))
+    for seed in range(5):
+        assert data.limited(1, seed).counts() == {"train": 1, "test": 1}
 
 
 def test_limited_is_balanced_and_keeps_images_with_their_labels(folder, tmp_path):

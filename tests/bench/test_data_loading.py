@@ -11,12 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from timm.data import create_transform
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from lmim_bench.bench.data import load_data, loading
 from lmim_bench.bench.data.loading import iterate_batches
+from lmim_bench.bench.data.splits import FileSplit
 from lmim_bench.bench.data.views import apply_view, normalise
+from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.errors import DataError
 from lmim_bench.bench.types import View
 
@@ -172,6 +175,26 @@ def test_the_strides_of_pixels_change_no_number_and_no_strides_of_the_outcome():
     assert torch.equal(found, normalise(view.contiguous(), VIEW))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     assert torch.equal(found, (view.float() / 255 - mean) / std)
+
+
+def test_an_image_too_long_to_resize_is_named_and_can_be_left_out(tmp_path):
+    for name, shape in (("a", (8, 8)), ("long", (1, 60_000))):
+        Image.fromarray(np.zeros((*shape, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    split = FileSplit(tmp_path, ["a.png", "long.png"], None)
+    view = View("crop", 224, 256, "bicubic", (0, 0, 0), (1, 1, 1))
+    with pytest.raises(DataError, match=r"long\.png is 60000x1 pixels, .* 256 are 15360000x256: too many"):
+        list(iterate_batches(split, view, 2))
+    (batch,) = iterate_batches(split, view, 2, skip_broken=True)
+    assert len(batch.images) == 1
+
+
+@pytest.mark.parametrize("size", [224, 256, 288, 384])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 0.95, 0.965, 1.0, 224 / 232, 224 / 235, 224 / 256])
+def test_the_short_side_is_the_one_that_timm_resizes_to(size, crop_pct):
+    made = create_transform((3, size, size), crop_pct=crop_pct, interpolation="bicubic")
+    theirs = made.transforms[0].size
+    spec = load_encoder("pixels").spec.model_copy(update={"crop_pct": crop_pct})
+    assert View.crop(spec, size).resize == (theirs if isinstance(theirs, int) else theirs[0])
 
 
 def test_leaving_early_leaves_no_worker_behind(folder):

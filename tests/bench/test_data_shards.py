@@ -352,7 +352,7 @@ def test_tar_formats_suffixes_and_labels_in_json(tmp_path, kind):
     samples: list[Sample] = [
         (deep, {"JPG": encoded(7, "JPEG"), "json": b'{"label": 1, "caption": "x"}'}),
         ("./0008", {"webp": encoded(8, "WEBP"), "json": b'{"cls": 0}', "txt": b"a caption"}),
-        ("0009", {"input.png": encoded(9), "cls": b" 2\n"}),
+        ("0009", {"input.png": encoded(9), "json": b'{"label": "tench", "cls": 2}'}),
         ("0010", {"png": encoded(10), "seg.png": encoded(11), "cls": b"3"}),
         ("dataset", {"json": b'{"version": 1}'}),
         ("._0008", {"jpg": b"of a Mac"}),

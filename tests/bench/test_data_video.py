@@ -63,6 +63,23 @@ def test_2016_by_its_own_list_of_paths(tmp_path):
     assert data.sequences[0].mask(1).max() == 1
 
 
+def test_frames_are_in_the_order_of_their_numbers(tmp_path):
+    root = davis(tmp_path / "d", {"dog": [255]}, frames=12)
+    for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
+        for i in range(12):
+            place = root / folder / "480p" / "dog"
+            (place / f"{i:05d}.{suffix}").rename(place / f"frame {i + 1}.{suffix}")
+    (dog,) = load(root, tmp_path).sequences
+    assert dog.frame_ids == [f"frame {i}" for i in range(1, 13)]
+    assert [int(dog.frame(i).mean().round()) // 10 for i in range(12)] == list(range(12))
+
+
+def test_names_of_sequences_may_have_blanks(tmp_path):
+    root = davis(tmp_path / "d", {"dog run": [1], "cat sit": [1, 2]})
+    lists(root, "2017/val.txt", "dog run\ncat sit\n")
+    assert load(root, tmp_path).counts() == {"dog run": 3, "cat sit": 3}
+
+
 def test_2017_keeps_ids_and_255_is_void(tmp_path):
     root = davis(tmp_path / "d", {"dog": [255], "pigs": [1, 2, 255]})
     lists(root, "2017/val.txt", "dog\npigs\n")

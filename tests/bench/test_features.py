@@ -113,6 +113,71 @@ def test_a_bank_that_another_run_evicts_meanwhile_is_made_again(bank, tmp_path, 
     assert evicted
 
 
+def test_images_that_a_disk_could_not_give_are_looked_at_again(bank, split, tmp_path):
+    split.unreadable = lambda passes: (1, 4) if passes == 0 else ()
+    assert bank(CLS, skip_broken=True)[1] == ("1", "4")
+    again, skipped = bank(CLS)
+    assert (len(again.ids), skipped) == (COUNT, ())
+    assert len([path for path in (tmp_path / "features").iterdir() if path.is_dir()]) == 1
+    assert bank(CLS, skip_broken=True)[1] == ()
+
+
+def test_what_was_left_half_published_is_evicted(tmp_path, monkeypatch):
+    store, rows = banks.BankStore(tmp_path, 1000), np.zeros((100, 10), np.float32)
+
+    def add(key):
+        with store.adding(key, len(rows), "rows", "mend") as new:
+            new.write(np.arange(len(rows)), {"x": rows})
+            new.publish([], {})
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(banks, "write_json", full)
+        with pytest.raises(OSError, match="No space"):
+            add("a" * 32)
+    add("b" * 32)
+    assert [path.name for path in tmp_path.iterdir()] == ["b" * 32]
+
+
+def test_a_bank_that_is_evicted_while_it_is_published_is_made_again(bank, tmp_path, monkeypatch):
+    original, evicted = banks.write_json, []
+
+    def late(path, payload):
+        if not evicted:
+            evicted.append(path)
+            shutil.rmtree(path.parent)
+            raise FileNotFoundError(path)
+        original(path, payload)
+
+    monkeypatch.setattr(banks, "write_json", late)
+    found, _ = bank(CLS)
+    assert len(found.column(CLS)) == COUNT
+    assert evicted
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_killed_decoding_process_is_one_line_wherever_python_is(bank, engine, monkeypatch, elsewhere):
+    message = "DataLoader worker (pid 7) is killed by signal: Killed." if not elsewhere else "worker 7"
+
+    def told(*args):  # torch raises it where the signal finds the main thread: in the encoder most often
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(engine, "launch", told)
+    kind, words = (RuntimeError, "worker 7") if elsewhere else (DataError, "decodes images was killed")
+    with pytest.raises(kind, match=words):
+        bank(CLS)
+
+
+def test_only_features_of_transformers_depend_on_its_version(engine, split):
+    data = Dataset("noise", "classification", "noise", splits={"val": split})
+    spec = engine.encoder.spec
+    theirs = spec.model_copy(update={"family": "transformers"})
+    keys = [features.bank_key("x", one, data, "val", VIEW, "fp32", "cpu") for one in (spec, theirs)]
+    assert keys[0] != keys[1]
+
+
 @pytest.mark.parametrize(
     ("name", "damaged"),
     [

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lmim_bench.bench import encoders
+from lmim_bench.bench import cells, encoders
 from lmim_bench.bench.api import run
 from lmim_bench.bench.cache import staging
 from lmim_bench.bench.claims import claim
@@ -324,6 +324,22 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(values, checkpoint, options, 
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
 
     assert values(load_run(options["out"])) == values(whole)
+
+
+def test_a_cell_that_is_scored_again_and_stopped_is_no_longer_scored(checkpoint, options, monkeypatch):
+    (first,) = run(checkpoint, **options).results
+    with monkeypatch.context() as patch:
+        patch.setattr(cells.Attempt, "score", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(checkpoint, **options, overwrite="always")
+    assert not load_run(options["out"]).results
+    (again,) = run(checkpoint, **options).results
+    assert (again.status, again.scores) == ("ok", first.scores)
+    assert all((options["out"] / file).is_file() for a in again.artefacts for file in a.files)
+
+
+def interrupted(*args):
+    raise KeyboardInterrupt
 
 
 def test_a_half_written_bank_of_a_dead_process_is_swept(checkpoint, options):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
@@ -86,6 +86,24 @@ def test_weak_features_are_fitted_and_not_left_at_zero() -> None:
     exact = LogisticRegression(C=1e-2, tol=1e-14, max_iter=10_000).fit(rows.astype(np.float64), labels)
     assert head.converged
     np.testing.assert_allclose(head.weight, exact.coef_, atol=0.02 * np.abs(exact.coef_).max())
+
+
+@pytest.mark.parametrize("strength", [0.1, 10.0])
+def test_a_fit_that_ends_far_from_where_it_began_ends_at_the_minimum(strength: float) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 91)
+    rows = (50 * (0.3 * rng.normal(size=(5, 47))[labels] + rng.normal(size=(91, 47)))).astype(np.float32)
+
+    def objective(head: Any) -> float:
+        logits = head.logits(rows).astype(np.float64)
+        own = logits[np.arange(91), labels]
+        loss = logsumexp(logits, axis=1) - own
+        return float(loss.mean() + np.square(head.weight).sum() / (2 * strength * 91))
+
+    (head,) = fit_path(rows, labels, (strength,), 5)
+    (exact,) = fit_path(rows, labels, (strength,), 5, tol=1e-13, max_iter=10_000)
+    assert head.converged
+    assert objective(head) <= objective(exact) * (1 + 1e-3)
 
 
 def test_a_path_in_any_order_and_with_gaps_ends_at_the_same_heads(toy: ModuleType) -> None:
