@@ -31,7 +31,7 @@ from .errors import CheckpointError, ConfigError, did_you_mean, first_line, firs
 from .modules import ModuleEncoder, PixelEncoder, module_info
 from .random_state import borrowed_state
 from .references import HUGGING_FACE, PYTHON, RANDOM, TIMM, file_at_home, is_pixels, split_reference
-from .timm_models import create_timm, pooling_notes, timm_encoder, timm_spec
+from .timm_models import create_timm, timm_encoder, timm_notes, timm_spec
 from .trial import try_encoder
 from .types import CheckpointInfo, Encoder, EncoderSpec
 from .vit import build_vit, vit_spec
@@ -144,7 +144,7 @@ def _load_timm(source: str, seed: int) -> Encoder:
     notes = [
         "pretrained weights of timm" if pretrained else f"random weights, seed {seed}: not a trained model"
     ]
-    notes += pooling_notes(model)
+    notes += timm_notes(model)
     info = CheckpointInfo(
         source=source,
         sha256=None,

@@ -18,7 +18,7 @@ FORMS = "file, folder, timm:NAME[:pretrained], hf:FOLDER, random:REF, python:pac
 
 
 def at_home(path: str | Path) -> Path:
-    """A path with its ``~`` expanded, which a shell leaves in ``--out=~/x``; unchanged without such a user."""
+    """A path with its ``~`` expanded, which a shell leaves in ``--out=~/x``; one of no such user as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's own raises where there is none
 
 

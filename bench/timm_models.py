@@ -121,12 +121,18 @@ def timm_spec(
     )
 
 
-def pooling_notes(model: Any) -> tuple[str, ...]:
-    """What a reader should know of the global feature of a timm model."""
+def timm_notes(model: Any) -> tuple[str, ...]:
+    """What a reader should know of how a timm model is evaluated."""
+    notes = []
+    mode = (getattr(model, "pretrained_cfg", None) or {}).get("crop_mode") or "center"
+    if mode != "center":
+        notes.append(f"timm prepares images by crop_mode={mode}; the centre crops here do not")
     pools = getattr(model, "attn_pool", None) is not None
-    if not pools or ViTEncoder.supports(model) or _Layout(model, 224).pools_by_attention:
-        return ()
-    return ("the attention pooling of the model is not used: the global feature is the mean of patches",)
+    if pools and not ViTEncoder.supports(model) and not _Layout(model, 224).pools_by_attention:
+        notes.append(
+            "the attention pooling of the model is not used: the global feature is the mean of patches"
+        )
+    return tuple(notes)
 
 
 def timm_encoder(model: Any, spec: EncoderSpec, info: CheckpointInfo) -> Encoder:

@@ -17,7 +17,7 @@ import torch
 from timm.layers.patch_embed import PatchEmbed
 
 from ..errors import CheckpointError
-from ..timm_models import create_timm, pooling_notes, timm_spec
+from ..timm_models import create_timm, timm_notes, timm_spec
 from ..types import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
 from .exported import as_exported
 from .families import clip, timm_vit
@@ -107,7 +107,7 @@ def named_family(
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
     arch = {"builder": "timm", "name": name, "kwargs": kwargs}
     spec = as_exported(timm_spec(model, arch, pretrained_cfg=config.get("pretrained_cfg")), config)
-    notes = [f"built as timm's {name}", said, resized, *pooling_notes(model)]
+    notes = [f"built as timm's {name}", said, resized, *timm_notes(model)]
     if adapt is not None:
         spec, note = adapt(spec)
         notes.append(note)
