@@ -13,10 +13,11 @@ from ..pretrain.api import open_images
 from ..pretrain.batches import plan_steps
 from ..pretrain.intact import without_broken
 from ..pretrain.pixels import longest_side
-from ..pretrain.recipe import changed_fields
+from ..pretrain.recipe import Recipe, changed_fields, idle_fields
 from ..pretrain.studies import (
     SCALES,
     Budget,
+    Row,
     Study,
     idle_reason,
     load_study,
@@ -35,8 +36,14 @@ from .plan import make_plan
 from .progress import Reporter
 from .results import Result, RunFile, read_results
 from .trainings import PlannedRow, Trainer, plan_row
+from .types import Dataset
 
 TASKS = ("knn", "linear", "few_shot")
+_POOLED = {
+    "mean": "mean of the patch tokens",
+    "cls": "class token",
+    "cls+mean": "class token and mean of the patch tokens",
+}
 
 
 def run_studies(
@@ -55,8 +62,8 @@ def run_studies(
 ) -> dict[str, RunFile]:
     """Train and score studies; ``out/<study>/report.html`` and ``table.md`` compare the rows of each.
 
-    A row that several studies share is trained once, and one that could not differ from the others is left
-    out. Finished trainings are kept and interrupted ones go on.
+    A row that several studies share is trained once, and one that could not differ from the others of its
+    study is left out. Finished trainings are kept and interrupted ones go on.
 
     Args:
         names: studies, or ``all``.
@@ -92,17 +99,11 @@ def run_studies(
         study.name: [(row, row_recipe(row, SCALES[budget], side, sets, device)) for row in study.rows]
         for study in studies
     }
-    left_out = {
-        name: {row.label: why for row, recipe in rows if (why := idle_reason(row, recipe))}
-        for name, rows in recipes.items()
-    }
-    for name, reasons in left_out.items():
-        for label, why in reasons.items():
-            reporter.line(f"{name}: the row {label!r} is left out: {why}")
-    plans = {
-        name: [plan_row(row, recipe, data, out) for row, recipe in rows if row.label not in left_out[name]]
-        for name, rows in recipes.items()
-    }
+    plans = {name: _plan(name, rows, data, out, reporter) for name, rows in recipes.items()}
+    for line in _idle_everywhere(
+        [recipe for rows in recipes.values() for row, recipe in rows if row.recipe], sets
+    ):
+        reporter.line(f"WARNING: {line}")
     for recipe in {t.folder: t.recipe for plan in plans.values() for t in plan}.values():
         plan_steps(recipe, len(data.splits[data.train_split]), processes=1)
     scorings = {
@@ -154,6 +155,32 @@ def _refuse_other_trainings(scoring: RunConfig, data: str) -> None:
                 f"{scoring.out} holds the scores of {label!r} trained otherwise ({training}, not "
                 f"{trainings[label]}): other --set, --budget or images; give another --out"
             )
+
+
+def _plan(
+    study: str, rows: Sequence[tuple[Row, Recipe]], data: Dataset, out: Path, reporter: Reporter
+) -> list[PlannedRow]:
+    """The rows of a study that are trained; a line for each that could not differ from the others."""
+    plan: list[PlannedRow] = []
+    known: dict[Path, str] = {}
+    for row, recipe in rows:
+        planned = plan_row(row, recipe, data, out)
+        reason = idle_reason(row, recipe)
+        if reason is None and planned.folder in known:
+            reason = f"at this size it is the same training as {known[planned.folder]!r}"
+        if reason is not None:
+            reporter.line(f"{study}: the row {row.label!r} is left out: {reason}")
+            continue
+        known[planned.folder] = row.label
+        plan.append(planned)
+    return plan
+
+
+def _idle_everywhere(recipes: Sequence[Recipe], sets: Sequence[str]) -> list[str]:
+    """The changes that change no row, a sentence each."""
+    idle = [idle_fields(recipe) for recipe in recipes]
+    names = [name for name in changed_fields(sets) if idle and all(name in one for one in idle)]
+    return [f"{name} changes nothing in any row: {idle[0][name]}" for name in names]
 
 
 def study_table(study: Study, plan: Sequence[PlannedRow], found: RunFile, command: str) -> str:
@@ -208,7 +235,8 @@ def _circumstances(plan: Sequence[PlannedRow], found: RunFile, command: str) -> 
         f"Accuracy in % with 95% intervals, on {result.data.name} ({images} scored). Every row: "
         f"{length} of {recipe.optim.batch_size} images a step, peak learning rate "
         f"{recipe.learning_rate:.3g}, encoder of width {width}, depth {depth}, {heads} heads, patch "
-        f"{recipe.model.patch_size} on {recipe.data.image_size} pixels, mean of the patch tokens before the "
+        f"{recipe.model.patch_size} on {recipe.data.image_size} pixels, "
+        f"{_POOLED[recipe.model.pooling]} {'after' if recipe.model.final_norm else 'before'} the "
         f"final norm; seed {recipe.seed}. {seconds / 60:.0f} minutes of training in all on {trained_on}.",
         "",
         f"`{command}`, commit {commit}, lmim-bench {environment.lmim_bench}, torch "

@@ -194,8 +194,11 @@ def resolve_device(name: str) -> str:
 
     if name == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        index = int(name.partition(":")[2] or 0)
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise ConfigError(f"there is no device {name!r}; use auto, cpu, cuda or cuda:N")
+    if kind == "cuda":
+        index = int(number or 0)
         if index >= torch.cuda.device_count():
             raise ConfigError(
                 f"there is no device {name!r}: {torch.cuda.device_count()} GPUs found; use --device auto"

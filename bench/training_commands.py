@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import EXIT_FAILED, FOLDER, cache_option, command_line, device_option
+from .options import EXIT_FAILED, FOLDER, cache_option, command_line, device_option, terminated_as_interrupted
 
 if TYPE_CHECKING:
     from ..pretrain.outcome import Summary
@@ -74,13 +74,14 @@ def pretrain(
     if not resumed and not recipe:
         raise click.UsageError("give --recipe NAME (--list shows them) or --resume FOLDER")
     from ..pretrain import api
-    from ..pretrain.recipe import load_recipe
+    from ..pretrain.recipe import load_recipe, named_fields
 
     reporter = api.make_reporter()
     if resumed:
-        summary = api.resume(
-            resumed, recipe=recipe, sets=sets, reporter=reporter, cache_dir=cache_dir, data=data
-        )
+        with terminated_as_interrupted():  # before and after the steps, which save
+            summary = api.resume(
+                resumed, recipe=recipe, sets=sets, reporter=reporter, cache_dir=cache_dir, data=data
+            )
         _say_training(summary, resumed)
         return
     assert recipe is not None
@@ -90,15 +91,16 @@ def pretrain(
 
         opened = api.open_images(data, reporter, cache_dir) if data else None
         print_recipe(chosen, api.describe_cost(chosen, opened))
-        for line in api.without_effect(chosen, sets):
+        for line in api.without_effect(chosen, named_fields(recipe, chosen, sets)):
             click.echo(f"WARNING  {line}")
         return
     if not data:
         raise click.UsageError("give --data: a folder of images, or `scenes` for the embedded ones")
     out = out or Path("runs") / chosen.name
-    summary = api.pretrain(
-        recipe, data, out, sets=sets, reporter=reporter, cache_dir=cache_dir, command=command_line()
-    )
+    with terminated_as_interrupted():
+        summary = api.pretrain(
+            recipe, data, out, sets=sets, reporter=reporter, cache_dir=cache_dir, command=command_line()
+        )
     _say_training(summary, out)
 
 
@@ -187,19 +189,20 @@ def ablate(
     from ..pretrain.api import make_reporter
     from .ablation import run_studies
 
-    found = run_studies(
-        names,
-        data,
-        budget,
-        out or Path("runs") / "ablate",
-        sets=sets,
-        device=device,
-        jobs=jobs,
-        skip_broken=skip_broken,
-        cache_dir=cache_dir,
-        reporter=make_reporter(),
-        command=command_line(),
-    )
+    with terminated_as_interrupted():
+        found = run_studies(
+            names,
+            data,
+            budget,
+            out or Path("runs") / "ablate",
+            sets=sets,
+            device=device,
+            jobs=jobs,
+            skip_broken=skip_broken,
+            cache_dir=cache_dir,
+            reporter=make_reporter(),
+            command=command_line(),
+        )
     if any(result.status == "failed" for study in found.values() for result in study.results):
         sys.exit(EXIT_FAILED)
 

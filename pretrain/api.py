@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from ..bench.cache import cache_folder
@@ -12,10 +13,11 @@ from ..bench.data import detect_layout, load_data, load_unlabelled
 from ..bench.engine import resolve_device
 from ..bench.errors import ConfigError, DataError
 from ..bench.progress import Reporter
+from ..bench.references import at_home
 from ..bench.types import Dataset, ignored_files
 from .monitor import Health, Watcher
 from .outcome import Summary, Training, read_training
-from .recipe import Recipe, changed_fields, idle_fields, load_recipe, make_recipe
+from .recipe import Recipe, idle_fields, load_recipe, make_recipe, named_fields
 from .step import initial_model
 from .trainer import train
 
@@ -35,9 +37,11 @@ def make_reporter() -> Reporter:
     return Reporter(None if leading_process() else Console(stderr=True, quiet=True))
 
 
-def without_effect(recipe: Recipe, sets: Sequence[str]) -> list[str]:
-    """The changes that change nothing, a sentence each: a sweep over one would train the same model."""
-    idle, given = idle_fields(recipe), changed_fields(sets)
+def without_effect(recipe: Recipe, given: Sequence[str]) -> list[str]:
+    """Of the fields that were given those that change nothing, a sentence each: a sweep over one would train
+    the same model.
+    """
+    idle = idle_fields(recipe)
     lines = [f"{name} changes nothing: {idle[name]}" for name in given if name in idle]
     if "optim.no_decay" in given:
         names = [name for name, _ in initial_model(recipe).named_parameters()]
@@ -59,8 +63,12 @@ def describe_cost(recipe: Recipe, data: Dataset | None = None) -> str:
     from .flops import training_flops
 
     flops = training_flops(recipe)
+    total = recipe.grid**2
+    shown = f"{recipe.visible_patches} of {total} patches visible"
+    if recipe.masking.kind == "multiblock":
+        shown = f"{recipe.masking.blocks} blocks of {total} patches hidden, the context without them visible"
     cost = (
-        f"{recipe.visible_patches} of {recipe.grid**2} patches visible, crops of {recipe.crop_size} pixels; "
+        f"{shown}, crops of {recipe.crop_size} pixels; "
         f"{flops / 1e9:.2f} GFLOP an image, peak learning rate {recipe.learning_rate:.3g}"
     )
     if data is None:
@@ -74,8 +82,8 @@ def describe_cost(recipe: Recipe, data: Dataset | None = None) -> str:
 
 
 def pretrain(
-    recipe: str | Recipe,
-    data: str,
+    recipe: str | Path | Recipe,
+    data: str | Path,
     out: str | Path,
     *,
     sets: Sequence[str] = (),
@@ -97,16 +105,17 @@ def pretrain(
     Raises:
         LmimBenchError: a recipe, data set or folder that cannot be used, or a loss that is not finite.
     """
-    reporter, out = reporter or make_reporter(), Path(out)
-    if isinstance(recipe, str):
-        recipe = load_recipe(recipe, sets)
+    reporter, out = reporter or make_reporter(), at_home(out)
+    if not isinstance(recipe, Recipe):
+        name = str(recipe)
+        recipe = load_recipe(name, sets)
+        for line in without_effect(recipe, named_fields(name, recipe, sets)):
+            reporter.line(f"WARNING: {line}")
     elif sets:
         raise ConfigError("sets change a recipe that is given by name; change a Recipe by model_copy")
-    for line in without_effect(recipe, sets):
-        reporter.line(f"WARNING: {line}")
     opened = open_images(data, reporter, cache_dir)
     # Whoever goes on with it may stand in another folder.
-    reference = str(Path(data).absolute()) if Path(data).exists() else data
+    reference = str(at_home(data).absolute()) if at_home(data).exists() else str(data)
     training = Training(recipe=recipe, data=reference, fingerprint=opened.fingerprint, command=command)
     return train(training, opened, out, reporter, cache_dir, begin=True)
 
@@ -124,7 +133,7 @@ def resume(
 
     Args:
         out: the folder.
-        recipe: checked against the folder's own where given.
+        recipe: must have the name of the folder's own, which stays; a line says where they differ.
         sets: changes of ``engine`` and ``watch``; whatever else decides the training stays as it was.
         reporter: where progress goes; standard error unless given.
         cache_dir: where decoded images and embedded data are kept.
@@ -135,10 +144,14 @@ def resume(
     """
     reporter, out = reporter or make_reporter(), Path(out)
     training = read_training(out)
-    if recipe is not None and load_recipe(recipe).name != training.recipe.name:
-        raise ConfigError(
-            f"{out} is a training of {training.recipe.name}, not of {recipe}; leave --recipe out"
-        )
+    if recipe is not None:
+        named = load_recipe(recipe)
+        if named.name != training.recipe.name:
+            raise ConfigError(
+                f"{out} is a training of {training.recipe.name}, not of {recipe}; leave --recipe out"
+            )
+        if others := _differences(training.recipe, named, named_fields(recipe, named, ())):
+            reporter.line(f"WARNING: {recipe} is not what {out} is trained by, which stays: {others}")
     for text in sets:
         if text.partition(".")[0] not in MAY_CHANGE:
             raise ConfigError(
@@ -158,6 +171,12 @@ def resume(
     return train(training, opened, out, reporter, cache_dir)
 
 
+def _differences(kept: Recipe, file: Recipe, named: Sequence[str]) -> str:
+    """The fields named in a file that the recipe which is kept has otherwise, with both values."""
+    pairs = {name: (attrgetter(name)(kept), attrgetter(name)(file)) for name in ("seed", *named)}
+    return ", ".join(f"{name} {own} (not {new})" for name, (own, new) in pairs.items() if own != new)
+
+
 def save_random_weights(recipe: Recipe, data: Dataset, out: Path) -> Health:
     """The encoder that a recipe starts from, as ``out/encoder.pth``, and the collapse monitor's measures."""
     encoder = initial_model(recipe).encoder
@@ -169,7 +188,7 @@ def save_random_weights(recipe: Recipe, data: Dataset, out: Path) -> Health:
     return health
 
 
-def open_images(reference: str, reporter: Reporter, cache_dir: Path | None = None) -> Dataset:
+def open_images(reference: str | Path, reporter: Reporter, cache_dir: Path | None = None) -> Dataset:
     """The images to train on. Where they have no labelled train and test split, all of them without labels,
     and a line says so; another says which were left out, as masks or as those of a test.
 
@@ -181,6 +200,8 @@ def open_images(reference: str, reporter: Reporter, cache_dir: Path | None = Non
         labelled = kind == "classification"
         opened = load_data(reference, cache_dir=cache_folder(cache_dir)) if labelled else None
     except DataError as error:
+        if not at_home(reference).is_dir():
+            raise  # torchvision:NAME, an embedded set, or no folder: there is nothing to take as it is
         reason = str(error)
         opened = found = load_unlabelled(reference, cache_dir=cache_folder(cache_dir))
         reporter.line(

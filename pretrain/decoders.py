@@ -86,9 +86,7 @@ class Decoder(nn.Module):
             out = run_blocks(self.blocks, torch.cat([x, masks], dim=1), self.recompute)[:, seen:]
         else:
             queries = torch.cat([self.query_token.expand(len(x), -1, -1), masks], dim=1)
-            for block in self.blocks:
-                queries = block(queries, x)
-            out = queries[:, 1:]
+            out = run_blocks(self.blocks, queries, self.recompute, x)[:, 1:]
         predictions: torch.Tensor = self.head(self.norm(out))
         return predictions
 

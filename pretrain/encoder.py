@@ -55,7 +55,7 @@ class PatchEncoder(nn.Module):
         blocks = list(self.vit.blocks)
         total = torch.zeros_like(x, dtype=torch.float32)
         for i, block in enumerate(blocks):
-            x = block(x)
+            x = run_blocks([block], x, self.recompute)
             if i >= len(blocks) - count:
                 total = total + F.layer_norm(x.float(), x.shape[-1:])
         return total / count
@@ -76,10 +76,16 @@ class PatchEncoder(nn.Module):
         return torch.cat([prefix.expand(len(x), -1, -1), x], dim=1)
 
 
-def run_blocks(blocks: Iterable[nn.Module], x: torch.Tensor, recompute: bool) -> torch.Tensor:
-    """Transformer blocks one after another; with ``recompute`` their activations are not kept."""
+def run_blocks(
+    blocks: Iterable[nn.Module], x: torch.Tensor, recompute: bool, *seen: torch.Tensor
+) -> torch.Tensor:
+    """Transformer blocks one after another; with ``recompute`` their activations are not kept.
+
+    ``seen`` is handed to every block beside ``x``: what cross-attention looks at.
+    """
     for block in blocks:
-        x = checkpoint(block, x, use_reentrant=False) if recompute and x.requires_grad else block(x)
+        again = recompute and x.requires_grad
+        x = checkpoint(block, x, *seen, use_reentrant=False) if again else block(x, *seen)
     return x
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..bench.atomic import atomic_write
+from ..bench.errors import DataError
 
 
 class Logbook:
@@ -46,12 +47,23 @@ class Logbook:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a training's metrics file; a last line that was cut off is left out."""
+    """The lines of a training's metrics file; a last line that was cut off is left out.
+
+    Raises:
+        DataError: another line is damaged.
+    """
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.endswith("\n"):
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(f"{path}: line {number} is damaged; delete it and those below it") from error
+    return found
 
 
 @dataclass

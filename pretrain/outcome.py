@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import Field
 
 from ..bench.atomic import read_json, write_json
-from ..bench.errors import ConfigError
+from ..bench.errors import ConfigError, DataError
 from ..bench.types import Frozen
 from .recipe import Recipe
 
@@ -71,7 +71,7 @@ def start_training(training: Training, out: Path) -> None:
     Raises:
         ConfigError: the folder already holds one.
     """
-    if any((out / name).exists() for name in ("metrics.jsonl", "states")):
+    if any((out / name).exists() for name in ("metrics.jsonl", "states", "encoder.pth", "summary.json")):
         raise ConfigError(
             f"{out} already holds a training; --resume {out} goes on with it, or give another --out"
         )
@@ -79,13 +79,20 @@ def start_training(training: Training, out: Path) -> None:
 
 
 def read_summary(out: Path) -> Summary | None:
-    """What the last sitting of a folder's training wrote, or None where none came to its end."""
+    """What the last sitting of a folder's training wrote, or None where none came to its end.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     path = out / "summary.json"
     if not path.is_file():
         return None
-    payload = json.loads(path.read_bytes())
-    known = {one.name: payload[one.name] for one in fields(Summary)}
-    return Summary(**{**known, "warnings": tuple(known["warnings"])})
+    try:
+        payload = json.loads(path.read_bytes())
+        known = {one.name: payload[one.name] for one in fields(Summary)}
+        return Summary(**{**known, "warnings": tuple(known["warnings"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged; delete it, and --resume writes it anew at its end") from error
 
 
 def read_training(out: Path) -> Training:

@@ -7,6 +7,7 @@ travels inside the checkpoint.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,16 @@ class Recipe(Section):
         visible, total = self.masking.visible, self.grid**2
         # 0.29 of 100 are 29, which binary fractions miss by a hair.
         return round(visible) if visible >= 1 else int(total * visible + 1e-9)
+
+    @property
+    def smallest_block(self) -> int:
+        """Patches of the smallest target block that multi-block masking draws, at the ends of its aspects and
+        between.
+        """
+        area = int(self.grid * self.grid * self.masking.block_scale[0])
+        low, high = self.masking.block_aspect
+        sides = [(math.sqrt(area * a), math.sqrt(area / a)) for a in (low, min(max(1.0, low), high), high)]
+        return min(max(1, round(height)) * max(1, round(width)) for height, width in sides)
 
     @property
     def latent(self) -> bool:
@@ -150,21 +161,8 @@ class Recipe(Section):
                 "objective.loss infonce tells the hidden patches of an image apart, and masking.visible "
                 f"{self.masking.visible} hides one; hide more, or set objective.loss=mse"
             )
-        if self.masking.kind == "multiblock" and self.grid < 4:
-            raise ValueError(
-                f"masking.kind multiblock needs a grid of at least 4 x 4 patches, got {self.grid}"
-            )
-        if self.masking.kind == "multiblock" and self.latent and self.target.sees != "all":
-            raise ValueError("masking.kind multiblock needs target.sees=all: its blocks may overlap")
-        if (
-            self.masking.kind == "multiblock"
-            and self.objective.loss == "infonce"
-            and self.objective.negatives == "batch"
-        ):
-            raise ValueError(
-                "objective.negatives batch would take the same patch of an overlapping block for a negative "
-                "of itself; set objective.negatives=image, or another masking.kind"
-            )
+        if self.masking.kind == "multiblock":
+            self._check_target_blocks()
         for name, (low, high) in {
             "data.aspect": self.data.aspect,
             "masking.block_scale": self.masking.block_scale,
@@ -183,6 +181,36 @@ class Recipe(Section):
             raise ValueError("objective.similarity_weight is for latent targets, and target.kind is pixels")
         return self
 
+    def _check_target_blocks(self) -> None:
+        if self.grid < 4:
+            raise ValueError(
+                f"masking.kind multiblock needs a grid of at least 4 x 4 patches, got {self.grid}"
+            )
+        if self.latent and self.target.sees != "all":
+            raise ValueError("masking.kind multiblock needs target.sees=all: its blocks may overlap")
+        if self.objective.loss != "infonce":
+            return
+        if self.smallest_block < 2:
+            raise ValueError(
+                "objective.loss infonce tells the patches of a block apart, and a block of "
+                f"masking.block_scale {self.masking.block_scale} on {self.grid} x {self.grid} patches may "
+                "be of one; set a larger masking.block_scale, or objective.loss=mse"
+            )
+        if self.objective.negatives == "batch":
+            raise ValueError(
+                "objective.negatives batch would take the same patch of an overlapping block for a negative "
+                "of itself; set objective.negatives=image, or another masking.kind"
+            )
+
+
+def named_fields(reference: str, recipe: Recipe, sets: Sequence[str]) -> tuple[str, ...]:
+    """The ``section.field`` names that a user gave: by ``sets``, and in a file that is no built-in recipe."""
+    sections = () if reference in recipe_names() else SECTIONS
+    in_file = [
+        f"{one}.{field}" for one in sections for field in sorted(getattr(recipe, one).model_fields_set)
+    ]
+    return tuple(dict.fromkeys([*in_file, *changed_fields(sets)]))
+
 
 def changed_fields(sets: Sequence[str]) -> tuple[str, ...]:
     """The ``section.field`` names that changes name, in their order."""
@@ -200,6 +228,12 @@ def idle_fields(recipe: Recipe) -> dict[str, str]:
             "target",
             f"target.kind is {target.kind}",
             ("momentum", "momentum_end", "momentum_curve"),
+        ),
+        (
+            target.momentum_curve == "constant",
+            "target",
+            "target.momentum_curve is constant",
+            ("momentum_end",),
         ),
         (not recipe.latent, "target", f"target.kind is {target.kind}", ("sees", "top_blocks", "normalise")),
         (recipe.latent, "target", f"target.kind is {target.kind}", ("norm_pixels",)),

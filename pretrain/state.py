@@ -108,9 +108,11 @@ def read_state(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     broken: list[str] = []
     for path, _ in states(folder):
         try:
-            return path, load_state(path), broken
+            return path, load_state(path), [f"{line}; going back to the one before" for line in broken]
         except CheckpointError as error:
-            broken.append(f"{error}; going back to the one before")
+            broken.append(str(error))
     if broken:
-        raise CheckpointError(f"no training state below {folder} can be read; the newest: {broken[0]}")
+        raise CheckpointError(
+            f"no training state can be read; the newest: {broken[0]}; start anew with another --out"
+        )
     raise CheckpointError(f"{folder} holds no training state (step-*.pth)")

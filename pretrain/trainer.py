@@ -38,7 +38,10 @@ from .state import read_state, restore, snapshot, states, whole_weights, write_s
 from .step import Stepper
 
 STATE_VERSION = 1
-_DIVERGED = "Lower optim.base_lr, set optim.clip, or train in fp32 (engine.precision=fp32)"
+_DIVERGED = (
+    "Start anew with a lower optim.base_lr or with optim.clip; --resume can only change engine.precision, "
+    "to fp32 where 16 bit was too coarse"
+)
 _MOST_STEPS, _MOST_SECONDS = 10, 2.0
 """Between agreements of several processes on whether they were told to stop: torchrun waits half a minute
 before it kills, and an agreement waits for the device.
@@ -75,7 +78,10 @@ def train(
         TrainingError: the loss is not finite, or the GPU has no room; the message names the last good state.
     """
     if data.fingerprint != training.fingerprint:
-        raise ConfigError(f"{out} was trained on another content of {training.data}; use another --out")
+        raise ConfigError(
+            f"{out} is a training on another content of {training.data}: --data must name the images that it "
+            "began with, or train anew with another --out"
+        )
     if training.recipe.engine.threads:
         torch.set_num_threads(training.recipe.engine.threads)
     fabric = make_fabric(training.recipe.engine)
@@ -93,12 +99,12 @@ def train(
                 f"{fabric.device} has no room for this training; {graph}cut the batch into more parts "
                 f"(engine.accumulate={2 * engine.accumulate}), set engine.activation_checkpointing=true, or "
                 "train fewer at once there; "
-                f"{_last_good(next((path for path, _ in states(out / 'states')), None))}"
+                f"{_last_state(next((path for path, _ in states(out / 'states')), None))}"
             ) from None
 
 
-def _last_good(saved: Path | None) -> str:
-    return f"the last good state is {saved}" if saved else "nothing was saved before"
+def _last_state(saved: Path | None) -> str:
+    return f"the last state is {saved}" if saved else "nothing was saved before"
 
 
 def _of_the_compiler(error: RuntimeError) -> bool:
@@ -148,10 +154,10 @@ class _Run:
 
     def _go(self, asked: threading.Event) -> Summary:
         begun = time.monotonic()
-        step = self._resume() if states(self.out / "states") else 0
+        step = self._resume() if states(self.out / "states") else self._begin()
         self.agreed_at, self.last_agreement, self.next_agreement = time.monotonic(), step, step + 1
         total = self.schedule.total
-        before = read_summary(self.out) if step else None
+        before = read_summary(self.out)
         if before is not None and before.finished and step == total:
             if self.fabric.is_global_zero:
                 self.reporter.line(f"the training in {self.out} is finished, all {total} steps")
@@ -250,7 +256,7 @@ class _Run:
         if not math.isfinite(values["loss"]):
             raise TrainingError(
                 f"the loss is {values['loss']} between steps {step - tally.steps + 1} and {step}; "
-                f"{_last_good(self.saved)}. {_DIVERGED}"
+                f"{_last_state(self.saved)}. {_DIVERGED}"
             )
         self.account.loss = values["loss"]
         done = (step - 1) / self.schedule.total
@@ -286,7 +292,7 @@ class _Run:
             account.health, account.knn = self.watcher(encoder, projector)
         except NotFiniteError as error:
             raise TrainingError(
-                f"the encoder's features are not finite after step {step}; {_last_good(self.saved)}. "
+                f"the encoder's features are not finite after step {step}; {_last_state(self.saved)}. "
                 f"{_DIVERGED}"
             ) from error
         values = {f"health/{name}": value for name, value in asdict(account.health).items()}
@@ -322,6 +328,22 @@ class _Run:
         self.fabric.barrier()
         self.saved_at = time.monotonic()
 
+    def _begin(self) -> int:
+        """The first step, unless a sitting saved something whose state is gone: that must not be lost too.
+
+        Raises:
+            ConfigError: a training that is not finished, without the state to go on from.
+        """
+        before = read_summary(self.out)
+        if before is not None and before.finished:
+            return before.step
+        if (self.out / "encoder.pth").is_file():
+            raise ConfigError(
+                f"{self.out} holds encoder.pth, and no state in states/ to go on from; put the states back, "
+                "or start anew with another --out"
+            )
+        return 0
+
     def _resume(self) -> int:
         path, state, broken = read_state(self.out / "states")
         if self.fabric.is_global_zero:
@@ -342,7 +364,7 @@ class _Run:
         step = next((number for path, number in states(self.out / "states") if path == self.saved), 0)
         self.reporter.line(
             f"told to stop while blocks were being compiled ({first_line(error)}), which cannot be saved; "
-            f"{_last_good(self.saved)}"
+            f"{_last_state(self.saved)}"
         )
         self.account.recall(self.out, step)
         return step

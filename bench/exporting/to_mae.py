@@ -7,6 +7,7 @@ from pathlib import Path
 from ..backbones import ViTEncoder
 from ..checkpoints.plain_vit import infer_heads
 from ..errors import CheckpointError
+from ..types import IMAGENET_MEAN, IMAGENET_STD
 from ..vit import VitArch
 from .plain import Draft, keywords, plain_arch, plain_state, require
 
@@ -41,6 +42,9 @@ def draft_mae(encoder: ViTEncoder, weights: Path) -> Draft:
         notes.append(f"the layout does not say the number of heads: lmim-bench needs #heads={arch.num_heads}")
     if not arch.fc_norm and spec.pooling != "cls":
         notes.append(f"the global feature here is {spec.pooling}; models_vit.py returns the class token")
+    if (spec.mean, spec.std) != (IMAGENET_MEAN, IMAGENET_STD):
+        mean, std = (":".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
+        notes.append(f"the layout does not say the normalisation: lmim-bench needs #mean={mean},std={std}")
     if arch.fc_norm:
         notes.append(
             "this is the layout of a fine-tuned model without its head: main_finetune.py --finetune takes "

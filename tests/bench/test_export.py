@@ -503,6 +503,10 @@ def test_what_a_layout_cannot_say_of_the_global_feature_is_noted(
     notes = " ".join(export_encoder(source, "mae", tmp_path / "mae.safetensors").notes)
     assert "the global feature here is mean; models_vit.py returns the class token" in notes
     assert "main_finetune.py reads torch files only" in notes
+    assert "normalisation" not in notes
+    source = save_vit(tmp_path / "z.pth", mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.5))
+    notes = " ".join(export_encoder(source, "mae", tmp_path / "z-mae.pth").notes)
+    assert "lmim-bench needs #mean=0.5:0.5:0.5,std=0.5:0.25:0.5" in notes
 
 
 # ------------------------------------------------------------------------------------------- files

@@ -1,6 +1,8 @@
 """``pretrain``, ``ablate`` and ``export`` as a user types them."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -84,6 +86,26 @@ def test_pretrain_trains_resumes_and_what_it_writes_is_scored(invoke, images, tm
     )
     assert scored.exit_code == 0, scored.output
     assert "trained by the recipe mae" in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("args", [("pretrain", "--recipe", "mae"), ("ablate", "--study", "decoder")])
+def test_a_terminated_command_ends_as_an_interrupted_one(invoke, images, tmp_path, monkeypatch, args):
+    def terminated(*given, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the signal did not come")
+
+    monkeypatch.setattr("lmim_bench.bench.ablation.open_images", terminated)  # imported before the next
+    monkeypatch.setattr("lmim_bench.pretrain.api.open_images", terminated)
+    done = invoke(*args, "--data", images, "--out", tmp_path / "out")
+    assert done.exit_code == 130
+
+
+@pytest.mark.parametrize("name", ["mps", "tpu", "xpu:0", "cuda:x"])
+def test_a_device_that_is_not_known_is_one_line(invoke, images, tmp_path, tiny, name):
+    args = ("pretrain", "--recipe", "mae", "--data", images, "--out", tmp_path / "out", "--device", name)
+    done = invoke(*args, "--cache-dir", tmp_path / "cache", *tiny())
+    assert done.exit_code == 2
+    assert f"there is no device '{name}'; use auto, cpu, cuda or cuda:N" in done.stderr
 
 
 def test_pretrain_leaves_broken_images_out_where_it_is_told_to(invoke, images, tmp_path, tiny):
@@ -182,8 +204,10 @@ def test_ablate_trains_scores_and_compares_and_keeps_what_is_done(invoke, images
     done = invoke(*args)
     assert done.exit_code == 0, done.output
     table = (out / "decoder" / "table.md").read_text(encoding="utf-8")
-    for row in load_study("decoder").rows:
-        assert f"| {row.label} |" in table
+    *rows, shallow = load_study("decoder").rows
+    assert all(f"| {row.label} |" in table for row in rows)
+    assert f"| {shallow.label} |" not in table
+    assert f"{shallow.label!r} is left out: at this size it is the same training as" in done.stderr
     assert "peak learning rate" in table
     assert "train/a/3.png" in (out / "decoder" / "report.html").read_text(encoding="utf-8")
     before = {p: p.stat().st_mtime_ns for p in out.glob("trainings/*/encoder.pth")}

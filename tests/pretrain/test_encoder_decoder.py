@@ -99,6 +99,29 @@ def test_recomputed_activations_change_neither_latents_nor_gradients(encoder_of)
             torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("decoder.kind=self",),
+        ("decoder.kind=cross",),
+        ("decoder.kind=cross_self",),
+        ("target.kind=shared", "target.top_blocks=2", "projector.depth=0"),
+    ],
+)
+def test_checkpointing_keeps_less_of_every_part(tiny, built, fed, sets):
+    kept = []
+    for saving in ("false", "true"):
+        sizes = ("model.depth=4", "decoder.depth=4", f"engine.activation_checkpointing={saving}")
+        recipe = tiny("latent-mim", *sizes, *sets)
+        model, total = built(recipe), []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one, total=total: total.append(one.numel()) or one, lambda one: one
+        ):
+            model(*fed(recipe), 0.5)
+        kept.append(sum(total))
+    assert kept[1] < 0.5 * kept[0]
+
+
 def test_the_projector_is_linear_norm_gelu_without_biases(shaken):
     projector = build_projector(ProjectorConfig(depth=3, hidden_dim=10), 6)
     kinds = [nn.Linear, nn.LayerNorm, nn.GELU, nn.Linear, nn.LayerNorm, nn.GELU, nn.Linear, nn.LayerNorm]

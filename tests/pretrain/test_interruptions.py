@@ -3,16 +3,18 @@
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 from torch._inductor.exc import InductorError
 
 from lmim_bench.bench.claims import claim
 from lmim_bench.bench.encoders import load_encoder
-from lmim_bench.bench.errors import ConfigError
+from lmim_bench.bench.errors import CheckpointError, ConfigError, DataError
 from lmim_bench.bench.progress import Reporter
 from lmim_bench.pretrain import trainer
 from lmim_bench.pretrain.api import pretrain, resume
@@ -161,6 +163,73 @@ def test_a_finished_training_is_left_as_it_is(start, cache, tmp_path, capsys):
     assert again.loss is not None
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
     assert "is finished, all 8 steps" in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_its_states_a_finished_training_is_left_and_another_refused(start, cache, tmp_path, capsys):
+    summary = start("mae")
+    out = tmp_path / "out"
+    shutil.rmtree(out / "states")
+    before = {path: path.read_bytes() for path in out.glob("*.*") if path.name != ".lock"}
+    assert resume(out, cache_dir=cache, reporter=Reporter()) == summary
+    assert "is finished, all 8 steps" in " ".join(capsys.readouterr().err.split())
+    assert {path: path.read_bytes() for path in before} == before
+    (out / "summary.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds encoder\.pth, and no state in states/ to go on from"):
+        resume(out, cache_dir=cache)
+    assert (out / "encoder.pth").read_bytes() == before[out / "encoder.pth"]
+
+
+@pytest.mark.parametrize("kept", ["encoder.pth", "summary.json"])
+def test_what_is_left_of_a_training_is_not_written_over(start, tmp_path, kept):
+    start("mae")
+    for path in (tmp_path / "out").iterdir():
+        if path.name not in (kept, "recipe.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = (tmp_path / "out" / kept).read_bytes()
+    with pytest.raises(ConfigError, match="already holds a training"):
+        start("mae", "seed=7")
+    assert (tmp_path / "out" / kept).read_bytes() == before
+
+
+def test_a_recipe_that_was_edited_meanwhile_is_said_to_have_no_effect(start, cache, tmp_path, capsys):
+    mine = tmp_path / "mine.yaml"
+    text = "name: foo\nprojector: {depth: 0}\ntarget: {kind: pixels}\nobjective: {loss: mse}\n"
+    mine.write_text(text)
+    start(str(mine))
+    mine.write_text(f"{text}seed: 3\nmodel: {{init: beit}}\n")
+    assert resume(tmp_path / "out", recipe=str(mine), cache_dir=cache, reporter=Reporter()).finished
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"WARNING: {mine} is not what {tmp_path / 'out'} is trained by, which stays:" in said
+    assert "model.init xavier (not beit)" in said
+    assert "seed 0 (not 3)" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("summary.json", b'{"finished": tr', "summary.json is damaged; delete it"),
+        ("summary.json", b"[]", "summary.json is damaged"),
+        ("metrics.jsonl", b'{"step": 1}\n{"st\n{"step": 2}\n', "metrics.jsonl: line 2 is damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_training_is_named(start, cache, tmp_path, name, content, words):
+    start("mae")
+    (tmp_path / "out" / name).write_bytes(content)
+    read = partial(resume, cache_dir=cache) if name == "summary.json" else read_metrics
+    with pytest.raises(DataError, match=words):
+        read(tmp_path / "out")
+
+
+def test_states_none_of_which_can_be_read_are_one_line(start, cache, tmp_path):
+    start("mae")
+    (tmp_path / "out" / "summary.json").unlink()
+    for path in (tmp_path / "out" / "states").glob("*.pth"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(
+        CheckpointError, match=r"no training state can be read; the newest: .*another --out"
+    ) as said:
+        resume(tmp_path / "out", cache_dir=cache)
+    assert "going back" not in str(said.value)
 
 
 def test_the_seconds_of_all_sittings_add_up(start, cache, tmp_path, monkeypatch):

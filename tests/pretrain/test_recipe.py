@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 
 from lmim_bench.bench.errors import CheckpointError, ConfigError
 from lmim_bench.bench.vit import build_vit
+from lmim_bench.pretrain.api import without_effect
 from lmim_bench.pretrain.recipe import (
     SECTIONS,
     Recipe,
     idle_fields,
     load_recipe,
     make_recipe,
+    named_fields,
     recipe_names,
 )
 from lmim_bench.pretrain.sections import ARCHITECTURES, ModelConfig
@@ -287,6 +289,20 @@ def test_idle_fields_follow_what_makes_them_so():
     assert "target.momentum" not in idle_fields(load_recipe("latent-mim"))
     assert idle_fields(load_recipe("mae"))["target.sees"] == "target.kind is pixels"
     assert idle_fields(load_recipe("mae", ["optim.steps=3"]))["optim.epochs"] == "optim.steps is given"
+    assert "target.momentum_end" in idle_fields(load_recipe("latent-mim", ["target.momentum_curve=constant"]))
+
+
+def test_idle_fields_of_a_users_own_file_are_named_and_those_of_a_built_in_recipe_are_not(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("masking: {block_scale: [0.3, 0.4]}\nobjective: {loss: mse, tau: 0.5}\n")
+    recipe = load_recipe(str(mine), ["optim.steps=3"])
+    named = named_fields(str(mine), recipe, ["optim.steps=3"])
+    assert [line.split()[0] for line in without_effect(recipe, named)] == [
+        "masking.block_scale",
+        "objective.tau",
+    ]
+    recipe = load_recipe("mae", ["optim.steps=3"])
+    assert without_effect(recipe, named_fields("mae", recipe, ["optim.steps=3"])) == []
 
 
 @pytest.mark.parametrize(
@@ -298,6 +314,10 @@ def test_idle_fields_follow_what_makes_them_so():
         (
             ["masking.kind=multiblock", "target.sees=all", "objective.negatives=batch"],
             "same patch of an overlapping block",
+        ),
+        (
+            ["masking.kind=multiblock", "target.sees=all", "data.image_size=64"],
+            "on 4 x 4 patches may be of one; set a larger masking.block_scale",
         ),
     ],
 )
