@@ -202,7 +202,7 @@ def open_images(reference: str | Path, reporter: Reporter, cache_dir: Path | Non
     except DataError as error:
         if not at_home(reference).is_dir():
             raise  # torchvision:NAME, an embedded set, or no folder: there is nothing to take as it is
-        reason = str(error)
+        reason = str(error).partition(". ")[0]  # after which the known layouts are listed
         opened = found = load_unlabelled(reference, cache_dir=cache_folder(cache_dir))
         reporter.line(
             f"{len(found.splits[found.train_split])} images without labels, so no k-NN on the way ({reason})"
