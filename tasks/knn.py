@@ -123,7 +123,7 @@ def _work(cfg: KnnConfig, spec: EncoderSpec, data: Dataset) -> Work:
 
 @task(
     "knn",
-    version=3,
+    version=4,
     title="k-NN classification",
     data="classification",
     config=KnnConfig,

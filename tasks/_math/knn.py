@@ -36,7 +36,8 @@ def search(
     Both may be memory maps: rows are read and brought to unit length tile by tile and block by block. The
     search is for the smallest distances of unit rows from which one common vector was taken, the mean of the
     bank's first tile: the same order, but cosines next to 1 are told apart, as those of an encoder whose
-    features nearly coincide, where float32 rounds all inner products to the same few numbers.
+    features nearly coincide, where float32 rounds all inner products to the same few numbers. The cosine of a
+    row of zeros with any other is 0.
 
     Neighbours of equal similarity come in the order of their position, so that a vote does not depend on
     how the search was scheduled; of more than ``_MOST_TIED`` equal ones, those that faiss found.
@@ -57,11 +58,12 @@ def search(
     blocks = (bank[i : min(i + _BLOCK_ROWS, sample)] for i in range(0, sample, _BLOCK_ROWS))
     common = sum(unit_rows(rows, np.float64).sum(axis=0) for rows in blocks) / sample
     for start in range(0, len(bank), _TILE_ROWS):
-        tile = _directions(bank[start : start + _TILE_ROWS], common)
+        tile, empty = _directions(bank[start : start + _TILE_ROWS], common)
         held = min(k, start)  # neighbours known from earlier tiles
         for first in range(0, len(queries), block):
             rows = slice(first, min(first + block, len(queries)))
-            best, index = _nearest(_directions(queries[rows], common), tile, min(k, len(tile)))
+            asking, blank = _directions(queries[rows], common)
+            best, index = _nearest(*_at_right_angles(asking, blank, tile, empty), min(k, len(tile)))
             found = np.concatenate([distance[rows, :held], best], axis=1)
             where = np.concatenate([position[rows, :held], index + start], axis=1)
             order = np.lexsort((where, found), axis=1)[:, :k]
@@ -73,13 +75,26 @@ def search(
     return 1 - distance.astype(np.float64) / 2, position
 
 
-def _directions(rows: Array, common: Array) -> Array:
-    """Unit rows less a common vector, float32 (N, D); a block at a time is held in float64."""
-    out = np.empty(rows.shape, dtype=np.float32)
+def _directions(rows: Array, common: Array) -> tuple[Array, Array]:
+    """Unit rows less a common vector, float32 (N, D), and which are zero, (N,); a block at a time is float64."""
+    out, zero = np.empty(rows.shape, dtype=np.float32), np.empty(len(rows), dtype=bool)
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
-        out[block] = unit_rows(rows[block], np.float64) - common
-    return out
+        unit = unit_rows(rows[block], np.float64)
+        zero[block] = ~unit.any(axis=1)
+        out[block] = unit - common
+    return out, zero
+
+
+def _at_right_angles(queries: Array, blank: Array, tile: Array, empty: Array) -> tuple[Array, Array]:
+    """Queries and tile, their rows of zeros moved by 1 into two further dimensions: the cosine of such a row
+    with any other one is 0.
+    """
+    if not blank.any() and not empty.any():
+        return queries, tile
+    none, nowhere = np.zeros(len(queries), bool), np.zeros(len(tile), bool)
+    moved = (np.column_stack([queries, blank, none]), np.column_stack([tile, nowhere, empty]))
+    return moved[0].astype(np.float32), moved[1].astype(np.float32)
 
 
 def _nearest(queries: Array, tile: Array, k: int) -> tuple[Array, Array]:

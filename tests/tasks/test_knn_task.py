@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics.pairwise import cosine_similarity
 
 from lmim_bench.bench.errors import TaskError
 from lmim_bench.bench.types import EncoderSpec
@@ -70,6 +71,21 @@ def test_votes_equal_scikit_learn(toy: ModuleType) -> None:
     np.testing.assert_array_equal(
         found["top1_majority@k=7"].items[clear], (majority.predict(q) == test[1])[clear]
     )
+
+
+def test_a_row_of_zeros_is_like_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    bank, queries = (
+        rng.normal(0.5, 1, size=(60, 5)).astype(np.float32),
+        rng.normal(size=(7, 5)).astype(np.float32),
+    )
+    bank[[3, 41]] = queries[2] = 0
+    for rows in (25, 1000):
+        monkeypatch.setattr(knn, "_TILE_ROWS", rows)
+        similarity, position = knn.search(bank, queries, 60, 3)
+        exact = cosine_similarity(queries, bank)
+        np.testing.assert_allclose(np.take_along_axis(exact, position, 1), similarity, atol=1e-6)
+        np.testing.assert_allclose(np.sort(exact, axis=1)[:, ::-1], similarity, atol=1e-6)
 
 
 def test_a_tie_goes_to_the_class_of_the_nearest_neighbour() -> None:
