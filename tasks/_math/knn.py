@@ -76,7 +76,7 @@ def search(
 
 
 def _directions(rows: Array, common: Array) -> tuple[Array, Array]:
-    """Unit rows less a common vector, float32 (N, D), and which are zero, (N,); a block at a time is float64."""
+    """Unit rows less a common vector, float32 (N, D), by blocks in float64, and which are zero (N,)."""
     out, zero = np.empty(rows.shape, dtype=np.float32), np.empty(len(rows), dtype=bool)
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
