@@ -51,7 +51,7 @@ def _features(encoder: Encoder, source: str, count: int) -> dict[str, torch.Tens
     """The features of the first images of noise by kind, on the CPU in float32."""
     side = encoder.spec.image_size // encoder.spec.patch_size * encoder.spec.patch_size
     noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))[:count]
-    failures = []
+    failures: list[Exception] = []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         try:
             with torch.inference_mode():
@@ -60,12 +60,14 @@ def _features(encoder: Encoder, source: str, count: int) -> dict[str, torch.Tens
                 raise TypeError(f"the features of a tap are {type(found).__name__}, not Features")
             break
         except Exception as error:  # noqa: BLE001 - whatever the code of others raises
-            kind = "" if isinstance(error, LmimBenchError) else f"{type(error).__name__}: "
-            failures.append(f"{kind}{first_line(error)}")
+            failures.append(error)
         finally:
             encoder.to("cpu")
     else:
-        raise CheckpointError(f"{source} cannot encode images of {side} pixels in float32: {failures[0]}")
+        kind = "" if isinstance(failures[0], LmimBenchError) else f"{type(failures[0]).__name__}: "
+        raise CheckpointError(
+            f"{source} cannot encode images of {side} pixels in float32: {kind}{first_line(failures[0])}"
+        ) from failures[0]
     grid, width = side // encoder.spec.patch_size, encoder.spec.embed_dim
     expected = {"patches": (count, grid, grid, width), "mean": (count, width)}
     if encoder.spec.has_cls:

@@ -398,7 +398,8 @@ def refuse(map):
 constant = lambda: Odd(lambda map: torch.ones_like(map))
 flat = lambda: Odd(lambda map: map.mean(dim=(2, 3), keepdim=True).expand_as(map))
 broken = lambda: Odd(lambda map: map * float("nan"))
-crashing = lambda: Odd(lambda map: 1 / 0)
+crashing = lambda: Odd(lambda map: map if map.shape[-1] == 4 else 1 / 0)
+hopeless = lambda: Odd(lambda map: 1 / 0)
 one_size = lambda: Odd(refuse)
 """
 
@@ -417,6 +418,7 @@ def factory(tmp_path, monkeypatch):
         ("flat", "warn", "all patches of a picture"),
         ("broken", "fail", "not finite"),
         ("crashing", "fail", "unexpected ZeroDivisionError"),
+        ("hopeless", "fail", "cannot encode images of 32 pixels in float32: ZeroDivisionError"),
         ("one_size", "fail", "unsup_seg on roads cannot be scored -> only 32 pixels, please"),
     ],
 )
@@ -426,9 +428,9 @@ def test_features_that_tell_nothing_are_found(look, factory, checkpoint, roads, 
     assert reason in text
 
 
-def test_debug_keeps_the_traceback_of_an_unexpected_error(look, factory):
+def test_debug_keeps_the_traceback_of_an_unexpected_error(look, factory, roads):
     with pytest.raises(ZeroDivisionError):
-        look("checkpoint", [factory("crashing")], debug=True)
+        look("checkpoint", [factory("crashing")], tasks=["unsup_seg"], data=[roads], debug=True)
 
 
 # ----------------------------------------------------------------------------------------- the command
