@@ -94,8 +94,9 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except _UNREADABLE as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{path} cannot be read ({reason[0]})") from error
+        # After its first sentence torch explains itself, and proposes to read without care.
+        reason = first_line(error).partition(". ")[0]
+        raise CheckpointError(f"{path} cannot be read ({reason})") from error
     return state
 
 
