@@ -54,6 +54,9 @@ def compare(
     if as_json:
         click.echo(json.dumps([_plain(comparison) for comparison in found], indent=1, ensure_ascii=False))
         return
+    if report.limited:
+        limits = " or ".join(map(str, report.limits))
+        print_line(f"LIMITED RUN: at most {limits} images a split (or frames a sequence)")
     for remark in arithmetic(report):
         print_line(remark)
     for comparison in found:
@@ -62,6 +65,11 @@ def compare(
             print_line(f"  {verdict.column.name}: {verdict.sentence}")
         for gap in comparison.gaps:
             print_line(f"  not compared: {gap}")
+    if (tests := sum(comparison.tested for comparison in found)) > 1:
+        print_line(
+            f"p is corrected for {tests} tests (Holm); each interval stands for itself, and may leave out "
+            "zero where p does not reach 0.05"
+        )
     click.echo(f"report   {build_report(folders, out, baseline, published=published)}")
 
 

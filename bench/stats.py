@@ -23,6 +23,8 @@ from .types import Array, Measurement, Score, Statistic, mean_statistic
 
 LEVEL = 0.95
 RESAMPLES = 2000
+_MOST, _DRAWS = 20_000, 400_000
+"""Resamples of few items cost little, and their quantiles would else move with the draws."""
 CHUNK_ELEMENTS = 4_000_000
 _FEW = 8
 """Fewer independent items than this get Student's interval."""
@@ -215,6 +217,7 @@ def bootstrap(
     jackknife = statistic(left_out[:, :-1] / left_out[:, -1:])
     if groups < _FEW:
         return _student(value, jackknife, counts, level)
+    resamples = max(resamples, min(_MOST, _DRAWS // len(table)))
     values = np.empty(resamples)
     chunk = max(1, CHUNK_ELEMENTS // len(table))
     for start in range(0, resamples, chunk):

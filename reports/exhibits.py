@@ -263,10 +263,12 @@ def _curve(name: str, found: Sequence[Found]) -> Curve:
     unit = _unit(
         found, lambda d: [y for ys in d["series"].values() for v in ys if (y := _number(v)) is not None]
     )
+    seeds = max(map(len, samples.values()))
+    banded = f"Lines are means of {seeds} seeds, bands reach from the lowest to the highest."
     return Curve(
         name,
         first.title,
-        _captions(found),
+        f"{_captions(found)} {banded if seeds > 1 else ''}".strip(),
         str(first.data.get("x_label") or ""),
         _label(first.data.get("y_label"), unit),
         unit,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..bench.comparison import Ranking
 from .exhibits import Bars, Curve, Line, Points, Scatter
-from .readings import Row, clean, format_value
-from .style import DASHES, Drawing, colour, ink, mark, marker
+from .readings import Reading, Row, clean, format_value
+from .style import DASHES, Drawing, colour, ink, mark, marker, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,12 +48,13 @@ def draw_curve(curve: Curve, labels: Sequence[str]) -> list[Drawing]:
         title = series[0] if len(panels) > 1 else ""
         if title:
             axes.set_title(short(title, 44))
-        names = ", ".join(labels[i] for i in drawn)
+        here = sorted({line.checkpoint for line in shown})
+        names = ", ".join(labels[i] for i in here)
         what = (
             f"{curve.title}{f', {title}' if title else ''}: {curve.y_label} over {curve.x_label} for {names}."
         )
         seen = f"{what} The numbers are in the table below the figure."
-        out.append(Drawing(figure, seen, title, drawn, series if len(series) > 1 else ()))
+        out.append(Drawing(figure, seen, title, here, series if len(series) > 1 else ()))
     return out
 
 
@@ -122,6 +123,7 @@ def _draw_line(axes: Axes, line: Line, unit: str, dash: Any) -> None:
     every = 1 if len(line.x) <= _MARKED else len(line.x) // 8
     axes.plot(
         line.x, y, color=paint, linestyle=dash, marker=marker(line.checkpoint), markevery=every,
+        markersize=size(line.checkpoint, 4.5),
         markeredgecolor=ink("surface"), markeredgewidth=0.8, gid=mark(line.checkpoint),
     )  # fmt: skip
 
@@ -175,7 +177,7 @@ def _draw_panel(bars: Bars, shown: Sequence[int]) -> Figure:
             place = (lane - (len(columns) - 1) / 2) * _LANE / height
             axes.plot(
                 values, [y + place for y in rows], linestyle="", color=colour(checkpoint),
-                marker=marker(checkpoint), markersize=5.5, markeredgecolor=ink("surface"),
+                marker=marker(checkpoint), markersize=size(checkpoint, 5.5), markeredgecolor=ink("surface"),
                 markeredgewidth=0.6, gid=mark(checkpoint),
             )  # fmt: skip
     axes.set_yticks(rows, [short(bars.labels[j], 26) for j in shown])
@@ -215,7 +217,8 @@ def draw_ranks(ranking: Ranking, labels: Sequence[str]) -> Drawing:
         right = place <= (len(order) + 1) / 2
         axes.plot([place, place], [0, -row - 1], color=ink("rule"), linewidth=1, zorder=1, gid=mark(i))
         axes.plot(
-            place, 0, color=colour(i), marker=marker(i), markersize=7, linestyle="", zorder=3, gid=mark(i),
+            place, 0, color=colour(i), marker=marker(i), markersize=size(i, 7), linestyle="", zorder=3,
+            gid=mark(i),
         )  # fmt: skip
         axes.annotate(
             f"{short(labels[i], 40)}  {place:.2f}",
@@ -256,7 +259,7 @@ def draw_pareto(
     title: str,
     row: Row,
     cost: str,
-    points: Sequence[tuple[float, float, int]],
+    points: Sequence[tuple[float, Reading, int]],
     labels: Sequence[str],
     *,
     more_is_cheaper: bool = False,
@@ -274,7 +277,7 @@ def draw_pareto(
     figure, axes = _figure(4.3, 3.0)
     _cost_axis(axes, [x for x, _, _ in points])
     metric = row.metric
-    front = _front(points, metric.higher_is_better, more_is_cheaper)
+    front = _front([(x, r.value, i) for x, r, i in points], metric.higher_is_better, more_is_cheaper)
     axes.plot(
         [x for x, _ in front],
         _scale(tuple(y for _, y in front), metric.unit),
@@ -282,18 +285,19 @@ def draw_pareto(
         linewidth=1.2,
         zorder=1,
     )
-    for x, y, i in points:
+    for x, reading, i in points:
+        if reading.low is not None and reading.high is not None:
+            ends = _scale((reading.low, reading.high), metric.unit)
+            axes.plot([x, x], ends, color=colour(i), linewidth=1, alpha=0.45, zorder=1, gid=mark(i))
         axes.plot(
-            x, _scale((y,), metric.unit), linestyle="", color=colour(i), marker=marker(i),
-            markersize=7, markeredgecolor=ink("surface"), markeredgewidth=0.8, gid=mark(i),
+            x, _scale((reading.value,), metric.unit), linestyle="", color=colour(i), marker=marker(i),
+            markersize=size(i, 7), markeredgecolor=ink("surface"), markeredgewidth=0.8, gid=mark(i),
         )  # fmt: skip
     axes.grid(axis="y")
     axes.margins(x=0.08, y=0.12)
     axes.set_xlabel(cost)
     axes.set_ylabel(folded(row.label, 32))
-    described = ", ".join(
-        f"{labels[i]} {format_value(y, metric.unit)} at {_engineering(x)}" for x, y, i in points
-    )
+    described = ", ".join(f"{labels[i]} {r.text} {r.interval} at {_engineering(x)}" for x, r, i in points)
     what = f"{title}, {row.label} against {cost}: {described}."
     return Drawing(figure, what, title, [i for _, _, i in points])
 
@@ -303,7 +307,7 @@ def _cost_axis(axes: Axes, costs: Sequence[float]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     span = max(costs) / min(costs)
-    steps = (1, 2, 5) if span < 30 else (1, 3) if span < 1000 else (1,)
+    steps = (1, 1.5, 2, 3, 5, 7) if span < 4 else (1, 2, 5) if span < 30 else (1, 3) if span < 1000 else (1,)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=steps))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _engineering(x)))

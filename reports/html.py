@@ -27,7 +27,7 @@ from .pictures import Album, load_album
 from .progression import progression
 from .published import published_for
 from .readings import clean, format_value, interval_text, listed, show
-from .remarks import arithmetic
+from .remarks import alike, arithmetic
 from .resemblance import resemblances
 from .similarity import load_similarities
 from .style import COLOURS, PAGE, Drawing, shape, style
@@ -159,7 +159,7 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
                 *unread,
                 *_gaps(album),
             ],
-            remarks=arithmetic(report),
+            remarks=alike(report) + arithmetic(report),
             lead=lead(pairings),
             summaries=summaries,
             standings={cell.standing for cells in summaries for cell in cells},
@@ -217,6 +217,12 @@ def lead(pairings: Pairings) -> list[str]:
         for count, labels in sorted(winners.items(), reverse=True)
         if count
     ]
+    chance = sum(
+        any(c.standing == "best" and c.reading and c.reading.at_chance for c in pairings.summary(column))
+        for column in columns
+    )
+    if chance:
+        out.append(f"In {chance} {of} even the best is at chance.")
     if unclear := sum("close" in row or row.count("best") > 1 for row in standings):
         out.append(f"In {unclear} {of} another is not told apart from the best.")
     if untested := sum("untested" in row for row in standings):

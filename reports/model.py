@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ..bench.results import CheckpointRecord, DataRecord, Environment, Result, RunFile, load_run, warnings_in
 from ..bench.types import Metric
-from .readings import Reading, Row, declared, metric_rows, show
+from .readings import Reading, Row, declared, listed, metric_rows, show
 
 State = Literal["ok", "partial", "failed", "missing"]
 """``partial``: some seeds failed; ``missing``: the cell was never run, or its headline is not there."""
@@ -174,16 +174,20 @@ class Report:
         return tuple(entry for column in self.columns for entry in column.entries)
 
     @property
-    def warnings(self) -> tuple[tuple[Checkpoint, tuple[str, ...]], ...]:
+    def warnings(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """What a reader should know of a checkpoint first: that it collapsed, that its heads are a guess."""
-        found = []
+        found: dict[tuple[str, ...], list[str]] = {}
         for checkpoint in self.checkpoints:
             notes = list(checkpoint.record.info.notes)
             for column in self.columns:
                 notes += [note for note, said_of in column.notes.items() if checkpoint.index in said_of]
             if warnings := tuple(dict.fromkeys(warnings_in(notes))):
-                found.append((checkpoint, warnings))
-        return tuple(found)
+                found.setdefault(warnings, []).append(checkpoint.label)
+        every = f"all {len(self.checkpoints)} checkpoints"
+        return tuple(
+            (every if 1 < len(labels) == len(self.checkpoints) else listed(labels), warnings)
+            for warnings, labels in found.items()
+        )
 
     @property
     def limits(self) -> tuple[int, ...]:

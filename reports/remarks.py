@@ -51,6 +51,14 @@ def arithmetic(report: Report) -> list[str]:
     return remarks
 
 
+def alike(report: Report) -> list[str]:
+    """Which labels stand for the same weights."""
+    labels: dict[str, list[str]] = {}
+    for checkpoint in report.checkpoints:
+        labels.setdefault(checkpoint.record.fingerprint, []).append(checkpoint.label)
+    return [f"{listed(same)} hold the same weights" for same in labels.values() if len(same) > 1]
+
+
 def left_out(report: Report) -> list[str]:
     """What of each data set was not scored: broken images, and images of types that are not read."""
     broken: dict[str, dict[str, None]] = {}

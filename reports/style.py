@@ -115,6 +115,11 @@ def marker(checkpoint: int) -> str:
     return MARKERS[shape(checkpoint)]
 
 
+def size(checkpoint: int, points: float) -> float:
+    """The size of a marker that looks as large as the others: a star and a cross fill less of theirs."""
+    return points * {"*": 1.7, "P": 1.15, "X": 1.15}.get(marker(checkpoint), 1.0)
+
+
 def ink(part: Literal["text", "muted", "rule", "surface"]) -> str:
     """The colour of texts, rules or the surface in the style at hand."""
     found: str = getattr(_PALETTE.get(), part)

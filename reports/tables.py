@@ -64,7 +64,7 @@ def _grid(report: Report) -> Grid:
 
 def _head(column: Column) -> tuple[str, str]:
     row = column.headline
-    unit = " (%)" if row and row.metric.unit == "%" else ""
+    unit = " (%)" if column.metric.unit == "%" else ""
     better = "" if column.metric.higher_is_better else ", lower is better"
     return _line(column.name), _line((row.id if row else column.first.headline) + unit + better)
 

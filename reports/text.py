@@ -109,9 +109,8 @@ class SummaryTable:
 
     def _reasons(self) -> list[str]:
         warnings = [
-            f"WARNING {_line(f'{checkpoint.label}: {first}')}"
-            + (f" (and {len(more)} more in the report)" if more else "")
-            for checkpoint, (first, *more) in self.report.warnings
+            f"WARNING {_line(f'{who}: {first}')}" + (f" (and {len(more)} more in the report)" if more else "")
+            for who, (first, *more) in self.report.warnings
         ]
         return warnings + [
             f"FAILED {_line(checkpoint.label)} on {column.task}/{_line(column.data.name)}"

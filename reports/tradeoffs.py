@@ -31,7 +31,7 @@ def tradeoffs(report: Report) -> list[tuple[str, str, list[tuple[str, Drawing]]]
         for column in report.scored:
             row = column.headline
             points = [
-                (found, reading.value, i)
+                (found, reading, i)
                 for i, entries in enumerate(column.cells)
                 if row and (reading := row.readings[i]) and (found := of(entries[0].result))
             ]

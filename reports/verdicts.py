@@ -115,6 +115,11 @@ class Comparison:
         return Tally(better, worse, len(tested) - better - worse, len(self.verdicts) - len(tested))
 
     @property
+    def tested(self) -> int:
+        """The number of its tests, which p values are corrected for together with those of the others."""
+        return sum(verdict.found.p is not None for verdict in self.verdicts)
+
+    @property
     def pair(self) -> tuple[Checkpoint, Checkpoint]:
         """Both, the challenger first."""
         return self.challenger, self.reference
@@ -174,8 +179,10 @@ class Pairings:
 
     def _standing(self, column: Column, leader: Checkpoint, other: Checkpoint) -> Standing:
         made = self._made.get(frozenset((leader.index, other.index))) or self._compare(leader, other)
-        pairs = math.comb(len(self.report.checkpoints), 2)
-        for verdict in _corrected([made], pairs)[0].verdicts:
+        rows = [row for scored in self.report.scored if (row := scored.headline)]
+        # Never less than the correction of ``against``: whatever is clear here is clear there.
+        tests = sum(math.comb(len(row.found), 2) for row in rows) if len(self.report.checkpoints) > 2 else 0
+        for verdict in _corrected([made], tests)[0].verdicts:
             if verdict.column is column and verdict.p is not None:
                 return "" if verdict.clear else "close"
         one, two = (column.summary()[c.index].reading for c in (leader, other))
@@ -225,9 +232,12 @@ def _compare(report: Report, base: Checkpoint, other: Checkpoint) -> Comparison:
             gaps.append(f"{column.name}: {_lacking(column, (base, other))}")
             continue
         try:
-            # The same draws whichever of the two is the reference, and so the same p value.
-            names = sorted((base.label, other.label))
-            found = _difference(mine, theirs, row.id, "/".join([column.id, *names]))
+            # The same draws and the same order whichever of the two is the reference and whatever else the
+            # report holds, and so the same interval and p value.
+            turned = base.record.fingerprint > other.record.fingerprint
+            pair = (theirs, mine) if turned else (mine, theirs)
+            found = _difference(*pair, row.id, "/".join([column.task, column.content, row.id]))
+            found = _mirrored(found) if turned else found
         except _NotPairedError as error:
             gaps.append(f"{column.name}: {error}")
             continue
@@ -265,15 +275,15 @@ def _lacking(column: Column, pair: Sequence[Checkpoint]) -> str:
     return ", ".join(f"{listed(labels)} {reason}" for reason, labels in reasons.items())
 
 
-def _corrected(made: Sequence[Comparison], times: int = 1) -> tuple[Comparison, ...]:
-    """Comparisons with the p values of all their tests corrected together, by Holm and ``times`` again."""
+def _corrected(made: Sequence[Comparison], tests: int = 0) -> tuple[Comparison, ...]:
+    """Comparisons with the p values of all their tests corrected together by Holm, or for ``tests`` tests."""
     alone = [v.found.p for comparison in made for v in comparison.verdicts if v.found.p is not None]
-    together = iter(holm(alone))
+    together = iter([tests * p for p in alone] if tests else holm(alone))
 
     def correct(verdict: Verdict) -> Verdict:
         if verdict.found.p is None:
             return verdict
-        p: float | None = min(1.0, times * next(together))
+        p: float | None = min(1.0, next(together))
         # However great the difference, Holm may never bring a test of few groups below the level.
         if p is not None and LEVEL <= p < 1 and verdict.found.least * p / verdict.found.p >= LEVEL:
             p = None
@@ -314,6 +324,17 @@ def _difference(mine: Sequence[Entry], theirs: Sequence[Entry], metric: str, nam
         return compare(first[0], second[0], rng, clusters=clusters)
     join = np.concatenate if first[0].ndim == 2 else np.stack
     return compare(join(first), join(second), rng, clusters=clusters, crossed=True)
+
+
+def _mirrored(found: Difference) -> Difference:
+    low, high = found.low, found.high
+    return replace(
+        found,
+        value=-found.value,
+        low=None if high is None else -high,
+        high=None if low is None else -low,
+        effect=None if found.effect is None else -found.effect,
+    )
 
 
 def _terms(entry: Entry, metric: str) -> tuple[Array, Array | None]:

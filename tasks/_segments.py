@@ -63,6 +63,8 @@ def save_segments(
             f"segments-{why}",
             strip,
             f"{why.capitalize()}: mean IoU {100 * score[row]:.1f}% ({bank.ids[row]})",
-            " | ".join(panels).capitalize() + ". Void and unmatched regions are dark.",
+            panels[0].capitalize()
+            + "".join(f" | {panel}" for panel in panels[1:])
+            + ". Void and unmatched regions are dark.",
             downscale=_LONGER_SIDE,
         )

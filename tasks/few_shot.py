@@ -309,20 +309,24 @@ def _classify(
 def _save_curve(
     ctx: Context, cfg: FewShotConfig, shots: Sequence[int], measured: Sequence[Measurement]
 ) -> None:
-    """Accuracy over shots with a 95% band over draws, where there are several."""
-    from scipy.special import stdtrit
+    """Accuracy over shots with its 95% interval as a band, where there are several draws."""
+    from ..bench.stats import crossed_interval
 
-    reach = float(stdtrit(cfg.draws - 1, 0.975)) / cfg.draws**0.5 if cfg.draws > 1 else 0.0
     series: dict[str, dict[str, list[float]]] = {"series": {}, "low": {}, "high": {}}
     for name in cfg.classifiers:
         ours = [m for m in measured if m.metric.split("@")[0] == name]
-        for key, sign in (("series", 0.0), ("low", -1.0), ("high", 1.0)):
-            half = [reach * (m.detail["std_over_draws"] or 0) for m in ours]
-            series[key][_TITLES[name]] = [
-                round(float(m.items.mean()) + sign * h, 6) for m, h in zip(ours, half, strict=True)
-            ]
+        values = [float(m.items.mean()) for m in ours]
+        ends = [crossed_interval(m.items) or (v, v) for m, v in zip(ours, values, strict=True)]
+        for key, numbers in (
+            ("series", values),
+            ("low", [max(0.0, low) for low, _ in ends]),
+            ("high", [min(1.0, high) for _, high in ends]),
+        ):
+            series[key][_TITLES[name]] = [round(v, 6) for v in numbers]
     axes = {"x_label": "train images a class", "y_label": "accuracy", "log_x": True, "unit": "%"}
-    caption = f"Whole test split, mean of {cfg.draws} draws; bands are 95% intervals over draws."
+    caption = (
+        f"Whole test split, mean of {cfg.draws} draws; bands are 95% intervals over draws and test images."
+    )
     if cfg.draws == 1:
         series = {"series": series["series"]}
         caption = "Whole test split, one draw."

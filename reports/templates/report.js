@@ -23,7 +23,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
         const [x, y] = [key(a), key(b)];
         // Numbers come before text (a gap, a failure) in both directions.
         if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1;
-        const order = typeof x === "number" ? x - y : x.localeCompare(y);
+        const order = typeof x === "number" ? x - y : x.localeCompare(y, undefined, { numeric: true });
         return down ? -order : order;
       };
       body.append(...[...body.rows].sort(compare));

@@ -75,7 +75,8 @@ def test_no_readable_state_is_an_error(tmp_path, harm):
     for step in (1, 2):
         harm(save(tmp_path, step))
     with pytest.raises(
-        CheckpointError, match=r"no training state can be read; the newest: .*00000002.*; start anew with another --out"
+        CheckpointError,
+        match=r"state can be read; the newest: .*00000002.*; start anew with another",
     ):
         read_state(tmp_path)
 

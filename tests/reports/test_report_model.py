@@ -282,7 +282,10 @@ def test_a_diagnosis_is_counted_nowhere_but_shown_where_it_is_alone(result):
     report = report_of(*scores, *diagnoses)
     assert [c.task for c in report.columns] == ["knn", "diagnose"]
     assert [c.task for c in report.scored] == [c.task for c in report.summarised] == ["knn"]
-    assert [(c.label, told) for c, told in report.warnings] == [("a", ("it has collapsed",))]
+    assert report.warnings == (("a", ("it has collapsed",)),)
+    same = [diagnosis(label, "WARNING: few images") for label in "abc"]
+    assert report_of(*same).warnings == (("all 3 checkpoints", ("few images",)),)
+    assert report_of(*same[:2], diagnosis("c", "none")).warnings == (("a and b", ("few images",)),)
     for row in report.columns[1].rows:
         assert not any(row.leads)
     (alone,) = report_of(*diagnoses).summarised

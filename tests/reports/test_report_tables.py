@@ -80,6 +80,16 @@ def test_a_head_says_where_lower_is_better(result: Make, form: str) -> None:
     assert table.count("lower is better") == 1
 
 
+def test_labels_of_the_same_weights_are_told(
+    result: Make, tmp_path: Path, write_run: Callable[..., Path]
+) -> None:
+    first, second, third = (result(label) for label in "abc")
+    twin = second.checkpoint.model_copy(update={"fingerprint": first.checkpoint.fingerprint})
+    results = [first, second.model_copy(update={"checkpoint": twin}), third]
+    page = build_report(write_run(tmp_path / "run", results)).read_text(encoding="utf-8")
+    assert "a and b hold the same weights" in page
+
+
 @pytest.mark.parametrize("form", ["md", "latex", "terminal", "compare", "page"])
 def test_several_precisions_are_told(
     result: Make, form: str, tmp_path: Path, write_run: Callable[..., Path]

@@ -265,11 +265,45 @@ def test_comparisons_say_the_same_whatever_the_baseline(run: Callable[..., Path]
             back = next(c for c in other if c.challenger is found.reference)
             assert [v.found.p for v in back.verdicts] == [v.found.p for v in found.verdicts]
             assert [v.found.value for v in back.verdicts] == [-v.found.value for v in found.verdicts]
+            for one, two in zip(found.verdicts, back.verdicts, strict=True):
+                assert (one.found.low, one.found.high) == (-two.found.high, -two.found.low)
+                if one.found.effect is not None:
+                    assert one.found.effect == -two.found.effect
             for verdict in found.verdicts:
                 cells = pairings.summary(verdict.column)
                 two = [cells[c.index].standing for c in found.pair]
                 if "best" in two and not verdict.clear:  # a mark asks for more
                     assert "close" in two
+
+
+def test_an_interval_does_not_depend_on_what_else_a_report_holds(run: Callable[..., Path]) -> None:
+    few, many = (
+        run("a", {"x": 0.50, "y": 0.53}),
+        run("b", {"z": 0.5, "y": 0.53, "x": 0.50}, tasks=("knn", "linear")),
+    )
+    for path in (*few.glob("items/x--*.npz"), *many.glob("items/x--*.npz")):
+        np.savez(path, **{"top1@k=20": np.random.default_rng(len(path.name)).normal(size=400)})
+    (alone,), (_, beside) = (comparisons(read_report([folder]), "y") for folder in (few, many))
+    (found,) = alone.verdicts
+    assert next(v.found for v in beside.verdicts if v.column.task == "knn") == found.found
+
+
+def test_whatever_the_summary_calls_clear_is_clear_in_the_section(run: Callable[..., Path]) -> None:
+    rng, seen = np.random.default_rng(0), set()
+    for trial in range(6):
+        rates = {label: 0.5 + 0.03 * i for i, label in enumerate("wxyz")}
+        folder = run(f"r{trial}", rates, tasks=("knn", "linear"))
+        for path in folder.glob("items/*.npz"):
+            np.savez(path, **{"top1@k=20": (rng.random(400) < rates[path.name[0]]).astype(np.float32)})
+        pairings = Pairings(read_report([folder]))
+        for baseline in rates:
+            for found in pairings.against(baseline):
+                for verdict in found.verdicts:
+                    best, other = (pairings.summary(verdict.column)[c.index].standing for c in found.pair)
+                    if best == "best" and other != "best":
+                        seen.add((other, verdict.clear))
+    assert ("", False) not in seen
+    assert {other for other, _ in seen} == {"", "close"}
 
 
 def test_equal_encoders_are_seldom_marked_or_called_better_however_many(
@@ -386,6 +420,13 @@ def test_compare_prints_and_writes(run: Callable[..., Path], tmp_path: Path) -> 
     out = tmp_path / "c.html"
     text = invoke(compare, folder, "--out", out)
     assert "knn on toy: Latent MIM is better than MAE by" in text
+    assert "corrected" not in text  # for a single test
+    assert "LIMITED RUN" not in text
+    several = invoke(
+        compare, run("c", {"MAE": 0.5, "x": 0.7}, tasks=("knn", "linear"), limit=60), "--out", out
+    )
+    assert "LIMITED RUN: at most 60 images a split" in several
+    assert "p is corrected for 2 tests (Holm)" in several
     assert out.read_text().startswith("<!doctype html>")
     (found,) = json.loads(invoke(compare, folder, "--json"))
     document = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")

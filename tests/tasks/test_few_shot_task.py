@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -13,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from lmim_bench.bench.errors import TaskError
+from lmim_bench.bench.stats import score
 from lmim_bench.tasks._math import few_shot
 from lmim_bench.tasks._math.selection import random_rank
 from lmim_bench.tasks.few_shot import TASK, FewShotConfig
@@ -138,11 +138,10 @@ def test_items_are_crossed_and_the_curve_holds_their_means(toy: ModuleType) -> N
         assert metric.chance == 0.25
     values = [toy.value(found[f"logreg@shots={k}"]) for k in curve["x"]]
     np.testing.assert_allclose(curve["series"]["logistic regression"], values, atol=1e-5)
-    spread = [found[f"logreg@shots={k}"].items.mean(1).std(ddof=1) for k in curve["x"]]
-    width = np.array(curve["high"]["logistic regression"]) - curve["low"]["logistic regression"]
-    np.testing.assert_allclose(
-        width, 2 * scipy.stats.t.ppf(0.975, 2) * np.array(spread) / np.sqrt(3), atol=1e-5
-    )
+    lows, highs = (curve[end]["logistic regression"] for end in ("low", "high"))
+    for k, low, high in zip(curve["x"], lows, highs, strict=True):
+        told = score(found[f"logreg@shots={k}"], np.random.default_rng(0))
+        assert (low, high) == pytest.approx((told.low, told.high), abs=1e-5)
 
 
 def test_centring_uses_the_mean_of_train(toy: ModuleType) -> None:
