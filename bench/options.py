@@ -5,6 +5,7 @@ Nothing else of this project is imported here, so that ``--help`` answers at onc
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -24,7 +25,8 @@ class _Folder(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("is empty; name a folder, or leave the option out", param, ctx)
-        return super().convert(Path(value).expanduser(), param, ctx)  # a shell leaves the ~ of --out=~/runs
+        # A shell leaves the ~ of --out=~/runs, and Path's own function raises where there is no such user.
+        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111
 
 
 FOLDER = _Folder(path_type=Path, file_okay=False)

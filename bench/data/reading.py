@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import math
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,16 @@ _COLOURS = ("YCbCr", "Gray", "RGB")
 _strict = threading.Lock()
 _readers, _leave = 0, False
 """Threads that read an image, and whether Pillow's leave to pad is to be given back after the last one."""
+
+
+def _renew() -> None:
+    """A forked process has none of the threads that may have held the lock."""
+    global _strict, _readers
+    _strict, _readers = threading.Lock(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 def not_read(name: str | Path, error: Exception, otherwise: str = "is broken") -> DataError:

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,26 @@ def test_threads_that_come_and_go_let_no_cut_file_through(tmp_path, noise, monke
         with pytest.raises(DataError, match=r"cut\.png is broken"):
             read_mask(tmp_path / "cut.png")
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_while_a_thread_reads_can_read(tmp_path, noise):
+    noise.save(tmp_path / "x.png")
+    with reading._strict:  # as another thread would hold it
+        child = os.fork()
+        if not child:
+            os._exit(read_image(tmp_path / "x.png").shape != (40, 60, 3))
+        for _ in range(200):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+            time.sleep(0.05)
+        else:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail("the forked process waits for a thread that it does not have")
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_masks_of_parts_of_a_label_are_refused(tmp_path):
