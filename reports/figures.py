@@ -144,6 +144,9 @@ def _curve_axes(axes: Axes, curve: Curve, positions: list[float]) -> None:
         axes.set_xticks(positions, [f"{x:g}" for x in positions])
     axes.grid(axis="y")
     axes.margins(x=0.04, y=0.1)
+    low, high = axes.get_ylim()
+    if curve.unit == "%" and high - low < 1:  # a point: less is no difference to zoom into
+        axes.set_ylim((low + high - 1) / 2, (low + high + 1) / 2)
     axes.set_xlabel(folded(curve.x_label, 50))
     axes.set_ylabel(folded(curve.y_label, 32))
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..bench.types import Array, Context, FeatureBank
 
+_SHOWN = 6
 _SIDE = 112
 _BORDER = 5
 _QUERY, _RIGHT, _WRONG = (110, 110, 110), (46, 139, 87), (200, 55, 45)
@@ -18,9 +19,8 @@ def save_gallery(
     hits: Array,
     nearest: Array,
     names: list[str],
-    each: int = 3,
 ) -> None:
-    """Keep strips of test images, ``each`` right and ``each`` wrong ones (seeded), with their neighbours.
+    """Keep strips of test images, the same for every encoder (seeded), with their neighbours.
 
     Args:
         hits: (N,) whether the vote was right, for each test row.
@@ -28,23 +28,20 @@ def save_gallery(
     """
     assert train.labels is not None
     assert test.labels is not None
-    rng = ctx.rng("gallery")
     test_images, train_images = ctx.data.splits[ctx.data.test_split], ctx.data.splits[ctx.data.train_split]
-    for outcome, rows in (("right", np.flatnonzero(hits)), ("wrong", np.flatnonzero(hits == 0))):
-        for number, row in enumerate(np.sort(rng.permutation(rows)[:each])):
-            truth = int(test.labels[row])
-            strip = [_framed(test_images.image(int(test.index[row])), _QUERY)]
-            for found in nearest[row]:
-                colour = _RIGHT if int(train.labels[found]) == truth else _WRONG
-                strip.append(_framed(train_images.image(int(train.index[found])), colour))
-            found_names = ", ".join(names[int(train.labels[found])] for found in nearest[row])
-            ctx.save_image(
-                f"neighbours-{outcome}-{number}",
-                strip,
-                f"Nearest neighbours, vote {outcome}",
-                f"Query ({names[truth]}, grey frame), then its nearest train images, in green where they are "
-                f"of its class and in red where not: {found_names}.",
-            )
+    for number, row in enumerate(np.sort(ctx.rng("gallery").permutation(len(hits))[:_SHOWN])):
+        truth = int(test.labels[row])
+        strip = [_framed(test_images.image(int(test.index[row])), _QUERY)]
+        for found in nearest[row]:
+            colour = _RIGHT if int(train.labels[found]) == truth else _WRONG
+            strip.append(_framed(train_images.image(int(train.index[found])), colour))
+        found_names = ", ".join(names[int(train.labels[found])] for found in nearest[row])
+        ctx.save_image(
+            f"neighbours-{number + 1}",
+            strip,
+            f"Nearest neighbours of {names[truth]} (grey frame): green of its class, red of another",
+            f"Vote {'right' if hits[row] else 'wrong'}: {found_names}.",
+        )
 
 
 def _framed(image: Array, colour: tuple[int, int, int]) -> Array:

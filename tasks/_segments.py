@@ -7,6 +7,7 @@ import numpy as np
 from ..bench.types import Array, Context
 
 _LONGER_SIDE = 320
+_REASONS = {"seeded": "Seeded choice", "best": "Best", "median": "Median", "worst": "Worst"}
 
 
 def save_segments(
@@ -19,7 +20,8 @@ def save_segments(
     images: Array,
     score: Array,
 ) -> None:
-    """Keep strips of the best, the median and the worst image, and of one more that a seed chose.
+    """Keep strips of an image that a seed chose, the same for every encoder, and of the best, the median and
+    the worst one.
 
     Args:
         ctx: of the task.
@@ -35,8 +37,9 @@ def save_segments(
     from ._math import colour
 
     order = images[np.argsort(score[images], kind="stable")]
-    picks = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
-    picks["seeded"] = ctx.rng("pictures").choice(images)
+    # First the one that every encoder shows, which a small split may have for another reason too.
+    picks = {"seeded": ctx.rng("pictures").choice(images)}
+    picks |= {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
     shown = dict.fromkeys(int(row) for row in picks.values())
     tokens = np.stack([np.asarray(patches[row], dtype=np.float32) for row in shown])
     features = dict(zip(shown, colour.pca_colours(tokens), strict=True))
@@ -60,9 +63,9 @@ def save_segments(
             None if trees is None else trees[row],
         )
         ctx.save_image(
-            f"segments-{why}",
+            f"{why}-image",
             strip,
-            f"{why.capitalize()}: mean IoU {100 * score[row]:.1f}% ({bank.ids[row]})",
+            f"{_REASONS[why]}: mean IoU {100 * score[row]:.1f}% ({bank.ids[row]})",
             panels[0].capitalize()
             + "".join(f" | {panel}" for panel in panels[1:])
             + ". Void and unmatched regions are dark.",

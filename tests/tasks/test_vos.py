@@ -378,7 +378,9 @@ def test_pictures_and_bars_for_the_report(context):
     scores(ctx)
     data = ctx.saved["sequences"]
     assert data["labels"] == ["a", "b", "c"]
-    assert {ctx.titles[name].split(":")[1].split()[0] for name in ctx.images} == {"best", "median", "worst"}
+    reasons = [ctx.titles[name].split(": ")[1].split(" of 3")[0] for name in ctx.images]
+    assert reasons[0] == "a seeded choice"
+    assert len({ctx.titles[name].split(":")[0] for name in ctx.images}) == len(reasons) == 3
     for images in ctx.images.values():
         assert len(images) == 9
         assert all(image.dtype == np.uint8 and image.shape == (64, 128, 3) for image in images)
