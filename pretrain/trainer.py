@@ -75,7 +75,7 @@ def train(
             another process that writes into the folder, or a folder that already holds a training.
         DataError: a broken image (unless ``engine.skip_broken``).
         CheckpointError: no readable state, or one of another recipe.
-        TrainingError: the loss is not finite, or the GPU has no room; the message names the last good state.
+        TrainingError: the loss is not finite, or the GPU has no room; the message names the last state.
     """
     if data.fingerprint != training.fingerprint:
         raise ConfigError(
