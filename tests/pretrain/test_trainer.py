@@ -101,7 +101,7 @@ def test_a_training_that_diverges_says_so_whatever_looks_first(start):
         TrainingError, match=r"(not finite after|nan between) steps? \d.*lower optim\.base_lr"
     ):
         start("mae", "optim.base_lr=1e9", "optim.steps=20", "watch.evaluations=20", "watch.log_every=20")
-    with pytest.raises(TrainingError, match=r"not finite after step 1; nothing was saved before\. Start anew"):
+    with pytest.raises(TrainingError, match=r"not finite after step 1; nothing was saved .*Start anew"):
         start("mae", "optim.base_lr=1e30", "optim.steps=1", "optim.warmup=0", out="at the last step")
 
 

@@ -260,7 +260,7 @@ def test_artefacts(build: Callable[..., Any]) -> None:
     ctx = build(one_hot(labels, noise=1.0), masks_of(labels))
     ctx.run(TASK, **QUICK)
     assert ctx.saved["per-class"]["labels"] == list(CLASSES)
-    assert list(ctx.images)[0] == "seeded-image"
+    assert next(iter(ctx.images)) == "seeded-image"
     assert len(ctx.images) >= 3
     assert set(ctx.images) <= {f"{why}-image" for why in ("seeded", "best", "median", "worst")}
     for strip in ctx.images.values():
