@@ -1,12 +1,13 @@
 """The cache folder: half-written folders of others stay, and clearing deletes what this program made."""
 
 import os
+import re
 import time
 
 import pytest
 from click.testing import CliRunner
 
-from lmim_bench.bench.cache import PARTS, clear, clear_stale, staging
+from lmim_bench.bench.cache import PARTS, clear, clear_stale, staging, usage
 from lmim_bench.bench.cli import cli
 
 DEAD = 999_999_999
@@ -157,6 +158,14 @@ def test_a_part_on_another_disk_is_emptied_and_its_link_stays(root, tmp_path_fac
     assert (root / "features").is_symlink()
     assert list((disk / "features").iterdir()) == []
     assert (photographs / "me.jpg").is_file()
+
+
+def test_what_is_shown_has_the_name_by_which_it_is_cleared(root):
+    shown = usage(root)
+    assert "scenes" in shown
+    assert not any(re.fullmatch(r"scenes-v\d+", name) for name in shown)
+    clear(root, "scenes")
+    assert "scenes" not in usage(root)
 
 
 def test_the_command_says_what_it_left(root):

@@ -15,7 +15,7 @@ from torch import nn
 from lmim_bench.bench.checkpoints import timm_names
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.errors import CheckpointError
-from lmim_bench.bench.timm_models import create_timm
+from lmim_bench.bench.timm_models import create_timm, timm_notes
 from lmim_bench.bench.types import Encoder, EncoderSpec, Tap
 
 IMAGENET = (0.485, 0.456, 0.406)
@@ -154,6 +154,13 @@ def test_a_norm_before_the_blocks_is_clips(tmp_path: Path) -> None:
     assert encoder.spec.mean == CLIP
     assert any(note.startswith("WARNING: a norm before the blocks, so CLIP") for note in encoder.info.notes)
     assert_features(encoder, model)
+
+
+def test_where_timm_does_not_crop_a_note_says_so() -> None:
+    model = create_timm("test_vit", pretrained=False)
+    assert timm_notes(model) == ()
+    model.pretrained_cfg = {**model.pretrained_cfg, "crop_mode": "squash"}
+    assert timm_notes(model) == ("timm prepares images by crop_mode=squash; the centre crops here do not",)
 
 
 def test_a_perception_encoder_is_not_taken_for_siglip(tmp_path: Path) -> None:
