@@ -1,11 +1,10 @@
 """What several commands have in common: options, exit codes, and the command as it was typed.
 
-Nothing else of this project is imported here, so that ``--help`` answers at once.
+Nothing that takes time to import stands here, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
@@ -16,6 +15,8 @@ from typing import Any
 
 import click
 
+from .references import at_home
+
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -25,8 +26,7 @@ class _Folder(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("is empty; name a folder, or leave the option out", param, ctx)
-        # A shell leaves the ~ of --out=~/runs, and Path's own function raises where there is no such user.
-        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111
+        return super().convert(at_home(value), param, ctx)
 
 
 FOLDER = _Folder(path_type=Path, file_okay=False)

@@ -154,10 +154,10 @@ class _Run:
 
     def _go(self, asked: threading.Event) -> Summary:
         begun = time.monotonic()
-        step = self._resume() if states(self.out / "states") else self._begin()
+        before = read_summary(self.out)
+        step = self._resume() if states(self.out / "states") else self._begin(before)
         self.agreed_at, self.last_agreement, self.next_agreement = time.monotonic(), step, step + 1
         total = self.schedule.total
-        before = read_summary(self.out)
         if before is not None and before.finished and step == total:
             if self.fabric.is_global_zero:
                 self.reporter.line(f"the training in {self.out} is finished, all {total} steps")
@@ -328,13 +328,12 @@ class _Run:
         self.fabric.barrier()
         self.saved_at = time.monotonic()
 
-    def _begin(self) -> int:
+    def _begin(self, before: Summary | None) -> int:
         """The first step, unless a sitting saved something whose state is gone: that must not be lost too.
 
         Raises:
             ConfigError: a training that is not finished, without the state to go on from.
         """
-        before = read_summary(self.out)
         if before is not None and before.finished:
             return before.step
         if (self.out / "encoder.pth").is_file():

@@ -206,7 +206,8 @@ def lead(pairings: Pairings) -> list[str]:
     if len(report.checkpoints) < 2:
         return []
     columns = [column for column in report.scored if column.headline]
-    standings = [[cell.standing for cell in pairings.summary(column)] for column in columns]
+    summaries = [pairings.summary(column) for column in columns]
+    standings = [[cell.standing for cell in cells] for cells in summaries]
     winners: dict[int, list[str]] = {}
     for checkpoint in report.checkpoints:
         count = sum(row[checkpoint.index] == "best" for row in standings)
@@ -218,8 +219,7 @@ def lead(pairings: Pairings) -> list[str]:
         if count
     ]
     chance = sum(
-        any(c.standing == "best" and c.reading and c.reading.at_chance for c in pairings.summary(column))
-        for column in columns
+        any(c.standing == "best" and c.reading and c.reading.at_chance for c in cells) for cells in summaries
     )
     if chance:
         out.append(f"In {chance} {of} even the best is at chance.")

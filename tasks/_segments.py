@@ -45,7 +45,7 @@ def save_segments(
     features = dict(zip(shown, colour.pca_colours(tokens), strict=True))
 
     bank, split = ctx.bank(ctx.data.test_split), ctx.data.splits[ctx.data.test_split]
-    panels = ["image", "truth", "k-means clusters in the colour of their class", "features by PCA"]
+    panels = ["Image", "truth", "k-means clusters in the colour of their class", "features by PCA"]
     if trees is not None:
         panels.append("clusters of this image alone")
     for why, row in picks.items():
@@ -66,8 +66,6 @@ def save_segments(
             f"{why}-image",
             strip,
             f"{_REASONS[why]}: mean IoU {100 * score[row]:.1f}% ({bank.ids[row]})",
-            panels[0].capitalize()
-            + "".join(f" | {panel}" for panel in panels[1:])
-            + ". Void and unmatched regions are dark.",
+            " | ".join(panels) + ". Void and unmatched regions are dark.",
             downscale=_LONGER_SIDE,
         )
