@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .atomic import atomic_write
-from .config import CheckpointConfig, RunConfig, validate
+from .config import CheckpointConfig, RunConfig, RunOptions, validate
 from .errors import ConfigError
 from .plan import RunPlan, make_plan
 from .progress import Reporter
 from .results import RunFile
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def run(
@@ -21,7 +24,7 @@ def run(
     reporter: Reporter | None = None,
     command: str = "lmim_bench.run(...)",
     debug: bool = False,
-    **options: Any,
+    **options: Unpack[RunOptions],
 ) -> RunFile:
     """Score checkpoints and write a run folder with its report.
 
@@ -67,7 +70,8 @@ def _report(out: Path) -> None:
 
 
 def make_config(
-    ckpt: str | Path | Sequence[str | Path] | Mapping[str, str | Path] | None = None, **options: Any
+    ckpt: str | Path | Sequence[str | Path] | Mapping[str, str | Path] | None = None,
+    **options: Unpack[RunOptions],
 ) -> RunConfig:
     """The validated configuration of a run.
 

@@ -6,7 +6,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -162,6 +162,28 @@ class RunConfig(Frozen):
             if labels.count(label) > 1:
                 raise ValueError(f"two checkpoints are called {label!r}; give labels: --ckpt NAME=PATH")
         return value
+
+
+class RunOptions(TypedDict, total=False):
+    """The options of ``lmim_bench.run`` for editors and type checkers, as ``RunConfig`` takes them."""
+
+    tasks: str | Sequence[str]
+    suite: str | Path | None
+    data: str | Path | Sequence[str | Path]
+    overrides: Mapping[str, Mapping[str, Any]]
+    out: str | Path | None
+    limit: int | None
+    device: str
+    precision: Precision
+    seeds: int | Sequence[int]
+    workers: int | None
+    batch_size: int | None
+    skip_broken: bool
+    keep_pixels: bool
+    download: bool
+    cache_dir: str | Path | None
+    cache_size_gb: float
+    overwrite: Overwrite
 
 
 def validate(model: type[Model], payload: Mapping[str, Any], where: str) -> Model:

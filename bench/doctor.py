@@ -23,7 +23,7 @@ from .encoders import load_encoder
 from .engine import Engine, resolve_device
 from .errors import ConfigError, LmimBenchError, first_line
 from .names import cell_id
-from .plan import RunPlan, make_plan, run_folder
+from .plan import RunPlan, left_out_because, make_plan, run_folder
 from .progress import Reporter
 from .results import CheckpointRecord, warnings_in
 from .types import CheckpointInfo, DataKind, Dataset, Tap, View
@@ -60,6 +60,8 @@ class _Examination:
     """Reference -> the data set, where it could be opened."""
     records: dict[str, CheckpointRecord] = field(default_factory=dict)
     """Label -> the checkpoint, where it could be loaded."""
+    left_out: set[tuple[str, str]] = field(default_factory=set)
+    """(label, task) that do not go together."""
 
     def checks(self) -> Iterator[Check]:
         tasks = {e.task.name: e.task for e in self._plan().evaluations}
@@ -136,9 +138,16 @@ class _Examination:
         engine = Engine(encoder, self._device(), "fp32", None)
         yield _features(subject, engine)
         for task in {e.task.name: e.task for e in plan.evaluations}.values():
-            reason = task.applies(entry.reference)
+            try:
+                reason = left_out_because(task, entry.reference)
+            except LmimBenchError as error:
+                reason = str(error)
+                yield subject.fails(f"{task.name} cannot be scored", reason)
+            else:
+                if reason is not None:
+                    yield subject.passes(f"{task.name} will be left out: {reason}")
             if reason is not None:
-                yield subject.passes(f"{task.name} will be left out: {reason}")
+                self.left_out.add((entry.label, task.name))
         yield from self._fits(subject, engine, plan, record)
 
     def _fits(
@@ -164,7 +173,7 @@ class _Examination:
         """The cells of a checkpoint on the data sets that could be opened, without the tasks left out."""
         for evaluation in plan.evaluations:
             data = self.data.get(plan.data[evaluation.data].path)
-            if data is not None and evaluation.task.applies(record.reference) is None:
+            if data is not None and (record.label, evaluation.task.name) not in self.left_out:
                 name = cell_id(record.label, evaluation.task.name, evaluation.data, 0)
                 yield Cell(id=name, checkpoint=record, evaluation=evaluation, seed=0, digest=""), data
 

@@ -11,7 +11,7 @@ from .data import load_data
 from .errors import ConfigError
 from .features import FEATURES_VERSION, bank_bytes, pixels_key
 from .names import cell_id, digest
-from .plan import Evaluation, RunPlan
+from .plan import Evaluation, RunPlan, left_out_because
 from .progress import Reporter
 from .records import checkpoint_record
 from .results import CheckpointRecord, result_path, warnings_in
@@ -109,7 +109,7 @@ def _left_out(plan: RunPlan, reporter: Reporter) -> set[tuple[str, str]]:
         for name, task in tasks.items()
         for checkpoint in checkpoints
         if not _scored_before(plan, checkpoint.label, name)
-        and (reason := task.applies(checkpoint.reference)) is not None
+        and (reason := left_out_because(task, checkpoint.reference)) is not None
     }
     nothing_left = len(reasons) == len(tasks) * len(checkpoints)
     for name in tasks:

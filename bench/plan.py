@@ -20,7 +20,7 @@ from .config import (
     load_suite,
     validate,
 )
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, LmimBenchError, TaskError, did_you_mean, first_line
 from .names import cell_id, slug
 from .references import at_home
 from .types import DataKind, Frozen, TaskSpec
@@ -183,6 +183,19 @@ def _unique(name: str, taken: Mapping[str, Any]) -> str:
     while candidate in taken:
         candidate, n = f"{name}-{n}", n + 1
     return candidate
+
+
+def left_out_because(task: TaskSpec, reference: str) -> str | None:
+    """Why a task says nothing about a checkpoint, or None. Raises TaskError where it fails to answer."""
+    try:
+        return task.applies(reference)
+    except LmimBenchError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"the task {task.name} of {task.origin} failed when it was asked whether it applies to "
+            f"{reference}: {type(error).__name__}: {first_line(error)}; mend it, or name other --tasks"
+        ) from error
 
 
 def run_folder(config: RunConfig) -> Path:

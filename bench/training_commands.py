@@ -124,11 +124,13 @@ def _say_training(summary: Summary, out: Path) -> None:
             f"lmim-bench pretrain --resume {shlex.quote(str(out))}"
         )
         return
-    used = "" if summary.utilisation is None else f", {100 * summary.utilisation:.1f}% of the peak"
-    click.echo(
-        f"{summary.images_per_second:,.0f} images/s, {summary.flops_per_second / 1e12:.3g} TFLOP/s{used}, "
-        f"{100 * summary.waiting:.1f}% of the time waiting for data"
-    )
+    speed, work, waiting = summary.images_per_second, summary.flops_per_second, summary.waiting
+    if speed is not None and work is not None and waiting is not None:
+        used = "" if summary.utilisation is None else f", {100 * summary.utilisation:.1f}% of the peak"
+        click.echo(
+            f"{speed:,.0f} images/s, {work / 1e12:.3g} TFLOP/s{used}, "
+            f"{100 * waiting:.1f}% of the time waiting for data"
+        )
     for warning in summary.warnings:
         click.echo(f"WARNING  {warning}")
     encoder = out / "encoder.pth"

@@ -155,6 +155,7 @@ def run_loop(recipe: Recipe, data: str, steps: int, repeats: int) -> Loop:
         summary = pretrain(make_recipe(recipe.model_dump(mode="json"), sets), data, out)
         lines = read_metrics(out)[1:]
     release(torch.device(recipe.engine.device))
+    assert summary.images_per_second is not None  # it began anew
     speeds = Spread.of([line["images_per_second"] for line in lines])
     return Loop(recipe.name, speeds, max(line["waiting"] for line in lines), summary.images_per_second)
 

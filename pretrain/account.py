@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -87,17 +86,17 @@ class Account:
 
     def summary(self, step: int, tally: Tally, seconds: float) -> Summary:
         """What the training has come to, ``seconds`` of all sittings after its begin."""
-        busy = tally.all_busy or math.inf
-        speed = tally.all_steps * self.schedule.batch / busy
+        busy = tally.all_busy
+        speed = tally.all_steps * self.schedule.batch / busy if busy else None
         return Summary(
             finished=step == self.schedule.total,
             step=step,
             steps=self.schedule.total,
             loss=self.loss,
             images_per_second=speed,
-            waiting=tally.all_waited / busy,
-            flops_per_second=speed * self.flops,
-            utilisation=self.utilisation(speed),
+            waiting=tally.all_waited / busy if busy else None,
+            flops_per_second=speed * self.flops if speed else None,
+            utilisation=self.utilisation(speed) if speed else None,
             seconds=seconds,
             health=None if self.health is None else asdict(self.health),
             knn=self.knn,

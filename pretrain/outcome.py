@@ -41,7 +41,8 @@ class Summary:
         finished: False where it was told to stop.
         step, steps: optimiser steps done and planned.
         loss: mean loss since the line of the log before the last, or None where nothing was left to do.
-        images_per_second: over this sitting, evaluations and saves left out.
+        images_per_second: over this sitting, evaluations and saves left out; None, as the next three are,
+            where every step had been done before it.
         waiting: share of that time in which the device waited for data.
         flops_per_second: of matrix products, all processes.
         utilisation: the same as a share of the devices' peak (bf16, dense), where that is known.
@@ -55,9 +56,9 @@ class Summary:
     step: int
     steps: int
     loss: float | None
-    images_per_second: float
-    waiting: float
-    flops_per_second: float
+    images_per_second: float | None
+    waiting: float | None
+    flops_per_second: float | None
     utilisation: float | None
     seconds: float
     health: dict[str, float] | None

@@ -215,6 +215,11 @@ def _baseline(report: Report, label: str | None) -> Checkpoint:
     for checkpoint in report.checkpoints:
         if checkpoint.label == label:
             return checkpoint
+    if namesakes := [repr(c.label) for c in report.checkpoints if c.record.label == label]:
+        raise ConfigError(
+            f"{len(namesakes)} checkpoints with different weights are called {label!r} in these runs; give "
+            f"one of them: --baseline {' or '.join(namesakes)}"
+        )
     labels = [checkpoint.label for checkpoint in report.checkpoints]
     raise ConfigError(f"there is no checkpoint {label!r} in these runs. {did_you_mean(label, labels)}")
 

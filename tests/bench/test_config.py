@@ -8,6 +8,7 @@ from lmim_bench.bench.config import (
     CheckpointConfig,
     DataConfig,
     RunConfig,
+    RunOptions,
     coerce,
     load_suite,
     parse_override,
@@ -118,6 +119,12 @@ def test_one_of_a_list_needs_no_list_and_a_path_is_as_good_as_its_text():
     assert config.suite == "ours.yaml"
     assert make_config("pixels", data=["a", Path("b")]).data == ("a", "b")
     assert coerce(Config, "k", 3) == [3]
+
+
+def test_the_options_that_an_editor_offers_are_those_of_a_run():
+    assert list(RunOptions.__annotations__) == [
+        name for name in RunConfig.model_fields if name != "checkpoints"
+    ]
 
 
 def test_a_config_takes_no_options_beside_it():

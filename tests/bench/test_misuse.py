@@ -109,6 +109,23 @@ def test_features_that_cannot_be_asked_for_fail_their_cell_alone(
     assert words.split(":")[0] in done.output
 
 
+def test_whether_it_applies_is_asked_of_a_task_before_any_work(
+    checkpoint: Path, options: dict[str, Any], install: Install
+) -> None:
+    install(applies=failing)
+    asked = ["--ckpt", str(checkpoint), "--tasks", "knn,few_shot", "--data", *options["data"]]
+    words = "the task knn of lmim-bench"
+    done = CliRunner().invoke(cli, ["run", *asked, "--out", str(options["out"])])
+    assert done.exit_code == 2, done.output
+    assert words in done.output
+    assert "KeyError: 'nothing'; mend it, or name other --tasks" in done.output
+    assert not options["out"].exists()
+    examined = CliRunner().invoke(cli, ["doctor", *asked])
+    assert examined.exit_code == 1, examined.output
+    assert f"knn cannot be scored -> {words}" in examined.output
+    assert "encodes the sizes of its tasks" in examined.output
+
+
 class Bare(Frozen):
     size: int
 

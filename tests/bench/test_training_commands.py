@@ -308,8 +308,11 @@ def test_a_training_goes_on_from_anywhere_and_with_its_images_elsewhere(
     lost = invoke("pretrain", "--resume", tmp_path / "run", *common)
     assert lost.exit_code == 2
     assert f"--data says where the images of {tmp_path / 'run'} lie now" in lost.output
+    assert "images/s" in again.output
+    (tmp_path / "run" / "summary.json").unlink()
     found = invoke("pretrain", "--resume", tmp_path / "run", "--data", tmp_path / "moved", *common)
     assert found.exit_code == 0, found.output
+    assert "images/s" not in found.output  # no step was left to do
     assert invoke("pretrain", "--resume", tmp_path / "run", "--dry-run").exit_code == 2
 
 

@@ -93,6 +93,8 @@ def test_killed_before_the_summary_keeps_what_was_measured(start, cache, tmp_pat
     again = resume(tmp_path / "out", cache_dir=cache)
     assert again.finished
     assert (again.health, again.knn, again.loss) == (before.health, before.knn, before.loss)
+    assert before.images_per_second
+    assert again.images_per_second is None  # it had no step of its own to take
 
 
 def test_a_later_sitting_knows_what_an_earlier_one_measured(start, cache, tmp_path):

@@ -212,6 +212,10 @@ def test_the_baseline(run: Callable[..., Path]) -> None:
     ]
     with pytest.raises(ConfigError, match="no checkpoint 'zz'"):
         comparisons(report, "zz")
+    twice = read_report([run("b", {"x": 0.5, "y": 0.6}), run("c", {"x": 0.5}, weights="other")])
+    with pytest.raises(ConfigError, match=r"2 checkpoints .* 'x' .* --baseline 'x \(x-finger\)' or 'x \(xot"):
+        comparisons(twice, "x")
+    assert comparisons(twice, "x (x-finger)")[0].reference.label == "x (x-finger)"
 
 
 def test_random_weights_are_not_the_baseline(run: Callable[..., Path]) -> None:
