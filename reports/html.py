@@ -37,6 +37,8 @@ from .verdicts import Pairings, ranking
 
 GALLERIES_SHOWN = 3
 """Galleries of a column that are open at once; the others unfold."""
+COMPARISONS_SHOWN = 3
+"""Comparisons that are open as a whole; of more of them only what is clear."""
 
 
 def build_report(
@@ -126,6 +128,7 @@ def render(report: Report, baseline: str | None = None, *, published: bool = Fal
     jinja.globals |= {
         "colours": COLOURS,
         "galleries_shown": GALLERIES_SHOWN,
+        "comparisons_shown": COMPARISONS_SHOWN,
         "interval": interval_text,
         "reason": reason,
         "curve_figures": lambda curve, prefix: inline(draw_curve(curve, labels), prefix),

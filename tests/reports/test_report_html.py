@@ -5,6 +5,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from lmim_bench.bench.errors import DataError
@@ -232,6 +233,21 @@ def test_runs_are_shown_side_by_side(tmp_path, result, write_run):
     path = build_report(folders, tmp_path / "both.html")
     assert path == tmp_path / "both.html"
     assert "2 checkpoints on 1 task" in Page(path.read_text()).text
+
+
+@pytest.mark.parametrize(("others", "folded"), [(3, 0), (4, 3)])
+def test_of_many_comparisons_what_is_not_clear_is_folded(tmp_path, result, score, write_run, others, folded):
+    rates = {"base": 0.5, "far": 0.9} | {f"near{i}": 0.5 for i in range(others - 1)}
+    results = [result(label, scores=(score("top1@k=20", rate),)) for label, rate in rates.items()]
+    folder = write_run(tmp_path / "run", results)
+    (folder / "items").mkdir()
+    for made, rate in zip(results, rates.values(), strict=True):
+        np.savez(folder / "items" / f"{made.cell}.npz", **{"top1@k=20": np.arange(100) < 100 * rate})
+    text = Page(build_report(folder).read_text()).text
+    assert text.count("Nothing clear in 1 column") == folded
+    assert text.count("are not told apart: 0.0 points") == others - 1
+    assert "Not clear in" not in text  # the far one has nothing to fold
+    assert "far is better than base by 40.0 points" in text
 
 
 def test_an_empty_run_still_has_a_page(tmp_path, write_run):
