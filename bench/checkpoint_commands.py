@@ -190,6 +190,7 @@ def formats(as_json: bool) -> None:
 )
 @tasks_option
 @click.option("--data", "-d", multiple=True, help="Data folder or torchvision:NAME; repeats.")
+@click.option("--suite", help="Suite YAML, or the name of a built-in suite.")
 @click.option("--out", "-o", type=FOLDER, help="Run folder, as of run. [default: runs/<labels>]")
 @device_option
 @cache_option

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from .cache import cache_folder
 from .cells import Cell, requests_of, wanted_by
-from .config import CheckpointConfig, RunConfig
-from .data import detect_layout, load_data
+from .config import CheckpointConfig, DataConfig, RunConfig, Suite, TaskEntry, load_suite
 from .data.layouts import LAYOUTS
 from .data.workers import decoding_workers
 from .doctor_data import data_checks
@@ -23,7 +23,8 @@ from .encoders import load_encoder
 from .engine import Engine, resolve_device
 from .errors import ConfigError, LmimBenchError, first_line
 from .names import cell_id
-from .plan import RunPlan, left_out_because, make_plan, run_folder
+from .opening import open_data
+from .plan import RunPlan, layout_of, left_out_because, make_plan, run_folder
 from .progress import Reporter
 from .results import CheckpointRecord, warnings_in
 from .types import CheckpointInfo, DataKind, Dataset, Tap, View
@@ -50,18 +51,33 @@ def examine(config: RunConfig, reporter: Reporter, debug: bool = False) -> list[
 
 
 @dataclass
+class _Source:
+    """A data set that is asked for: of ``--data``, called by its reference, or of the suite."""
+
+    name: str
+    entry: DataConfig
+    of_suite: bool
+    kind: DataKind | None = None
+    """Where the layout was recognised."""
+    opened: Dataset | None = None
+    """Where it could be."""
+
+
+@dataclass
 class _Examination:
     config: RunConfig
     reporter: Reporter
     debug: bool
-    kinds: dict[str, DataKind] = field(default_factory=dict)
-    """Reference of a data set -> its kind, where the layout was recognised."""
-    data: dict[str, Dataset] = field(default_factory=dict)
-    """Reference -> the data set, where it could be opened."""
+    sources: list[_Source] = field(default_factory=list)
     records: dict[str, CheckpointRecord] = field(default_factory=dict)
     """Label -> the checkpoint, where it could be loaded."""
     left_out: set[tuple[str, str]] = field(default_factory=set)
     """(label, task) that do not go together."""
+
+    @cached_property
+    def suite(self) -> Suite:
+        """The suite of the run; an empty one where it has none."""
+        return load_suite(self.config.suite) if self.config.suite else Suite()
 
     def checks(self) -> Iterator[Check]:
         tasks = {e.task.name: e.task for e in self._plan().evaluations}
@@ -70,19 +86,34 @@ class _Examination:
         workers = decoding_workers(self._device(), self.config.workers)
         if workers:
             yield shared_memory(workers)
-        for reference in dict.fromkeys(self.config.data):
-            subject = Subject("data", reference)
-            yield from self._guard(subject, self._data_set(subject))
+        self.sources = [_Source(name, entry, True) for name, entry in self.suite.data.items()]
+        self.sources += [
+            _Source(reference, DataConfig(path=reference), False)
+            for reference in dict.fromkeys(self.config.data)
+        ]
+        for source in self.sources:
+            subject = Subject("data", source.name)
+            yield from self._guard(subject, self._data_set(subject, source))
         for task in tasks.values():
             yield self._task(Subject("task", task.name), task.data)
-        plan = self._plan(*self.data)
+        plan = self._plan(*(source for source in self.sources if source.opened))
         for entry in self.config.checkpoints:
             subject = Subject("checkpoint", entry.label)
             yield from self._guard(subject, self._checkpoint(subject, entry, plan))
         yield from self._disks(plan)
 
-    def _plan(self, *data: str) -> RunPlan:
-        return make_plan(self.config.model_copy(update={"data": data}))
+    def _plan(self, *sources: _Source) -> RunPlan:
+        """The plan of a run on these data sets alone."""
+        named = tuple(source.entry.path for source in sources if not source.of_suite)
+        config = self.config.model_copy(update={"data": named})
+        if not config.suite:
+            return make_plan(config)
+        data = {source.name: source.entry for source in sources if source.of_suite}
+        tasks = {
+            name: entry.model_copy(update={"data": tuple(one for one in entry.data if one in data)})
+            for name, entry in self.suite.tasks.items()
+        }
+        return make_plan(config, self.suite.model_copy(update={"data": data, "tasks": tasks}))
 
     def _guard(self, subject: Subject, steps: Iterator[Check]) -> Iterator[Check]:
         """The findings of these steps; an error ends them alone."""
@@ -96,21 +127,31 @@ class _Examination:
             mend = "`lmim-bench --debug doctor ...` shows where; please report it"
             yield subject.fails(f"unexpected {type(error).__name__}: {first_line(error)}", mend)
 
-    def _data_set(self, subject: Subject) -> Iterator[Check]:
-        found = detect_layout(subject.name)
-        self.kinds[subject.name] = found.kind
-        self._plan(subject.name)
-        data = load_data(subject.name, cache_dir=cache_folder(self.config.cache_dir))
-        self.data[subject.name] = data
-        yield from data_checks(subject, data, found, self.reporter)
+    def _data_set(self, subject: Subject, source: _Source) -> Iterator[Check]:
+        found = layout_of(source.entry)
+        source.kind = source.entry.kind or found.kind
+        source.entry = source.entry.model_copy(update={"kind": source.kind})
+        self._plan(source)
+        source.opened = open_data(source.name, source.entry, self.config)
+        yield from data_checks(subject, source.opened, found, self.reporter)
 
     def _task(self, subject: Subject, kind: DataKind) -> Check:
-        named = [reference for reference, of in self.kinds.items() if of == kind]
-        usable = [reference for reference in named if reference in self.data]
-        if usable:
+        """Whether a task has data, of those that the suite lists for it where it does."""
+        listed = self.suite.tasks.get(subject.name, TaskEntry()).data
+        named = [
+            source
+            for source in self.sources
+            if (source.name in listed if listed and source.of_suite else source.kind == kind)
+        ]
+        for source in named:
+            if source.kind not in (kind, None):
+                found = f"the suite runs it on {source.name}, a {source.kind} set"
+                return subject.fails(found, f"it needs {kind} data; remove {source.name} from its `data`")
+        if usable := [source.name for source in named if source.opened]:
             return subject.passes(f"runs on {', '.join(usable)}")
         if named:
-            return subject.fails(f"its {kind} data cannot be used", f"see {', '.join(named)} above")
+            names = ", ".join(source.name for source in named)
+            return subject.fails(f"its {kind} data cannot be used", f"see {names} above")
         wanted = "; or ".join(layout.holds for layout in LAYOUTS.values() if layout.kind == kind)
         found = f"no {kind} data is named: it would run on the embedded scenes, which are no benchmark"
         return subject.warns(found, f"add --data DIR with {wanted}")
@@ -172,10 +213,14 @@ class _Examination:
     def _cells(self, plan: RunPlan, record: CheckpointRecord) -> Iterator[tuple[Cell, Dataset]]:
         """The cells of a checkpoint on the data sets that could be opened, without the tasks left out."""
         for evaluation in plan.evaluations:
-            data = self.data.get(plan.data[evaluation.data].path)
-            if data is not None and (record.label, evaluation.task.name) not in self.left_out:
-                name = cell_id(record.label, evaluation.task.name, evaluation.data, 0)
-                yield Cell(id=name, checkpoint=record, evaluation=evaluation, seed=0, digest=""), data
+            entry, task = plan.data[evaluation.data], evaluation.task
+            if entry.kind != task.data or (record.label, task.name) in self.left_out:
+                continue
+            name = cell_id(record.label, task.name, evaluation.data, 0)
+            for source in self.sources:
+                if source.entry == entry and source.opened:
+                    cell = Cell(id=name, checkpoint=record, evaluation=evaluation, seed=0, digest="")
+                    yield cell, source.opened
 
     def _device(self) -> str:
         with suppress(ConfigError):  # a device that is not there has its own line

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..tasks import get_task, registry
 from .config import (
@@ -24,6 +24,9 @@ from .errors import ConfigError, LmimBenchError, TaskError, did_you_mean, first_
 from .names import cell_id, slug
 from .references import at_home
 from .types import DataKind, Frozen, TaskSpec
+
+if TYPE_CHECKING:
+    from .data import Detected
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,12 @@ class RunPlan:
         return {cell_id(label, e.task.name, e.data, seed) for label, e, seed in self.cells()}
 
 
-def make_plan(config: RunConfig) -> RunPlan:
+def make_plan(config: RunConfig, suite: Suite | None = None) -> RunPlan:
     """Resolve tasks, data sets and protocol fields of a run.
+
+    Args:
+        config: what was asked for.
+        suite: to be used in the place of the one that it names.
 
     Raises:
         ConfigError: an unknown task, field, suite or data set, or a task without data.
@@ -71,7 +78,8 @@ def make_plan(config: RunConfig) -> RunPlan:
     from .data import detect_layout, is_embedded
 
     _check_overrides(config.overrides)
-    suite = load_suite(config.suite) if config.suite else None
+    if suite is None and config.suite:
+        suite = load_suite(config.suite)
     fallback = load_suite(DEFAULT_SUITE)
     data: dict[str, DataConfig] = dict(suite.data) if suite else {}
     named: dict[str, tuple[DataKind, Suite | None]] = {}  # data set of --data -> kind, suite of its protocol
@@ -144,10 +152,15 @@ def _data_of(
 
 
 def _kind(entry: DataConfig) -> DataKind:
-    """What a data set of a suite is: as it says, else by the layout that it gives, else by its folder."""
+    """What a data set of a suite is: as it says, else by its layout."""
+    return entry.kind or layout_of(entry).kind
+
+
+def layout_of(entry: DataConfig) -> Detected:
+    """The layout that an entry gives, else the one that its folder has. Raises DataError as they do."""
     from .data import detect_layout, given_layout
 
-    return entry.kind or (given_layout(entry.layout) if entry.layout else detect_layout(entry.path)).kind
+    return given_layout(entry.layout) if entry.layout else detect_layout(entry.path)
 
 
 def _evaluation(

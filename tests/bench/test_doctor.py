@@ -68,7 +68,7 @@ def clips(tmp_path):
 def look(tmp_path):
     """Examine, and return (status, found and mend) of the checks of an area and, where given, a name."""
 
-    def call(area, ckpts, name=None, tasks=("all",), data=(), debug=False):
+    def call(area, ckpts, name=None, tasks=("all",), data=(), debug=False, **options):
         config = make_config(
             [str(c) for c in ckpts],
             tasks=list(tasks),
@@ -76,6 +76,7 @@ def look(tmp_path):
             device="cpu",
             out=tmp_path / "out",
             cache_dir=tmp_path / "cache",
+            **options,
         )
         checks = examine(config, Reporter(), debug)
         assert {c.area for c in checks} >= {"system", "disk", "task", "checkpoint"}  # none stops the others
@@ -215,7 +216,7 @@ def test_the_estimate_of_the_features_is_what_a_run_stores(checkpoint, letters, 
     )
     examination = _Examination(config, Reporter(), debug=True)
     list(examination.checks())
-    plan = examination._plan(*examination.data)
+    plan = examination._plan(*examination.sources)
     estimate = examination._feature_bytes(plan, examination.records["tiny"])
     run_api(config=config)
     columns = list((tmp_path / "cache" / "features").rglob("*@*.npy"))
@@ -237,6 +238,33 @@ def test_good_data_of_every_kind_pass_and_serve_their_tasks(look, checkpoint, le
     assert "labels 0 to 2 of 3 classes" in text
     assert "1 sequences, 4 frames" in text
     assert {status for status, _ in look("task", [checkpoint], data=data)} == {"pass"}
+
+
+def test_the_data_of_a_suite_are_looked_at_each_by_itself(look, checkpoint, letters, roads, clips, tmp_path):
+    suite = tmp_path / "ours.yaml"
+    suite.write_text(
+        "data: {abc: letters, street: {path: roads, void: [2]}, lost: {path: nowhere, kind: video}}\n"
+        "tasks: {knn: {data: abc}, linear: {}, unsup_seg: {data: street, size: 32}, vos: {data: lost}}\n"
+    )
+    found = look("data", [checkpoint], suite=str(suite))
+    assert "imagefolder" in look("data", [checkpoint], "abc", suite=str(suite))[0][1]
+    assert "labels 0 to 1 of 3 classes" in look("data", [checkpoint], "street", suite=str(suite))[-1][1]
+    assert [text for text in only(found, "fail") if "nowhere" not in text] == []
+    tasks = {name: look("task", [checkpoint], name, suite=str(suite)) for name in ("knn", "linear", "vos")}
+    assert tasks["knn"] == tasks["linear"] == [("pass", "runs on abc -> ")]
+    assert tasks["vos"] == [("fail", "its video data cannot be used -> see lost above")]
+    # What is named beside it counts too, and the sizes of its protocols are tried.
+    assert only(look("task", [checkpoint], "vos", data=[clips], suite=str(suite)), "pass")
+    text = "\n".join(only(look("checkpoint", [checkpoint], suite=str(suite)), "pass"))
+    assert "encodes the sizes of its tasks: 32" in text
+
+
+def test_a_suite_that_runs_a_task_on_another_kind_fails(look, checkpoint, letters, roads, tmp_path):
+    suite = tmp_path / "ours.yaml"
+    suite.write_text("data: {abc: letters, street: roads}\ntasks: {knn: {data: [abc, street]}}\n")
+    (text,) = only(look("task", [checkpoint], suite=str(suite)), "fail")
+    assert text.startswith("the suite runs it on street, a segmentation set -> it needs classification data")
+    assert {status for status, _ in look("checkpoint", [checkpoint], suite=str(suite))} <= {"pass", "warn"}
 
 
 def test_a_folder_that_is_not_there_fails(look, checkpoint, tmp_path):
