@@ -272,7 +272,7 @@ def data(reference: str | None, cache_dir: Path | None) -> None:
     from .cache import cache_folder
     from .data import catalogue, detect_layout, load_data
     from .show import print_fields, print_table
-    from .types import ignored_files
+    from .types import ignored_files, mask_values
 
     if not reference:
         print_table(("--data", "kind", "what"), catalogue())
@@ -284,6 +284,7 @@ def data(reference: str | None, cache_dir: Path | None) -> None:
             "layout": f"{found.layout} ({found.reason})",
             "kind": loaded.kind,
             "scored": loaded.test_split if loaded.splits else "every sequence",
+            "masks": mask_values(loaded) if loaded.kind == "video" else None,
             "void": ", ".join(map(str, loaded.void)) if loaded.kind == "segmentation" else None,
             "counts": ", ".join(f"{name} {n}" for name, n in loaded.counts().items()),
             "not read": ignored_files(loaded.ignored) if loaded.ignored else None,

@@ -23,8 +23,7 @@ from .encoders import load_encoder
 from .engine import Engine, resolve_device
 from .errors import ConfigError, LmimBenchError, first_line
 from .names import cell_id
-from .opening import open_data
-from .plan import RunPlan, layout_of, left_out_because, make_plan, run_folder
+from .plan import RunPlan, layout_of, left_out_because, make_plan, open_data, run_folder
 from .progress import Reporter
 from .results import CheckpointRecord, warnings_in
 from .types import CheckpointInfo, DataKind, Dataset, Tap, View

@@ -13,7 +13,7 @@ from .data.splits import spread
 from .doctor_system import Check, Subject
 from .errors import DataError
 from .progress import Reporter
-from .types import Array, Dataset, ImageSplit, VideoSequence, ignored_files
+from .types import Array, Dataset, ImageSplit, VideoSequence, ignored_files, mask_values
 
 SAMPLE = 32
 """Images that are decoded of each split, or frames of all videos together (of each at least two)."""
@@ -59,7 +59,8 @@ def data_checks(subject: Subject, data: Dataset, found: Detected, reporter: Repo
 
 def _counted(data: Dataset) -> str:
     if data.kind == "video":
-        return f"{len(data.sequences)} sequences, {sum(map(len, data.sequences)):,} frames"
+        frames = sum(map(len, data.sequences))
+        return f"{len(data.sequences)} sequences, {frames:,} frames, masks hold {mask_values(data)}"
     counts = ", ".join(f"{name} {n:,}" for name, n in data.counts().items())
     return f"{counts} images, {len(data.classes)} classes"
 
@@ -113,14 +114,19 @@ def _sequence_checks(subject: Subject, data: Dataset) -> Iterator[Check]:
     short = [s.name for s in data.sequences if len(s) < _FEWEST_FRAMES]
     if short:
         yield subject.fails(f"{_few(short)}: fewer than {_FEWEST_FRAMES} frames", "leave these sequences out")
-    still = []
+    still, white = [], False
     for sequence in data.sequences:
         with suppress(DataError):  # counted already
-            if not object_ids(sequence.mask(0)):
+            first = sequence.mask(0)
+            if not object_ids(first):
                 still.append(sequence.name)
+                white |= bool((first == 255).any())
     if still:
         found = f"{_few(still)}: no object in the first mask, so that nothing is scored there"
-        yield subject.warns(found, "annotate the first frame, or leave these sequences out")
+        mend = "annotate the first frame, or leave these sequences out"
+        if white:
+            mend += "; where 255 is the object: layout: davis2016 in a suite, and no other value in any mask"
+        yield subject.warns(found, mend)
 
 
 def _few(names: list[str]) -> str:

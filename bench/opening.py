@@ -6,12 +6,11 @@ from typing import Any
 
 from .cache import cache_folder, check_usable
 from .cells import Cell, by_checkpoint_and_data, wanted_by
-from .config import DataConfig, RunConfig
-from .data import load_data
+from .config import RunConfig
 from .errors import ConfigError
 from .features import FEATURES_VERSION, bank_bytes, pixels_key
 from .names import cell_id, digest
-from .plan import Evaluation, RunPlan, left_out_because
+from .plan import Evaluation, RunPlan, left_out_because, open_data
 from .progress import Reporter
 from .records import checkpoint_record
 from .results import CheckpointRecord, result_path, warnings_in
@@ -61,22 +60,6 @@ def open_run(plan: RunPlan, reporter: Reporter, command: str, debug: bool = Fals
     if config.keep_pixels:
         _check_room_for_pixels(cells, data, int(config.cache_size_gb * 1e9))
     return Run(plan, reporter, command, data, cells, debug)
-
-
-def open_data(name: str, entry: DataConfig, config: RunConfig) -> Dataset:
-    """A data set of a plan, whole. Raises DataError as ``load_data`` does."""
-    return load_data(
-        entry.path,
-        name=name,
-        kind=entry.kind,
-        layout=entry.layout,
-        train=entry.train,
-        test=entry.test,
-        void=entry.void,
-        classes=entry.classes,
-        download=config.download,
-        cache_dir=cache_folder(config.cache_dir),
-    )
 
 
 def _check_room_for_pixels(cells: list[Cell], data: dict[str, Dataset], bound: int) -> None:

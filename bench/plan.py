@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..tasks import get_task, registry
+from .cache import cache_folder
 from .config import (
     DEFAULT_SUITE,
     DataConfig,
@@ -23,7 +24,7 @@ from .config import (
 from .errors import ConfigError, LmimBenchError, TaskError, did_you_mean, first_line
 from .names import cell_id, slug
 from .references import at_home
-from .types import DataKind, Frozen, TaskSpec
+from .types import DataKind, Dataset, Frozen, TaskSpec
 
 if TYPE_CHECKING:
     from .data import Detected
@@ -196,6 +197,24 @@ def _unique(name: str, taken: Mapping[str, Any]) -> str:
     while candidate in taken:
         candidate, n = f"{name}-{n}", n + 1
     return candidate
+
+
+def open_data(name: str, entry: DataConfig, config: RunConfig) -> Dataset:
+    """A data set of a plan, whole. Raises DataError as ``load_data`` does."""
+    from .data import load_data
+
+    return load_data(
+        entry.path,
+        name=name,
+        kind=entry.kind,
+        layout=entry.layout,
+        train=entry.train,
+        test=entry.test,
+        void=entry.void,
+        classes=entry.classes,
+        download=config.download,
+        cache_dir=cache_folder(config.cache_dir),
+    )
 
 
 def left_out_because(task: TaskSpec, reference: str) -> str | None:

@@ -190,7 +190,7 @@ def _work(config: VosConfig, spec: EncoderSpec, data: Dataset) -> Work:
 
 @task(
     "vos",
-    version=1,
+    version=2,
     title="DAVIS label propagation",
     data="video",
     config=VosConfig,
@@ -277,7 +277,9 @@ def _open(ctx: Context, config: VosConfig, sequence: VideoSequence) -> Clip | No
     first = sequence.mask(0)
     objects = object_ids(first)
     if not objects:
-        ctx.note(f"{sequence.name} has no object in its first frame and was left out")
+        # 255 alone is how DAVIS 2016 writes its object.
+        hint = " (255 is void there: layout: davis2016 if it is the object)" if (first == 255).any() else ""
+        ctx.note(f"WARNING: {sequence.name} has no object in its first frame{hint} and was left out")
         return None
     patch = ctx.spec.patch_size
     if config.size_rule == "dino64" and (config.size % patch or 64 % patch):

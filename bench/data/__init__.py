@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..errors import DataError, did_you_mean
 from ..references import at_home
 from ..types import DataKind, Dataset
-from .layouts import LAYOUTS, SHARD_SUFFIXES, Detected, detect, require_folder
+from .layouts import LAYOUTS, SHARD_SUFFIXES, Detected, detect, only_splits, require_folder
 
 if TYPE_CHECKING:
     from .unlabelled import Unlabelled
@@ -128,7 +128,8 @@ def load_data(
     elif reference.startswith(_TORCHVISION):
         from .torchvision_sets import load_torchvision
 
-        _expect(kind, detect_layout(reference), reference)
+        _expect(kind, found := detect_layout(reference), reference)
+        _expect_masks(found, reference, void, classes)
         return _scored_on_others(
             load_torchvision(reference, name, train, test, void, classes, download, cache_dir)
         )
@@ -137,8 +138,7 @@ def load_data(
         root = at_home(reference)
         name = name or root.resolve().name
     _expect(kind, found, reference)
-    if (void is not None or classes is not None) and found.kind != "segmentation":
-        raise DataError(f"{reference} is a {found.kind} data set; void and classes are for masks of classes")
+    _expect_masks(found, reference, void, classes)
     return _scored_on_others(_load_folder(found, root, name, train, test, void, classes, cache_dir))
 
 
@@ -168,6 +168,13 @@ def _expect(kind: DataKind | None, found: Detected, reference: str) -> None:
         raise DataError(f"{reference} is a {found.kind} data set ({found.layout}), not one for {kind}")
 
 
+def _expect_masks(
+    found: Detected, reference: str, void: Sequence[int] | None, classes: Sequence[str] | None
+) -> None:
+    if (void is not None or classes is not None) and found.kind != "segmentation":
+        raise DataError(f"{reference} is a {found.kind} data set; void and classes are for masks of classes")
+
+
 def _scored_on_others(data: Dataset) -> Dataset:
     """The data set. Raises DataError where images with labels would be scored against themselves."""
     if data.kind == "classification" and data.train_split == data.test_split:
@@ -188,14 +195,6 @@ def given_layout(layout: str) -> Detected:
     return Detected(layout, LAYOUTS[family].kind, "as given")
 
 
-def _only_splits(root: Path, layout: str, *splits: tuple[str | None, str | None]) -> None:
-    """Raise DataError where a split is named, first of each pair, and is not the one of the layout."""
-    for named, only in splits:
-        if named and named != only:
-            there = f"it is {only!r}" if only else "it has none to train on"
-            raise DataError(f"{root}: the layout {layout} has no choice of the split {named!r}; {there}")
-
-
 def _load_folder(
     found: Detected,
     root: Path,
@@ -211,19 +210,19 @@ def _load_folder(
         from . import segmentation
 
         if found.layout == "segmentation-flat":
-            _only_splits(root, found.layout, (train, "all"), (test, "all"))
+            only_splits(f"{root}: the layout {found.layout}", (train, "all"), (test, "all"))
             return segmentation.load_flat(root, name, void, classes, cache_dir)
         load = segmentation.load_voc if found.layout == "voc" else segmentation.load_split_folders
         return load(root, name, train, test, void, classes, cache_dir)
     if found.kind == "video":
         from .video import load_davis
 
-        _only_splits(root, found.layout, (train, None))
+        only_splits(f"{root}: the layout {found.layout}", (train, None))
         return load_davis(root, name, found.layout, test, cache_dir)
     if found.layout == "cifar":
         from .cifar import load_cifar
 
-        _only_splits(root, found.layout, (train, "train"), (test, "test"))
+        only_splits(f"{root}: the layout {found.layout}", (train, "train"), (test, "test"))
         return load_cifar(root, name, cache_dir)
     if found.layout in SHARD_SUFFIXES:
         from .shard_sets import load_shards

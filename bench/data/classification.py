@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def load_image_folder(
     Raises:
         DataError: a split is missing or empty, or some test classes are not classes of train.
     """
-    chosen_train, chosen_test = choose_splits(root, train, test, marker=None)
+    chosen_train, chosen_test = choose_splits(root, train, test)
     known = class_folders(root / chosen_train)
     classes = known + _novel_classes(root, chosen_train, chosen_test, set(known))
     splits: dict[str, FileSplit] = {}
@@ -61,12 +62,23 @@ def _novel_classes(root: Path, train: str, test: str, classes: set[str]) -> list
         return []
     others = [name for name in TEST_NAMES if name not in (train, test)]
     fits = next((name for name in others if set() < set(class_folders(root / name)) <= classes), None)
+    alike = {_folded(name): name for name in classes}
+    if spelled := [name for name in unknown if _folded(name) in alike]:
+        known = root / train / alike[_folded(spelled[0])]
+        raise DataError(
+            f"{root / test / spelled[0]} and {known} differ in their spelling alone; call them the same"
+        )
     if not fits and found.isdisjoint(classes):
         return unknown
     mend = f"; with test: {fits} in a suite, {fits}/ is scored" if fits else ""
     raise DataError(
         f"{root / test / unknown[0]} is not a class of the train split; it has {len(classes)} others{mend}"
     )
+
+
+def _folded(name: str) -> str:
+    """A name without its case, and however its accents are coded."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _scan(root: Path, split: str, classes: list[str], must_have: set[str]) -> tuple[list[str], Array]:

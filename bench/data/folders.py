@@ -14,8 +14,8 @@ TEST_NAMES = ("test", "testing", "val", "valid", "validation")
 SPLIT_NAMES = (*TRAIN_NAMES, *TEST_NAMES)
 _IMAGES = {"image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "rgb"}
 _MASKS = {
-    "annotation", "annotations", "groundtruth", "gt", "instance", "instances", "label", "labels", "mask",
-    "masks", "panoptic", "seg", "segmentation", "segmentations", "semantic", "semantics",
+    "ann", "annotation", "annotations", "anns", "groundtruth", "gt", "instance", "instances", "label",
+    "labels", "mask", "masks", "panoptic", "seg", "segmentation", "segmentations", "semantic", "semantics",
     "stuffthingmaps", "trimap", "trimaps", "truth",
 }  # fmt: skip
 FEWEST = 2

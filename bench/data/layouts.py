@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..errors import DataError
 from ..types import DataKind, ignored_files
 from .files import IMAGE_SUFFIXES, entries, holds_file, holds_image, ignored_images, list_images, subfolders
-from .folders import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES, called_images, images_with_masks
+from .folders import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES, called_images, called_masks, images_with_masks
 
 RESOLUTIONS = ("480p", "Full-Resolution", "1080p")
 SHARD_SUFFIXES = {"webdataset": (".tar",), "parquet": (".parquet",)}
@@ -36,7 +36,8 @@ LAYOUTS: dict[str, Layout] = {
         "classification", "shards train-*.parquet and test- or validation-*.parquet, or in data/"
     ),
     "segmentation": Layout(
-        "segmentation", "train/, val/, test/, each with images/ and masks/ of the same stems"
+        "segmentation",
+        "train/, val/, test/, each with images/ and masks/ of the same stems, or images/train/ and so on",
     ),
     "segmentation-flat": Layout("segmentation", "images/ and masks/ of the same stems, one split"),
     "voc": Layout("segmentation", "JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/*.txt"),
@@ -54,7 +55,15 @@ class Detected(NamedTuple):
 
 def has_image(folder: Path) -> bool:
     """Whether an image lies directly in the folder."""
-    return folder.is_dir() and any(e.name.lower().endswith(IMAGE_SUFFIXES) for e in entries(folder))
+    return folder.is_dir() and any(
+        e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith(".") for e in entries(folder)
+    )
+
+
+def resolutions(root: Path) -> list[str]:
+    """The resolutions of DAVIS of which both frames and masks are there, the usual one first."""
+    both = set(subfolders(root / "JPEGImages")) & set(subfolders(root / "Annotations"))
+    return [size for size in RESOLUTIONS if size in both]
 
 
 def cifar_folder(root: Path) -> tuple[Path, int] | None:
@@ -131,15 +140,17 @@ def reasons(root: Path) -> dict[str, str]:
             found["imagefolder"] = f"class folders with images in {name}/"
             break
     if {"images", "masks"} <= here:
-        found["segmentation-flat"] = "images/ and masks/"
+        shared = set(subfolders(root / "images")) & set(subfolders(root / "masks")) & set(SPLIT_NAMES)
+        if shared and not paired and not has_image(root / "images"):
+            split = min(shared, key=SPLIT_NAMES.index)
+            found["segmentation"] = f"images/{split} and masks/{split}"
+        else:
+            found["segmentation-flat"] = "images/ and masks/"
     if {"JPEGImages", "SegmentationClass", "ImageSets"} <= here:
         found["voc"] = "JPEGImages/, SegmentationClass/ and ImageSets/"
     if {"JPEGImages", "Annotations"} <= here:
-        sizes = set(subfolders(root / "JPEGImages")) & set(subfolders(root / "Annotations"))
-        for size in RESOLUTIONS:
-            if size in sizes:
-                found["davis"] = f"JPEGImages/{size} and Annotations/{size}"
-                break
+        for size in resolutions(root)[:1]:
+            found["davis"] = f"JPEGImages/{size} and Annotations/{size}"
     batches = cifar_folder(root)
     if batches:
         found["cifar"] = f"CIFAR-{batches[1]} python batches in {batches[0].name}/"
@@ -198,7 +209,12 @@ def detect(root: Path) -> Detected:
 def _refuse_masks(root: Path) -> None:
     """Raise DataError where two folders of a split are no classes, but images and their masks."""
     for split in SPLIT_NAMES:
-        found = images_with_masks(root / split, subfolders(root / split))
+        names = subfolders(root / split)
+        pair = sorted(names, key=called_masks)
+        if len(names) == 2 and called_images(pair[0]) and called_masks(pair[1]):
+            found: tuple[str, str] | None = (pair[0], pair[1])  # of other stems, as Cityscapes has them
+        else:
+            found = images_with_masks(root / split, names)
         if found:
             raise DataError(
                 f"{root / split} looks like images ({found[0]}/) with masks ({found[1]}/): name the folders "
@@ -222,21 +238,18 @@ def _unsorted(root: Path, split: str) -> str:
     )
 
 
-def choose_splits(root: Path, train: str | None, test: str | None, marker: str | None) -> tuple[str, str]:
-    """The train and test split: as named, else train/training, and the first that is there of test, val...
-
-    ``marker`` is a folder that each split must hold (``images``), or None where class folders do. A ``test``
-    folder without labels (no class folder, no mask) is passed over.
+def choose_splits(root: Path, train: str | None, test: str | None) -> tuple[str, str]:
+    """The train and test split of class folders: as named, else train/training, and the first that is there
+    of test, val... A ``test`` folder without labels (no class folder) is passed over.
     """
 
     def usable(name: str) -> bool:
-        folder = root / name
-        return (folder / marker).is_dir() if marker else bool(class_folders(folder))
+        return bool(class_folders(root / name))
 
     def lacks(name: str) -> str:
-        return "" if marker else _unsorted(root, name)
+        return _unsorted(root, name)
 
-    return pick_splits(root, train, test, usable, marker or "class folders", lacks)
+    return pick_splits(root, train, test, usable, "class folders", lacks)
 
 
 def pick_splits(
@@ -274,6 +287,14 @@ def pick_splits(
             "Both a train and a test split are needed"
         )
     return train, test
+
+
+def only_splits(what: str, *splits: tuple[str | None, str | None]) -> None:
+    """Raise DataError where a split is named, first of each pair, and is not the only one that there is."""
+    for named, only in splits:
+        if named and named != only:
+            there = f"it is {only!r}" if only else "it has none to train on"
+            raise DataError(f"{what} has no choice of the split {named!r}; {there}")
 
 
 def _first(names: Iterable[str], usable: Callable[[str], bool]) -> str | None:

@@ -6,6 +6,7 @@ import errno
 import io
 import math
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ limit, and say nothing about what the file holds; what a decoder complains of ha
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError)
 _COLOURS = ("YCbCr", "Gray", "RGB")
 """JPEG files of which both decoders make the same RGB pixels; CMYK is read in more than one way."""
+_AS_PNG = "write masks as PNG"
 _strict = threading.Lock()
 _readers, _leave = 0, False
 """Threads that read an image, and whether Pillow's leave to pad is to be given back after the last one."""
@@ -61,15 +63,17 @@ def _named(path: Path) -> Iterator[None]:
         raise UnreadableError(f"{path} does not exist") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{path} is broken: not an image that can be read") from error
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise DataError(f"{path} is broken: more than {most:,} pixels; make it smaller") from error
     except _DECODE_ERRORS as error:
         raise not_read(path, error) from error
 
 
 @contextmanager
-def _opened(path: Path, source: Path | io.BytesIO) -> Iterator[Image.Image]:
-    """The fully decoded image. Pillow's global leave to pad truncated files is overruled meanwhile."""
+def _opened(path: Path, source: Path | io.BytesIO) -> Iterator[ImageFile.ImageFile]:
+    """An image to be decoded. Pillow's global leave to pad truncated files is overruled meanwhile."""
     with _named(path), whole_files_only(), Image.open(source) as image:
-        image.load()
         yield image
 
 
@@ -107,6 +111,7 @@ def read_image(path: Path, content: bytes | None = None) -> Array:
     if pixels is not None:
         return pixels
     with _opened(path, io.BytesIO(content)) as image:
+        image.load()
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             # Pillow clips at 255, and nobody knows which range of the numbers is black to white.
             raise DataError(
@@ -136,9 +141,15 @@ def read_mask(path: Path) -> Array:
     """The label of each pixel, uint8 (H, W). Palette indices are kept, never turned into colours.
 
     Raises:
-        DataError: the file is missing or broken, or holds colours rather than labels.
+        DataError: the file is missing or broken, holds colours rather than labels, or numbers that are not
+            those that were written.
     """
     with _opened(path, path) as image:
+        if lossy := _lossy(path, image):
+            raise DataError(f"{path} is {lossy} inside, whose compression makes labels of its own; {_AS_PNG}")
+        if scaled := _scaled(image):
+            raise DataError(f"{path} has {scaled}: what its labels are cannot be known; {_AS_PNG} of 8 bits")
+        image.load()
         values = np.asarray(image)
     # The alpha of LA, PA and RGBA is no label; and grey written as RGB still says one number a pixel.
     number = {"LA": 1, "PA": 1, "RGB": 3, "RGBA": 3}.get(image.mode, 0)
@@ -152,9 +163,36 @@ def read_mask(path: Path) -> Array:
         raise DataError(f"{path} holds numbers that are not whole ({image.mode}), not labels")
     if values.dtype != np.uint8:
         if values.size and not 0 <= values.min() <= values.max() <= 255:
-            raise DataError(f"{path} holds labels up to {values.max()}; masks must fit in 0..255")
+            worst = values.min() if values.min() < 0 else values.max()
+            raise DataError(f"{path} holds the label {worst}; masks must fit in 0..255")
         values = values.astype(np.uint8)
     return values
+
+
+def _lossy(path: Path, image: ImageFile.ImageFile) -> str:
+    """The kind of file, where decoded values are not those that were written; "" for others. The suffix
+    says nothing of it.
+    """
+    if image.format in ("JPEG", "MPO"):
+        return "a JPEG"
+    if image.format == "TIFF" and image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
+        return f"a TIFF with {image.info['compression']} data"
+    if image.format == "WEBP" and path.read_bytes()[12:16] != b"VP8L":
+        return "a WebP that may be lossy"
+    return ""
+
+
+def _scaled(image: ImageFile.ImageFile) -> str:
+    """What makes Pillow stretch or cut grey values as it decodes them to 8 bits; "" where nothing does."""
+    for codec, _, _, args in image.tile:
+        mode, *more = args if isinstance(args, tuple) else (args,)
+        if codec.startswith("ppm") and (highest := [mode, *more][-1]) not in (255, 65535):
+            return f"the highest value {highest}"
+        if re.match(r"L;\d", str(mode)):
+            return f"grey values of {str(mode)[2:3]} bits"
+        if ";16" in str(mode) and not image.mode.startswith("I"):
+            return f"{image.mode} values of 16 bits"
+    return ""
 
 
 def image_size(path: Path) -> tuple[int, int]:

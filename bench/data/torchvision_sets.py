@@ -129,20 +129,21 @@ def load_torchvision(
         return load_voc(folder, name, train, test, void, classes, cache_dir)
     if class_name.startswith("CIFAR"):
         from .cifar import load_cifar
-        from .layouts import CIFAR_FOLDERS
+        from .layouts import CIFAR_FOLDERS, only_splits
 
         folder = root / CIFAR_FOLDERS[int(class_name[5:])]
         if download and not folder.is_dir():
             _open(class_name, root, {"train": True}, download)
         if not folder.is_dir():
             raise _absent(class_name, root, f"{folder} does not exist")
+        only_splits(reference, (train, "train"), (test, "test"))
         return load_cifar(folder, name, cache_dir)
     train, test = train or SPLITS[class_name][0], test or SPLITS[class_name][1]
     sources = {
         split: _open(class_name, root, _arguments(class_name, split), download) for split in (train, test)
     }
     splits = {split: _split(source, split, root) for split, source in sources.items()}
-    names = tuple(str(c) for c in classes or _class_names(sources[train], splits[train]))
+    names = tuple(map(str, _class_names(sources[train], splits[train])))
     digest = hashlib.sha256()
     for split, source in sources.items():
         digest.update(f"{split}\0{_identity(source, splits[split], root, cache_dir)}\n".encode())

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..errors import DataError
 from ..types import Dataset
-from .files import by_stem, ignored_images, masks_by_stem, no_image, subfolders
-from .layouts import RESOLUTIONS
+from .files import IMAGE_SUFFIXES, by_stem, ignored_images, masks_by_stem, no_image, subfolders
+from .layouts import RESOLUTIONS, resolutions
 from .manifest import Manifest
 from .reading import labels_present, read_list
 from .splits import FileSequence
@@ -39,9 +39,7 @@ def load_davis(root: Path, name: str, layout: str, test: str | None, cache_dir: 
         DataError: a file or folder is missing; the message names it.
     """
     year, _, wanted = layout.partition(":")
-    resolution = wanted or next(
-        (r for r in RESOLUTIONS if (root / "JPEGImages" / r).is_dir()), RESOLUTIONS[0]
-    )
+    resolution = wanted or next(iter(resolutions(root)), RESOLUTIONS[0])
     frames_root, masks_root = f"JPEGImages/{resolution}", f"Annotations/{resolution}"
     for folder in (frames_root, masks_root):
         if not (root / folder).is_dir():
@@ -61,6 +59,7 @@ def load_davis(root: Path, name: str, layout: str, test: str | None, cache_dir: 
         kind="video",
         fingerprint=manifest.fingerprint(single=single),
         sequences=tuple(sequences),
+        void=() if single else (255,),
         path=str(root),
         ignored=ignored_images(
             *(root / folder / name for folder in (frames_root, masks_root) for name in names)
@@ -79,8 +78,14 @@ def _listed(root: Path, frames_root: str, test: str | None) -> tuple[list[str], 
     lines = [line.strip() for line in read_list(path).splitlines() if line.strip()]
     if not lines:
         raise DataError(f"{path} lists no sequence")
-    in_pairs = "/" in lines[0]  # a name may have blanks in it
-    names = (Path(line.split()[0]).parent.name if in_pairs else line for line in lines)
+    first, *others = lines[0].split()  # where it is no pair, a name may have blanks in it
+    in_pairs = len(others) == 1 and all(one.lower().endswith(IMAGE_SUFFIXES) for one in (first, *others))
+    names = [Path(line.split()[0]).parent.name if in_pairs else line for line in lines]
+    if nested := [one for one in names if "/" in one]:
+        raise DataError(
+            f"{path} lists {nested[0]!r}; each line is the name of a folder of {frames_root}, or the paths "
+            "of a frame and of its mask (DAVIS 2016)"
+        )
     return list(dict.fromkeys(names)), in_pairs
 
 
@@ -91,6 +96,11 @@ def _sequence(root: Path, name: str, frames_root: str, masks_root: str) -> FileS
     frames, masks = by_stem(root / frames_root / name), masks_by_stem(root / masks_root / name)
     if not frames:
         raise DataError(f"{root / frames_root / name} {no_image(root / frames_root / name)}")
+    if nested := [frame for frame in frames.values() if "/" in frame]:
+        raise DataError(
+            f"{root / frames_root / name / nested[0]} lies in a folder of its own; a sequence is one folder "
+            "of frames"
+        )
     for stem in frames:
         if stem not in masks:
             raise DataError(

@@ -4,7 +4,7 @@ Nothing here imports torch at run time: the command line, the plan and the repor
 """
 
 from .base import Array, DataKind, Frozen, Interpolation, Pooling, PosInterpolation
-from .data import Dataset, ImageSplit, VideoSequence, ignored_files
+from .data import Dataset, ImageSplit, VideoSequence, ignored_files, mask_values
 from .encoders import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -63,6 +63,7 @@ __all__ = [
     "View",
     "Work",
     "ignored_files",
+    "mask_values",
     "mean_statistic",
     "pooled_columns",
 ]

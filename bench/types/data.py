@@ -61,7 +61,7 @@ class Dataset:
     splits: Mapping[str, ImageSplit] = field(default_factory=dict)
     sequences: tuple[VideoSequence, ...] = ()
     void: tuple[int, ...] = (255,)
-    """Labels that are no class: left out of every count (segmentation)."""
+    """Labels that are no class, or no object: left out of every count."""
     train_split: str = "train"
     test_split: str = "val"
     path: str | None = None
@@ -95,6 +95,11 @@ class Dataset:
         if self.kind == "video":
             return {s.name: len(s) for s in self.sequences}
         return {name: len(split) for name, split in self.splits.items()}
+
+
+def mask_values(data: Dataset) -> str:
+    """What the values of masks of a video data set mean, in words."""
+    return "object ids, 255 is void (DAVIS 2017)" if data.void else "0 and 255, the one object (DAVIS 2016)"
 
 
 def ignored_files(counts: Mapping[str, int]) -> str:

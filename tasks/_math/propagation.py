@@ -27,6 +27,7 @@ Rectangle = tuple[slice, slice]
 _TILE_SIDE = {"cpu": 8, "cuda": 24}
 _TILE_PAIRS = 1 << 25
 """Most target-context pairs held at once (128 MiB of float32)."""
+_ROUNDING = 1e-5
 
 
 def propagate(
@@ -196,9 +197,10 @@ def harden(soft: Tensor, scale: int = 1, normalise: bool = True) -> Tensor:
         maps = F.interpolate(maps[None], scale_factor=float(scale), mode="bilinear", align_corners=False)[0]
     if normalise:
         low, high = (bound(dim=(1, 2), keepdim=True) for bound in (maps.amin, maps.amax))
-        flat = (high == low) & (high > 0)
-        stretched = (maps - low) / (high - low).masked_fill_(high == low, 1)
-        maps = stretched.masked_fill_(flat, 1)
+        # Sums of weights are 1 up to rounding, which must not be stretched.
+        flat = high - low <= _ROUNDING * high
+        stretched = (maps - low) / (high - low).masked_fill_(flat, 1)
+        maps = torch.where(flat, (high > 0).to(maps.dtype), stretched)
     return maps.max(dim=0).indices.to(torch.uint8)  # over 20 times as fast as argmax, on a CPU
 
 

@@ -75,7 +75,7 @@ def test_cmyk_is_left_to_pillow():
 def test_pillows_limit_of_pixels_holds(monkeypatch):
     content = encoded("baseline")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(DataError, match=r"x\.jpg is broken: .*decompression bomb"):
+    with pytest.raises(DataError, match=r"x\.jpg is broken: more than .* pixels"):
         read_image(Path("x.jpg"), content)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert read_image(Path("x.jpg"), content).shape == (47, 61, 3)

@@ -121,12 +121,6 @@ def test_a_process_that_is_forked_while_a_thread_reads_can_read(tmp_path, noise)
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_masks_of_parts_of_a_label_are_refused(tmp_path):
-    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "m.tif")
-    with pytest.raises(DataError, match=r"m\.tif holds numbers that are not whole"):
-        read_mask(tmp_path / "m.tif")
-
-
 def test_a_tag_of_a_wrong_type_is_a_broken_file(tmp_path):
     path = tmp_path / "x.tif"
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
@@ -149,38 +143,6 @@ def test_every_colour_mode_becomes_rgb_and_exif_rotation_is_left(tmp_path, noise
     exif[0x0112] = 6
     noise.save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").shape == (40, 60, 3)
-
-
-def test_palette_mask_keeps_its_indices(tmp_path):
-    labels = np.array([[0, 1, 2], [255, 7, 1]], dtype=np.uint8)
-    image = Image.fromarray(labels, mode=None).convert("P")
-    image.putdata(labels.ravel().tolist())
-    image.putpalette(list(range(255, -1, -1)) * 3)
-    image.save(tmp_path / "p.png")
-    with Image.open(tmp_path / "p.png") as stored:
-        assert stored.mode == "P"
-        assert not np.array_equal(np.asarray(stored.convert("L")), labels)
-    assert np.array_equal(read_mask(tmp_path / "p.png"), labels)
-
-
-def test_mask_modes(tmp_path):
-    labels = np.array([[0, 3], [4, 255]], dtype=np.uint8)
-    Image.fromarray(labels).save(tmp_path / "grey.png")
-    Image.fromarray(labels.astype(np.uint16)).save(tmp_path / "grey16.png")
-    Image.fromarray(np.repeat(labels[..., None], 3, axis=2)).save(tmp_path / "rgb.png")
-    for name in ("grey", "grey16", "rgb"):
-        assert np.array_equal(read_mask(tmp_path / f"{name}.png"), labels), name
-    Image.fromarray(np.array([[0, 1], [1, 1]], dtype=bool)).save(tmp_path / "bit.png")
-    assert read_mask(tmp_path / "bit.png").tolist() == [[0, 1], [1, 1]]
-
-
-def test_masks_that_hold_no_labels_are_refused(tmp_path, noise):
-    noise.save(tmp_path / "colours.png")
-    with pytest.raises(DataError, match=r"colours\.png holds colours"):
-        read_mask(tmp_path / "colours.png")
-    Image.fromarray(np.full((2, 2), 300, np.uint16)).save(tmp_path / "high.png")
-    with pytest.raises(DataError, match=r"high\.png holds labels up to 300"):
-        read_mask(tmp_path / "high.png")
 
 
 def test_hidden_files_are_left_out_and_the_order_is_fixed(tmp_path, noise):
@@ -274,16 +236,6 @@ def test_images_of_more_than_8_bits_are_refused_and_such_masks_are_not(tmp_path,
         read_image(tmp_path / name)
     assert not isinstance(caught.value, UnreadableError)
     assert read_mask(tmp_path / name).ravel().tolist() == list(range(12))
-
-
-@pytest.mark.parametrize("alpha", ["equal", "opaque"])
-@pytest.mark.parametrize("mode", ["LA", "RGBA"])
-def test_the_alpha_of_a_mask_is_no_label(tmp_path, mode, alpha):
-    labels = np.array([[0, 3], [4, 255]], dtype=np.uint8)
-    grey = Image.fromarray(labels)
-    above = grey if alpha == "equal" else Image.new("L", grey.size, 255)
-    Image.merge(mode, [grey] * (len(mode) - 1) + [above]).save(tmp_path / "m.png")
-    assert read_mask(tmp_path / "m.png").tolist() == labels.tolist()
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"a/caf\xe9.png"])

@@ -128,6 +128,13 @@ def test_classes_of_test_that_are_all_novel_follow_those_of_train(folder, tmp_pa
         load(folder, tmp_path)
 
 
+def test_classes_that_are_spelled_otherwise_in_test_are_not_novel(folder, tmp_path):
+    for name in ("cat", "dog", "eel"):
+        (folder / "val" / name).rename(folder / "val" / name.upper())
+    with pytest.raises(DataError, match=r"val/CAT and .*train/cat differ in their spelling alone"):
+        load(folder, tmp_path)
+
+
 def test_images_at_any_depth_are_of_the_class_folder(folder, tmp_path):
     for split in ("train", "val"):
         for name in ("cat", "dog", "eel"):
@@ -322,6 +329,10 @@ def test_cifar_has_its_two_splits_alone(tmp_path):
         name = next(iter(options.values()))
         with pytest.raises(DataError, match=rf"the layout cifar has no choice of the split '{name}'; it is"):
             load(tmp_path / "c", tmp_path, **options)
+        with pytest.raises(DataError, match=rf"^torchvision:CIFAR10:.* has no choice of the split '{name}'"):
+            load(f"torchvision:CIFAR10:{tmp_path / 'c'}", tmp_path, **options)
+    with pytest.raises(DataError, match="void and classes are for masks of classes"):
+        load(f"torchvision:CIFAR10:{tmp_path / 'c'}", tmp_path, classes=["a"] * 10)
 
 
 def test_cifar_labels_and_shapes_are_checked(tmp_path):
@@ -566,7 +577,7 @@ def test_voc_layout(tmp_path):
     with pytest.raises(DataError, match=r"trainval\.txt does not exist"):
         load(root, tmp_path, train="trainval")
     (root / "SegmentationClass" / "b.png").unlink()
-    with pytest.raises(DataError, match=r"SegmentationClass/b\.png cannot be read"):
+    with pytest.raises(DataError, match=r"lists 'b', and .*SegmentationClass has no file"):
         load(root, tmp_path)
     through = load(f"torchvision:VOCSegmentation:{_devkit(root, tmp_path)}", tmp_path, test="train")
     assert through.counts() == {"train": 2}

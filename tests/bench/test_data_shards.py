@@ -545,7 +545,7 @@ def test_broken_and_huge_images_are_named_on_access(tmp_path, monkeypatch):
         with pytest.raises(DataError, match=rf"train-0\.tar/k{i} is broken"):
             split.image(i)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(DataError, match=r"train-0\.tar/k0 is broken: .*decompression bomb"):
+    with pytest.raises(DataError, match=r"train-0\.tar/k0 is broken: more than .* pixels"):
         split.image(0)
 
 

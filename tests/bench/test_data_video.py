@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from lmim_bench.bench.cli import cli
 from lmim_bench.bench.data import detect_layout, load_data
 from lmim_bench.bench.errors import DataError
 
@@ -61,6 +63,22 @@ def test_2016_by_its_own_list_of_paths(tmp_path):
     data = load(root, tmp_path)
     assert data.counts() == {"dog": 3}
     assert data.sequences[0].mask(1).max() == 1
+
+
+def test_a_list_of_names_with_folders_is_no_list_of_pairs(tmp_path):
+    root = davis(tmp_path / "d", {"grp/t": [1], "grp/u": [1]})
+    with pytest.raises(DataError, match=r"480p/grp/t/00000\.jpg lies in a folder of its own"):
+        load(root, tmp_path)  # two videos would be one
+    lists(root, "2017/val.txt", "grp/t\ngrp/u\n")
+    with pytest.raises(DataError, match=r"val\.txt lists 'grp/t'; each line is the name of a folder"):
+        load(root, tmp_path)
+
+
+def test_what_masks_hold_is_told(tmp_path):
+    for name, value, words in (("a", 255, "0 and 255, the one object"), ("b", 2, "object ids, 255 is void")):
+        root = davis(tmp_path / name, {"dog": [value]})
+        found = CliRunner().invoke(cli, ["data", str(root), "--cache-dir", str(tmp_path / "cache")])
+        assert words in found.output
 
 
 def test_frames_are_in_the_order_of_their_numbers(tmp_path):
@@ -142,6 +160,12 @@ def test_resolution(tmp_path):
     assert load(root, tmp_path, layout="davis:Full-Resolution").counts() == {"a": 2}
     with pytest.raises(DataError, match="JPEGImages/1080p does not exist"):
         load(root, tmp_path, layout="davis2017:1080p")
+
+
+def test_of_several_resolutions_the_one_with_masks_is_taken(tmp_path):
+    root = davis(tmp_path / "d", {"dog": [1]}, "Full-Resolution")
+    write(root / "JPEGImages" / "480p" / "dog" / "00000.jpg", np.zeros((*SIZE, 3)))
+    assert load(root, tmp_path).sequences[0].frames[0].startswith("JPEGImages/Full-Resolution")
 
 
 def test_head(tmp_path):

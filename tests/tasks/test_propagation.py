@@ -210,3 +210,11 @@ def test_a_label_everywhere_alike_wins_everywhere():
     soft = torch.zeros(3, 3, 2)
     soft[..., 1] = 1
     assert (propagation.harden(soft, scale=2) == 1).all()
+
+
+def test_rounding_is_not_stretched():
+    soft = torch.zeros(4, 6, 2)
+    soft[..., 1] = 1 + torch.linspace(-3e-7, 3e-7, 24).view(4, 6)  # sums of weights, as they come out
+    assert (propagation.harden(soft) == 1).all()
+    soft[0, 0] = torch.tensor([1e-3, 1 - 1e-3])  # a faint label is still one
+    assert propagation.harden(soft).flatten().tolist() == [0] + [1] * 23
