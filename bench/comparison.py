@@ -28,6 +28,11 @@ from .stats import (
 from .types import Array, mean_statistic
 
 PERMUTATIONS = 9999
+_MORE_PERMUTATIONS = 999_999
+_RARE = 10
+"""So few extreme exchanges among the first ones say little of how rare they are."""
+_MOST_EXCHANGED = 20_000_000
+"""Groups times exchanges, at most, where more are drawn."""
 _MOST_ORDERS = 100_000
 
 
@@ -39,7 +44,7 @@ class Difference:
         value: mean of b minus mean of a.
         low, high: 95% interval, None where fewer than two independent items leave nothing to resample.
         p: two-sided p value of the test, None where there is no test.
-        least: the least p value that the test can give for so few groups, however they differ.
+        least: the least p value that the test can give for so few items or groups, however they differ.
         test: what the p value comes from.
         effect: Cohen's d_z, the mean of the differences over their standard deviation (over clusters, where
             items come in groups); None where the differences do not vary.
@@ -84,8 +89,10 @@ def compare(
     difference = b - a
     value = float(difference.mean())
     if crossed:
-        return _crossed(difference, value, clusters)
-    groups = by_cluster(difference[:, None], clusters)[0][:, 0]
+        shares = all(bool(((x >= 0) & (x <= 1)).all()) for x in (a, b))
+        return _crossed(difference, value, clusters, 1.0 if shares else math.inf)
+    sums, sizes = by_cluster(difference[:, None], clusters)
+    groups = sums[:, 0]
     answers = clusters is None and len(groups) > 1 and is_binary(a) and is_binary(b)
     if answers:
         interval: tuple[float, float] | None = tango(int(np.sum(a > b)), int(np.sum(b > a)), len(groups))
@@ -93,34 +100,39 @@ def compare(
         interval = bootstrap(difference[:, None], mean_statistic, rng, clusters=clusters)
     low, high = interval if interval is not None else (None, None)
     p: float | None
-    least = 0.0
+    least = 2.0 ** (1 - len(groups))
     if len(groups) < 2:
         p, test = None, "none: a single independent item"
     elif answers:
         p, test = mcnemar(a, b), "McNemar's exact test"
     else:
         p, test = sign_flips(groups, rng)
-        least = 2.0 ** (1 - len(groups))
-    return Difference(value, low, high, p, least, test, _effect(groups), len(difference), len(groups))
+        if 2 ** len(groups) > PERMUTATIONS:
+            least = max(least, 1 / (1 + _most_exchanges(len(groups))))
+    return Difference(value, low, high, p, least, test, _effect(groups / sizes), len(difference), len(groups))
 
 
-def _crossed(difference: Array, value: float, clusters: Array | None) -> Difference:
+def _crossed(difference: Array, value: float, clusters: Array | None, reach: float) -> Difference:
+    """``reach``: how far apart two values can be."""
     from scipy.special import stdtr
 
     items = difference.shape[1]
     # Groups of items as columns, of which each has its share in the mean.
-    sums = by_cluster(difference.T, clusters)[0].T
-    groups = sums.shape[1]
-    table = sums * (groups / items)
+    sums, sizes = by_cluster(difference.T, clusters)
+    groups = len(sums)
+    table = sums.T * (groups / items)
     interval = crossed_interval(table)
     if interval is None:
         return Difference(value, None, None, None, 0.0, "none: a single draw or item", None, items, groups)
     error, freedom = crossed_error(table)
-    # Without any spread: of all exchanges of the two, item by item, two are as far apart.
-    alike = 2.0 ** (1 - groups) if value else 1.0
-    p = 2 * float(stdtr(freedom, -abs(value) / error)) if error else alike
+    # Of all exchanges of the two, item by item, two are as far apart: so few items say no more, however
+    # little they happen to vary.
+    least = 2.0 ** (1 - groups)
+    p = max(least, 2 * float(stdtr(freedom, -abs(value) / error))) if error else (least if value else 1.0)
     test = f"Student's t over draws and items, {freedom:.1f} degrees of freedom"
-    return Difference(value, *interval, p, 0.0, test, _effect(table.mean(axis=0)), items, groups)
+    effect = _effect((sums / sizes[:, None]).mean(axis=1))
+    low, high = (max(-reach, min(reach, end)) for end in interval)
+    return Difference(value, low, high, p, least, test, effect, items, groups)
 
 
 def mcnemar(a: Array, b: Array) -> float:
@@ -134,8 +146,8 @@ def mcnemar(a: Array, b: Array) -> float:
 def sign_flips(groups: Array, rng: np.random.Generator) -> tuple[float, str]:
     """Two-sided p value of paired differences (G,) by exchanging the two encoders in whole groups.
 
-    Every exchange is tried where there are few of them; else ``PERMUTATIONS`` drawn ones, with the observed
-    one counted among them.
+    Every exchange is tried where there are few of them; else ``PERMUTATIONS`` drawn ones, and up to a million
+    where hardly any of those is as extreme, with the observed one counted among them.
     """
     groups = groups[groups != 0]
     if len(groups) == 0:
@@ -144,11 +156,19 @@ def sign_flips(groups: Array, rng: np.random.Generator) -> tuple[float, str]:
     if 2 ** len(groups) <= PERMUTATIONS:
         bits = np.arange(2 ** len(groups))[:, None] >> np.arange(len(groups)) & 1
         return float((np.abs((1 - 2 * bits) @ groups) >= observed).mean()), "exact paired permutation test"
-    extreme, chunk = 0, max(1, CHUNK_ELEMENTS // len(groups))
-    for start in range(0, PERMUTATIONS, chunk):
-        signs = rng.integers(0, 2, size=(min(chunk, PERMUTATIONS - start), len(groups)), dtype=np.int8)
+    extreme, drawn, wanted = 0, 0, PERMUTATIONS
+    chunk = max(1, CHUNK_ELEMENTS // len(groups))
+    while drawn < wanted:
+        signs = rng.integers(0, 2, size=(min(chunk, wanted - drawn), len(groups)), dtype=np.int8)
         extreme += int((np.abs((1.0 - 2.0 * signs) @ groups) >= observed).sum())
-    return (1 + extreme) / (1 + PERMUTATIONS), f"paired permutation test, {PERMUTATIONS:,} exchanges"
+        drawn += len(signs)
+        if drawn == PERMUTATIONS and extreme < _RARE:
+            wanted = _most_exchanges(len(groups))
+    return (1 + extreme) / (1 + drawn), f"paired permutation test, {drawn:,} exchanges"
+
+
+def _most_exchanges(groups: int) -> int:
+    return max(PERMUTATIONS, min(_MORE_PERMUTATIONS, _MOST_EXCHANGED // groups))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -271,7 +291,9 @@ def sentence(
     )
     if p is None:
         few = groups if found.independent != found.items else f"independent {items}"
-        return f"{winner} leads {loser} by {size}{interval} on {by}; too few {few} for a test at 5%"
+        test = "a test at 5%" if found.p is None or found.least >= 0.05 else "so many tests at 5%"
+        ahead = f"{winner} leads {loser} by {size}" if found.value else f"{winner} and {loser} are equal"
+        return f"{ahead}{interval} on {by}; too few {few} for {test}"
     shown = f"p {p_text(p)}" if p < 0.001 else f"p = {p_text(p)}"
     if p < 0.05:
         return f"{winner} is better than {loser} by {size}{interval}, {shown}, on {by}"

@@ -28,6 +28,8 @@ _MOST, _DRAWS = 20_000, 400_000
 CHUNK_ELEMENTS = 4_000_000
 _FEW = 8
 """Fewer independent items than this get Student's interval."""
+_OTHERS = 5
+"""Fewer groups than this that are not all 0, or not all 1, say little of how many such there are."""
 _BESIDE = 1e-12
 _LOPSIDED = 0.1
 """So do values with fewer than this share of the resamples below or above them."""
@@ -54,10 +56,8 @@ def score(measurement: Measurement, rng: np.random.Generator) -> Score:
     n = items.shape[1] if measurement.crossed else len(items)
     interval: tuple[float, float] | None
     if measurement.crossed:
-        # Outcomes that are all alike have no spread, and are no certainty for that.
-        alike = n > 1 and value in (0, 1) and is_binary(items)
         table = terms(measurement)
-        interval = wilson(round(value * n), n) if alike else crossed_interval(table)
+        interval = crossed_interval(table)
         if not is_plain(measurement) and np.ptp(table.mean(axis=0)) == 0:
             interval = None  # no item makes a difference of its own
     else:
@@ -66,8 +66,11 @@ def score(measurement: Measurement, rng: np.random.Generator) -> Score:
             interval = wilson(int(items.sum()), n) if n > 1 else None
         else:
             interval = bootstrap(rows, measurement.statistic, rng, clusters=measurement.clusters)
+    shares = _is_share(measurement, items)
+    if interval is not None and shares:
+        interval = _beside_an_end(interval, value, items, measurement.clusters)
     low, high = interval if interval is not None else (None, None)
-    bounds = (0.0, 1.0) if _is_share(measurement, items) else measurement.bounds
+    bounds = (0.0, 1.0) if shares else measurement.bounds
     if low is not None and high is not None and bounds is not None:
         low, high = max(bounds[0], low), min(bounds[1], high)
     return Score(
@@ -79,6 +82,21 @@ def score(measurement: Measurement, rng: np.random.Generator) -> Score:
         chance=None if measurement.chance is None else float(measurement.chance),
         detail=json.loads(json.dumps(dict(measurement.detail), default=plain_json)),
     )
+
+
+def _beside_an_end(
+    interval: tuple[float, float], value: float, items: Array, clusters: Array | None
+) -> tuple[float, float]:
+    """An interval of a mean of shares, as wide as Wilson's at least where hardly any group is not all 0 or
+    all 1: what does not vary among so few is no certainty for that.
+    """
+    columns = items.reshape(-1, items.shape[-1])
+    sums, sizes = by_cluster(columns.T, clusters)
+    means = sums.mean(axis=1) / sizes
+    if min(np.count_nonzero(means != end) for end in (0, 1)) >= _OTHERS:
+        return interval
+    low, high = wilson(value * len(means), len(means))
+    return min(interval[0], low), max(interval[1], high)
 
 
 def is_plain(measurement: Measurement) -> bool:
@@ -130,7 +148,7 @@ def _parts(rows: Array) -> int:
     return max(1, rows.size // CHUNK_ELEMENTS)
 
 
-def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson(hits: float, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's score interval of a share ``hits / n``."""
     z = NormalDist().inv_cdf((1 + level) / 2)
     share, weight = hits / n, z * z / n

@@ -26,7 +26,7 @@ from _patches import import_from
 from _peer_code import clusters, compare, find_peer, options, start, write_json
 
 from lmim_bench.bench.types import Array
-from lmim_bench.tasks._math.few_shot import episode_accuracy, plan_episodes, sample_episodes
+from lmim_bench.tasks._math.few_shot import episode_hits, plan_episodes, sample_episodes
 from lmim_bench.tasks._math.normalise import unit_rows
 
 WAY, QUERIES, BATCH = 5, 15, 20
@@ -53,7 +53,7 @@ def our_work(args: argparse.Namespace, data: Any = None) -> Callable[[], Found]:
         plan = plan_episodes(np.bincount(labels), WAY, args.shots, QUERIES)
         assert plan is not None
         picks = sample_episodes(labels, plan, args.episodes, np.random.default_rng(args.seed))
-        accuracy = episode_accuracy(rows, picks, args.shots)
+        accuracy = episode_hits(rows, picks, args.shots).mean(axis=(1, 2))
         return float(accuracy.mean()), float(1.96 * accuracy.std(ddof=1) / len(accuracy) ** 0.5)
 
     return work
@@ -133,7 +133,7 @@ def same_episodes(args: argparse.Namespace, data: tuple[Array, Array]) -> tuple[
     chosen, within = code.define_runs(WAY, args.shots, QUERIES, args.classes, [args.images] * args.classes)
     picks = (chosen[:, :, None] * args.images + within).numpy()
     theirs, _ = code.ncm_cosine(torch.zeros(0, 0, 0), features, chosen, within, args.shots)
-    return float(episode_accuracy(rows, picks, args.shots).mean()), float(theirs)
+    return float(episode_hits(rows, picks, args.shots).mean()), float(theirs)
 
 
 def main() -> None:

@@ -212,7 +212,8 @@ def _reading(results: Sequence[Result], metric_id: str, metric: Metric) -> Readi
     if len(found) > 1:
         whole = [(s.value, s.low, s.high) for _, s in found if s.low is not None and s.high is not None]
         low, high = over_seeds(whole) if len(whole) == len(found) else (None, None)
-        if low is not None and high is not None and metric.unit == "%":
+        shares = all(0 <= low <= high <= 1 for _, low, high in whole)  # which a decay is not
+        if low is not None and high is not None and metric.unit == "%" and shares:
             low, high = max(0.0, low), min(1.0, high)
     return Reading(sum(s.value for _, s in found) / len(found), low, high, tuple(found), metric)
 

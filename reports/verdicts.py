@@ -172,8 +172,11 @@ class Pairings:
         leader = self.report.checkpoints[row.readings.index(best)]
         marked = []
         for checkpoint, cell in zip(self.report.checkpoints, cells, strict=True):
-            if cell.reading is not None and not cell.standing:
-                cell = replace(cell, standing=self._standing(column, leader, checkpoint))
+            if cell.reading is not None and checkpoint is not leader:
+                standing = self._standing(column, leader, checkpoint)
+                # Numbers that look alike are both the best, unless it is known which one is.
+                if not (cell.standing == "best" and standing):
+                    cell = replace(cell, standing=standing)
             marked.append(cell)
         return tuple(marked)
 
@@ -184,7 +187,8 @@ class Pairings:
         tests = sum(math.comb(len(row.found), 2) for row in rows) if len(self.report.checkpoints) > 2 else 0
         for verdict in _corrected([made], tests)[0].verdicts:
             if verdict.column is column and verdict.p is not None:
-                return "" if verdict.clear else "close"
+                # On the seeds that both have, the other may be the better one.
+                return "" if verdict.clear and verdict.better is leader else "close"
         one, two = (column.summary()[c.index].reading for c in (leader, other))
         return "untested" if one is not None and two is not None and one.overlaps(two) else ""
 
@@ -283,16 +287,17 @@ def _lacking(column: Column, pair: Sequence[Checkpoint]) -> str:
 def _corrected(made: Sequence[Comparison], tests: int = 0) -> tuple[Comparison, ...]:
     """Comparisons with the p values of all their tests corrected together by Holm, or for ``tests`` tests."""
     alone = [v.found.p for comparison in made for v in comparison.verdicts if v.found.p is not None]
-    together = iter([tests * p for p in alone] if tests else holm(alone))
+    together = iter([min(1.0, tests * p) for p in alone] if tests else holm(alone))
 
     def correct(verdict: Verdict) -> Verdict:
         if verdict.found.p is None:
             return verdict
-        p: float | None = min(1.0, next(together))
-        # However great the difference, Holm may never bring a test of few groups below the level.
-        if p is not None and LEVEL <= p < 1 and verdict.found.least * p / verdict.found.p >= LEVEL:
-            p = None
-        return replace(verdict, p=p)
+        p = next(together)
+        # However great its difference, a test of few groups may stay above the level: with the least p that
+        # it can have, it comes after those that are smaller still.
+        least = verdict.found.least
+        least *= tests or len(alone) - sum(other < least for other in alone)
+        return replace(verdict, p=None if p >= LEVEL and least >= LEVEL else p)
 
     return tuple(replace(c, verdicts=tuple(correct(v) for v in c.verdicts)) for c in made)
 

@@ -159,7 +159,7 @@ def _work(cfg: FewShotConfig, spec: EncoderSpec, data: Dataset) -> Work:
 
 @task(
     "few_shot",
-    version=4,
+    version=5,
     title="Few-shot transfer",
     data="classification",
     config=FewShotConfig,
@@ -336,8 +336,8 @@ def _save_curve(
 
 
 def _episodic(ctx: Context, cfg: FewShotConfig, rows: Array, labels: Array) -> list[Measurement]:
-    """N-way K-shot episodes inside the test split: items are accuracies of episodes."""
-    from ._math.few_shot import episode_accuracy, plan_episodes, sample_episodes
+    """N-way K-shot episodes inside the test split: items are its images, by their part in the episodes."""
+    from ._math.few_shot import episode_hits, image_terms, plan_episodes, sample_episodes
 
     result = []
     for shot in cfg.episode_shots if cfg.episodes else ():
@@ -359,9 +359,21 @@ def _episodic(ctx: Context, cfg: FewShotConfig, rows: Array, labels: Array) -> l
                 "the test split has no more images"
             )
         picks = sample_episodes(labels, plan, cfg.episodes, ctx.rng("episodes", shot))
-        accuracy = episode_accuracy(rows, picks, shot)
-        detail = {"queries": plan.query, "classes": len(plan.classes)}
+        hits = episode_hits(rows, picks, shot)
+        accuracy = hits.mean(axis=(1, 2))
+        detail = {
+            "queries": plan.query,
+            "classes": len(plan.classes),
+            "episodes": len(accuracy),
+            "over_episodes": round(float(1.96 * accuracy.std() / len(accuracy) ** 0.5), 6),
+        }
         result.append(
-            Measurement(f"episodic@way={plan.way},shot={shot}", accuracy, chance=1 / plan.way, detail=detail)
+            Measurement(
+                f"episodic@way={plan.way},shot={shot}",
+                image_terms(hits, picks, len(labels)),
+                chance=1 / plan.way,
+                bounds=(0.0, 1.0),
+                detail=detail,
+            )
         )
     return result

@@ -240,10 +240,13 @@ def _leave_one_out(ctx: Context, cfg: KnnConfig) -> list[Measurement]:
         _, position = knn.search(rows, rows, 2, cfg.block, advance=bar.advance)
     other = knn.without_self(position, np.arange(len(test)))[:, 0]
     hits = (truth[other] == truth).astype(np.float32)
+    # Two images that are each other's neighbour are right or wrong together.
+    place = np.arange(len(test))
+    pairs = np.where(other[other] == place, np.minimum(place, other), place)
     ctx.note(_LOO_NOTE)
     counts = np.bincount(truth).astype(np.float64)
     chance = float(np.sum(counts * (counts - 1)) / (len(truth) * (len(truth) - 1)))
-    return [Measurement("nn1_loo", hits, chance=chance)]
+    return [Measurement("nn1_loo", hits, clusters=pairs, chance=chance)]
 
 
 def _curve(weighted: dict[int, Array], majority: dict[int, Array]) -> dict[str, object]:

@@ -206,6 +206,12 @@ def TASK(ctx: Context, cfg: UnsupSegConfig) -> Sequence[Measurement]:  # noqa: N
     table = _table(ctx.data, cfg)
     classes = seg.names_kept(ctx.data.classes, table)
     labels = _count_labels(ctx, cfg, table, patches.shape[1:3])
+    absent = len(classes) - len(np.unique(labels.label))
+    if absent and cfg.absent_classes == "zero":
+        ctx.note(
+            f"{absent} of {len(classes)} classes have no pixel in these masks, and each counts as an IoU of "
+            "0 (absent_classes=skip leaves them out)"
+        )
 
     result, counts, predicted = _data_set_level(ctx, cfg, patches, labels, classes)
     images, trees = np.arange(len(patches)), None

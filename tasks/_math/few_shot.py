@@ -112,8 +112,8 @@ def sample_episodes(labels: Array, plan: EpisodePlan, episodes: int, rng: np.ran
     return np.asarray(by_class[starts[chosen][..., None] + within.reshape(*chosen.shape, -1)])
 
 
-def episode_accuracy(rows: Array, picks: Array, shot: int) -> Array:
-    """Accuracy of nearest class mean (cosine) on the queries of each episode, float64 (E,).
+def episode_hits(rows: Array, picks: Array, shot: int) -> Array:
+    """Whether nearest class mean (cosine) is right on each query of each episode, bool (E, way, query).
 
     Args:
         rows: unit features (N, D).
@@ -121,8 +121,8 @@ def episode_accuracy(rows: Array, picks: Array, shot: int) -> Array:
         shot: support images a class.
     """
     episodes, way, images = picks.shape
-    accuracy = np.empty(episodes)
-    truth = np.repeat(np.arange(way), images - shot)
+    hits = np.empty((episodes, way, images - shot), dtype=bool)
+    truth = np.arange(way)[:, None]
     block = max(1, _BLOCK_ELEMENTS // (way * images * rows.shape[1]))
     for start in range(0, episodes, block):
         part = picks[start : start + block]
@@ -131,5 +131,38 @@ def episode_accuracy(rows: Array, picks: Array, shot: int) -> Array:
         means = _apart(unit_rows(means.reshape(-1, rows.shape[1]), np.float64).reshape(means.shape))
         queries = rows[part[:, :, shot:].reshape(len(part), -1)]  # (e, way * query, D)
         similarity = queries @ means.transpose(0, 2, 1)  # (e, way * query, way)
-        accuracy[start : start + block] = (similarity.argmax(axis=2) == truth).mean(axis=1)
-    return accuracy
+        found = similarity.argmax(axis=2).reshape(len(part), way, -1)
+        hits[start : start + block] = found == truth
+    return hits
+
+
+def image_terms(hits: Array, picks: Array, images: int) -> Array:
+    """Per-image numbers (N,) whose mean is the mean accuracy of episodes, exactly, and whose spread is that
+    of it over other images.
+
+    Episodes share their images, so that they are no independent items. An image adds to the value what it
+    does as a query, and what the episodes that it supports are better or worse than all: the first-order
+    terms of a statistic of samples (Hoeffding 1948). The second part rests on few episodes an image; it is
+    scaled down by the share of its variance that comes from that, but for what the episodes' own number
+    leaves uncertain in the value.
+
+    Args:
+        hits: (E, way, query) as ``episode_hits`` gives them.
+        picks: row positions (E, way, shot + query), support first.
+        images: N.
+    """
+    episodes, _, query = hits.shape
+    value, accuracy = hits.mean(), hits.mean(axis=(1, 2))
+
+    def summed(places: Array, weights: Array) -> Array:
+        """The excess of weights over the value, summed by image."""
+        excess = np.broadcast_to(weights - value, places.shape)
+        return np.bincount(places.ravel(), weights=excess.ravel(), minlength=images)
+
+    supports = picks[:, :, : picks.shape[2] - query].reshape(episodes, -1)
+    asked = summed(picks[:, :, picks.shape[2] - query :], hits) / hits.size
+    helped = summed(supports, accuracy[:, None]) / episodes
+    chance = (supports.shape[1] - 1) * accuracy.var() / episodes
+    spread = np.sum(helped**2)
+    kept = np.sqrt(max(0.0, 1 - chance / spread)) if spread > 0 else 0.0
+    return np.asarray(value + images * (asked + kept * helped))

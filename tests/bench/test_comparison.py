@@ -417,4 +417,30 @@ def test_the_least_p_value_of_few_groups():
     clusters = np.repeat(np.arange(5), 4)
     found = compare(np.zeros(20), rng(0).uniform(0.3, 0.4, 20), rng(), clusters=clusters)
     assert found.p == found.least == 2**-4
-    assert compare(np.zeros(20), np.ones(20), rng()).least == 0
+    assert compare(np.zeros(20), np.ones(20), rng()).least == 2**-19
+    many = compare(np.zeros(50), rng(0).uniform(0.3, 0.4, 50), rng())
+    assert many.p == many.least > 2**-49  # no test of drawn exchanges says more than that none was as extreme
+
+
+def test_rare_exchanges_are_drawn_until_they_are_counted():
+    items = rng(1).uniform(-0.2, 1, 20)
+    rare, test = sign_flips(items, rng())
+    bits = np.arange(2**20)[:, None] >> np.arange(20) & 1
+    exact = np.mean(np.abs((1 - 2 * bits) @ items) >= abs(items.sum()) - 1e-12)
+    assert exact < 1e-3
+    assert rare == pytest.approx(exact, rel=0.25)
+    assert test == "paired permutation test, 999,999 exchanges"
+
+
+def test_of_few_images_draws_say_no_more_than_the_images():
+    a, b = np.zeros((10, 3)), np.ones((10, 3))
+    all_right = compare(a, b, rng(), crossed=True)
+    b[0, 0] = 0
+    found = compare(a, b, rng(), crossed=True)
+    assert found.p == all_right.p == found.least == 0.25
+    assert found.high == 1  # two shares cannot be further apart
+
+
+def test_a_difference_that_groups_share_has_no_effect_size():
+    clusters = np.repeat(np.arange(5), (1, 2, 3, 4, 5))
+    assert compare(np.zeros(15), np.full(15, 0.1), rng(), clusters=clusters).effect is None

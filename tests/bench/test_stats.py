@@ -142,6 +142,20 @@ def test_outcomes_that_are_all_alike_are_no_certainty_over_draws_either():
         assert (found.low, found.high) == wilson(round(12 * value), 12)
 
 
+def test_hardly_any_other_outcome_is_no_certainty():
+    clusters = np.repeat(np.arange(8), 3)
+    recall = score(Measurement("x", np.ones(24), clusters=clusters), np.random.default_rng(0))
+    assert (recall.low, recall.high) == pytest.approx(wilson(8, 8))
+    draws = np.ones((10, 50))
+    right = score(Measurement("x", draws, crossed=True), np.random.default_rng(0))
+    draws[3, 7] = 0
+    one_wrong = score(Measurement("x", draws, crossed=True), np.random.default_rng(0))
+    assert one_wrong.low < right.low < 0.94
+    # Where shares vary, as J of videos do, nothing is widened.
+    varied = score(Measurement("x", np.linspace(0.6, 0.8, 30)), np.random.default_rng(0))
+    assert varied.high - varied.low < 0.06
+
+
 def test_the_interval_ends_at_the_bounds_of_the_metric():
     influence = np.array([1.4, 0.9, 0.4, 1.2, 0.9])  # of classes of different sizes: not shares themselves
     free, held = (

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from lmim_bench.bench.errors import ConfigError
 from lmim_bench.bench.report_commands import compare, table
 from lmim_bench.bench.results import DataRecord
-from lmim_bench.reports.html import build_report, render
+from lmim_bench.reports.html import build_report, lead, render
 from lmim_bench.reports.model import read_report
 from lmim_bench.reports.tables import write_table
 from lmim_bench.reports.verdicts import Pairings, comparisons, ranking
@@ -247,6 +247,52 @@ def test_what_a_test_does_not_tell_apart_is_close(run: Callable[..., Path]) -> N
     rng = np.random.default_rng(5)
     np.savez(folder / "items" / "x--knn--toy--s0.npz", **{"top1@k=20": rng.permutation(hits(0.50))})
     assert marks(folder) == ["close", "best", ""]
+
+
+def test_whoever_is_better_on_the_seeds_that_both_have_is_not_clearly_worse(run: Callable[..., Path]) -> None:
+    folder = run("a", {"x": 0.60, "y": 0.70})
+    more = [run(f"b{seed}", {"x": 0.9}, seed=seed) for seed in (1, 2)]
+    pairings = Pairings(read_report([folder, *more]))
+    (column,) = pairings.report.columns
+    assert [cell.standing for cell in pairings.summary(column)] == ["best", "close"]
+    (verdict,) = pairings.against()[0].verdicts
+    assert (verdict.clear, verdict.better.label) == (True, "y")
+
+
+def test_numbers_that_look_alike_may_be_told_apart(run: Callable[..., Path]) -> None:
+    folder = run("a", {"x": 0.5, "y": 0.5})
+    one, two = (np.zeros(40_000, dtype=np.float32) for _ in range(2))
+    one[:20_000] = two[:20_012] = 1
+    for label, items in (("x", one), ("y", two)):
+        np.savez(folder / "items" / f"{label}--knn--toy--s0.npz", **{"top1@k=20": items})
+    results = json.loads((folder / "results.json").read_text())
+    for result, items in zip(results["results"], (one, two), strict=True):
+        result["scores"][0]["value"] = float(items.mean())
+    (folder / "results.json").write_text(json.dumps(results))
+    assert marks(folder) == ["", "best"]
+    assert "not told apart" not in " ".join(lead(Pairings(read_report([folder]))))
+
+
+def test_what_so_few_items_cannot_show_is_said_whatever_they_show(run: Callable[..., Path]) -> None:
+    folder = run("a", {"x": 0.5, "y": 0.5, "z": 0.5})
+    for label, items in (("x", [0, 0, 0, 0, 0]), ("y", [1, 1, 1, 1, 1]), ("z", [0, 0, 0, 0, 0])):
+        np.savez(folder / "items" / f"{label}--knn--toy--s0.npz", **{"top1@k=20": np.float32(items)})
+    first, second = (c.verdicts[0].sentence for c in comparisons(read_report([folder])))
+    assert "y leads x by 100.0 points" in first
+    assert first.endswith("on 5 test images; too few independent test images for a test at 5%")
+    assert second.startswith("z and x are equal (-43.4 to 43.4) on 5")
+
+
+def test_few_groups_may_be_too_few_for_many_tests(run: Callable[..., Path]) -> None:
+    labels = {f"e{i}": 0.5 for i in range(9)}
+    folder = run("a", labels)
+    for i, label in enumerate(labels):
+        items = np.random.default_rng(i).uniform(0, 0.01, 8) + (i == 8)
+        np.savez(folder / "items" / f"{label}--knn--toy--s0.npz", **{"top1@k=20": items})
+    found = [c.verdicts[0] for c in comparisons(read_report([folder]))]
+    assert found[-1].found.p == 2**-7  # every group differs, and still p is 0.06 of eight tests
+    assert found[-1].sentence.endswith("too few independent test images for so many tests at 5%")
+    assert not any("not told apart" in verdict.sentence for verdict in found)
 
 
 @pytest.mark.parametrize(("other", "mark"), [(0.59, "untested"), (0.5, "")])

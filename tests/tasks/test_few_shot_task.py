@@ -254,23 +254,42 @@ def test_episodes_never_repeat_an_image_or_a_class() -> None:
     assert set(np.unique(picks)) == set(range(180))
 
 
-def test_episode_accuracy_equals_an_explicit_loop(monkeypatch: pytest.MonkeyPatch, toy: ModuleType) -> None:
+def test_episodes_equal_an_explicit_loop(monkeypatch: pytest.MonkeyPatch, toy: ModuleType) -> None:
     x, labels = toy.blobs(12, 6, spread=4)
     rows = unit(x).astype(np.float32)
     plan = few_shot.plan_episodes(np.bincount(labels), 4, 3, 5)
     assert plan is not None
     picks = few_shot.sample_episodes(labels, plan, 40, np.random.default_rng(0))
     monkeypatch.setattr(few_shot, "_BLOCK_ELEMENTS", 3000)  # several blocks, the last one short
-    accuracy = few_shot.episode_accuracy(rows, picks, 3)
+    hits = few_shot.episode_hits(rows, picks, 3)
     for e, episode in enumerate(picks):
         means = [rows[images[:3]].mean(0) for images in episode]
-        right = 0
         for true, images in enumerate(episode):
-            for image in images[3:]:
+            for q, image in enumerate(images[3:]):
                 cosine = [rows[image] @ mean / np.linalg.norm(mean) for mean in means]
-                right += int(np.argmax(cosine) == true)
-        assert accuracy[e] == pytest.approx(right / 20)
-    assert 0.3 < accuracy.mean() < 1
+                assert hits[e, true, q] == (np.argmax(cosine) == true)
+    assert 0.3 < hits.mean() < 1
+
+
+@pytest.mark.parametrize("shot", [1, 5])
+def test_the_spread_of_episodes_is_that_of_their_images(shot: int) -> None:
+    rng = np.random.default_rng(0)
+    classes, labels = rng.normal(size=(8, 16)), np.repeat(np.arange(8), 40)
+    plan = few_shot.plan_episodes(np.bincount(labels), 5, shot, 10)
+    assert plan is not None
+    values, errors, naive = [], [], []
+    for _ in range(40):  # test splits of one population
+        rows = unit(classes[labels] + 3 * rng.normal(size=(len(labels), 16))).astype(np.float32)
+        picks = few_shot.sample_episodes(labels, plan, 300, rng)
+        hits = few_shot.episode_hits(rows, picks, shot)
+        terms = few_shot.image_terms(hits, picks, len(labels))
+        assert terms.mean() == pytest.approx(hits.mean(), abs=1e-12)
+        values.append(hits.mean())
+        errors.append(terms.std(ddof=1) / len(terms) ** 0.5)
+        naive.append(hits.mean(axis=(1, 2)).std(ddof=1) / len(hits) ** 0.5)
+    truth = np.std(values, ddof=1)
+    assert 0.9 < np.mean(errors) / truth < 1.8  # to the safe side where an image is drawn often
+    assert np.mean(naive) < 0.6 * truth, "what an interval over episodes would say"
 
 
 @pytest.mark.parametrize(
@@ -296,7 +315,8 @@ def test_reduced_and_impossible_episodes_are_noted_and_named_by_what_was_run(toy
     assert not any("shot=5" in m for m in found if m.startswith("episodic"))
     assert any("3 ways and 3 queries" in note for note in context.notes)
     assert any("episodes of 5 shots left out" in note for note in context.notes)
-    assert found["episodic@way=3,shot=1"].items.shape == (20,)
+    assert found["episodic@way=3,shot=1"].items.shape == (12,)
+    assert found["episodic@way=3,shot=1"].detail["episodes"] == 20
     assert found["episodic@way=3,shot=1"].chance == pytest.approx(1 / 3)
 
 

@@ -383,3 +383,12 @@ def test_a_feature_of_zeros_and_a_single_test_image_are_scored(toy: ModuleType) 
     assert "nn1_loo" not in found
     assert np.isfinite(found["top1@k=20"].items).all()
     assert any("left out" in note for note in context.notes)
+
+
+def test_mutual_neighbours_are_one_group(toy: ModuleType) -> None:
+    x = np.array([[0.0, 1], [0.1, 1], [1, 0], [1, 0.1], [1, 0.25]], dtype=np.float32)
+    test = np.pad(x, ((0, 0), (0, 14))), np.array([0, 1, 1, 1, 0])
+    found = toy.toy_context(toy.blobs(12, 2), test).run(TASK, k=(1,))["nn1_loo"]
+    assert found.items.tolist() == [0, 0, 1, 1, 0]
+    assert found.clusters is not None
+    assert found.clusters.tolist() == [0, 0, 2, 2, 4]
