@@ -9,10 +9,11 @@ one is adding one file.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -219,7 +220,8 @@ def choose_root(family: Family, roots: Sequence[Root], pick: str | None) -> tupl
     """The encoder to load, and a note where there was a choice.
 
     Raises:
-        CheckpointError: the picked encoder is not there, or the choice is open.
+        CheckpointError: the picked encoder is not there, the one that the family prefers is not complete, or
+            the choice is open.
     """
     titles = ", ".join(root.title for root in roots)
     if pick is not None:
@@ -228,15 +230,47 @@ def choose_root(family: Family, roots: Sequence[Root], pick: str | None) -> tupl
             state = "has no encoder" if not chosen else "has several encoders"
             raise CheckpointError(f"the file {state} {pick!r}; it holds: {titles}")
         return chosen[0], f"encoder {chosen[0].title!r}, as asked, of: {titles}" if len(roots) > 1 else None
+    partial = partial_roots(roots)
+    for part in family.prefer:
+        called = _called((*roots, *partial), part)
+        chosen = [root for root in called if root in roots]
+        if called and not chosen:
+            _refuse_partial(called[0], roots[0])
+        if len(chosen) == 1:
+            note = f"encoder {chosen[0].title!r}, the default of {family.name}, of: {titles}"
+            return chosen[0], note if len(roots) > 1 else None
     if len(roots) == 1:
         return roots[0], None
-    for part in family.prefer:
-        chosen = _called(roots, part)
-        if len(chosen) == 1:
-            return chosen[0], f"encoder {chosen[0].title!r}, the default of {family.name}, of: {titles}"
     raise CheckpointError(
         f"the file holds several encoders ({titles}); choose one, such as #{roots[0].title}"
     )
+
+
+def partial_roots(roots: Sequence[Root]) -> list[Root]:
+    """Places beside the encoders of a file that have most tensors of one: encoders that are not complete."""
+    tree, names = roots[0].tree, roots[0].tensors.keys()
+    taken = tuple(root.path for root in roots)
+    hits: Counter[str] = Counter()
+    for key in tree.tensors:
+        if key.startswith(taken):
+            continue
+        parts = key.split(".")
+        for i in range(len(parts)):
+            if ".".join(parts[i:]) in names:
+                hits["".join(f"{part}." for part in parts[:i])] += 1
+    return [
+        Root(path, {k.removeprefix(path): t for k, t in tree.tensors.items() if k.startswith(path)}, tree)
+        for path, count in hits.items()
+        if 2 * count > len(names)
+    ]
+
+
+def _refuse_partial(partial: Root, whole: Root) -> NoReturn:
+    lacking = [name for name in whole.tensors if name not in partial.tensors]
+    shown = ", ".join(lacking[:3]) + (f", ... {len(lacking)} in all" if len(lacking) > 3 else "")
+    what = f"lacks {shown}, which {whole.title!r} has" if lacking else "is not whole in this layout"
+    way = next((part for part in whole.parts if part not in partial.parts), whole.title)
+    raise CheckpointError(f"the encoder {partial.title!r} {what}; to score the other, add #{way}")
 
 
 def _called(roots: Sequence[Root], name: str) -> list[Root]:

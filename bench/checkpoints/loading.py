@@ -22,7 +22,7 @@ from ..types import CheckpointInfo, Encoder, EncoderSpec, TrainingPoint
 from . import families as built_in
 from . import native
 from .contract import few, fill
-from .family import IGNORED, Draft, Family, Tree, choose_root, grow_tree, rename_keys
+from .family import IGNORED, Draft, Family, Tree, choose_root, grow_tree, partial_roots, rename_keys
 from .files import Container, open_checkpoint
 from .hf_models import family_for, way_out
 from .timm_names import named_family, named_in
@@ -156,7 +156,9 @@ def _by_family(family: Family, tree: Tree, choice: _Choice) -> Understood:
     root, of_several = choose_root(family, roots, choice.pick)
     tensors, dropped = rename_keys(family, root, choice.ignored)
     unknown = []
-    others = tuple(other.path for other in roots if other.path != root.path)
+    # Who picks one encoder passes over what is no whole one; else it is unknown and shall be seen.
+    known = (*roots, *partial_roots(roots)) if choice.pick is not None else roots
+    others = tuple(other.path for other in known if other.path != root.path)
     for branch in root.siblings():
         last = branch.rpartition(".")[2]
         reason = next((r for pattern, r in family.siblings.items() if re.fullmatch(pattern, last)), None)

@@ -131,6 +131,27 @@ def test_a_sibling_that_the_layout_does_not_know(state: State, tmp_path: Path) -
     refuse(payload, tmp_path, "beside the encoder 'model' the file holds tensors .* does not know: adapter")
 
 
+def below(path: str, state: State) -> State:
+    return {f"{path}.{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("lacking", ["patch_embed.proj.weight", "blocks.0.attn.qkv.weight"])
+def test_the_other_network_never_stands_in_for_one_that_is_not_complete(
+    state: State, lacking: str, tmp_path: Path
+) -> None:
+    part, head = {k: v for k, v in state.items() if k != lacking}, {"head.weight": torch.ones(2)}
+    payload = {
+        "teacher": below("backbone", part) | head,
+        "student": below("module.backbone", state) | below("module", head),
+    }
+    words = rf"'teacher.backbone' lacks {lacking}, which 'student.module.backbone' has; .* add #student$"
+    refuse(payload, tmp_path, words)
+    assert load(payload, tmp_path, "student,heads=2").info.container == "student.module.backbone"
+    averaged = {"state_dict": state, "state_dict_ema": part}
+    refuse(averaged, tmp_path, rf"'state_dict_ema' lacks {lacking}, .* add #state_dict$")
+    assert load(averaged, tmp_path, "state_dict,heads=2").info.container == "state_dict"
+
+
 def test_two_keys_of_one_name(state: State, tmp_path: Path) -> None:
     state["_orig_mod.norm.weight"] = state["norm.weight"]
     refuse(state, tmp_path, "two tensors of the file have one name, 'norm.weight'")

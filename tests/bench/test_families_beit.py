@@ -179,6 +179,14 @@ def test_a_missing_block_is_refused(written: Any, name: str, container: str, pat
     assert "lacks block 1 of 3" in refusal(path)
 
 
+def test_a_teacher_never_stands_in_for_an_online_network_without_positions(written: Any) -> None:
+    path, payload = written("data2vec2")
+    position = "modality_encoders.IMAGE.fixed_positional_encoder.positions"
+    del payload["model"][position]
+    torch.save(payload, path)
+    assert f"'model' lacks {position}, which 'model._ema' has; to score the other, add #_ema" in refusal(path)
+
+
 def test_tables_of_two_grids_are_refused(written: Any) -> None:
     path, payload = written("beit")
     payload["model"]["pos_embed"] = torch.randn(1, 26, 96)

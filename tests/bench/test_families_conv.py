@@ -69,6 +69,18 @@ def test_the_momentum_encoder_can_be_picked(layouts: ModuleType, tmp_path: Path)
     assert any("encoder_q" in note for note in online.info.notes)
 
 
+def test_a_student_never_stands_in_for_a_teacher_without_a_first_layer(
+    layouts: ModuleType, tmp_path: Path
+) -> None:
+    reference, _ = layouts.write("dino-resnet", tmp_path)
+    payload = torch.load(reference, weights_only=False)
+    (name,) = (key for key in payload["teacher"] if key.endswith("backbone.conv1.weight"))
+    del payload["teacher"][name]
+    torch.save(payload, reference)
+    with pytest.raises(CheckpointError, match=r"lacks conv1\.weight, .* add #student"):
+        load_encoder(reference)
+
+
 @pytest.mark.parametrize("padding", [1, 2])
 def test_networks_for_small_images(padding: int, tmp_path: Path) -> None:
     net = resnet()
