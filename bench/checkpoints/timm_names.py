@@ -6,22 +6,24 @@ blurred strides, and how images are prepared. A name counts where the file has t
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import timm
 import torch
+from timm.data.config import resolve_data_config
 from timm.layers.patch_embed import PatchEmbed
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..timm_models import create_timm, timm_notes, timm_spec
 from ..types import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
 from .exported import as_exported
 from .families import clip, timm_vit
-from .family import Draft, Family, Root, Tree
+from .family import Draft, Family, Root, Tree, stated_args
 
 # Families up to this rank know a network by its shapes alone, those above by the marks of a method.
 _GENERAL = 45
@@ -34,6 +36,9 @@ _TIMMS = (
     "WARNING: mean and std are those of timm's own weights of this name; add #mean=a:b:c,std=a:b:c if these "
     "were trained with others"
 )
+_IMAGES = ("mean", "std", "crop_pct", "interpolation", "input_size", "img_size")
+# Arguments of a model, and the options of timm's trainer that set them beside its model_kwargs.
+_TRAINERS = {"global_pool": "gp", "bn_eps": "bn_eps"}
 _IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
@@ -57,10 +62,11 @@ def named_in(tree: Tree, rank: int | None, heads: int | None) -> Family | None:
             return replace(family, siblings=clip.SIBLINGS)
     stated = tree.payload.get("arch")
     if isinstance(stated, str) and timm.is_model(stated):
+        config, trained = _of_the_trainer(stated, tree)
         if not rank:
-            return named_family(stated, tree)
-        if rank <= _GENERAL and not _is_torchvisions(stated):
-            family = named_family(stated, tree, whole=True)
+            return named_family(stated, tree, config=config, notes=trained)
+        if rank <= _GENERAL and (trained or not _is_torchvisions(stated)):
+            family = named_family(stated, tree, config=config, notes=trained, whole=True)
             if _is_all(family, tree):
                 return family
     # A number of heads that is asked for is none of a registered model.
@@ -78,12 +84,43 @@ def named_in(tree: Tree, rank: int | None, heads: int | None) -> Family | None:
     return family if _is_all(family, tree) else None
 
 
+def _of_the_trainer(name: str, tree: Tree) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """What the options of timm's trainer in the file come to, as a config.json of timm, and notes on that.
+
+    Raises:
+        CheckpointError: timm cannot make anything of the options.
+    """
+    args = {key: value for key, value in stated_args(tree).items() if value not in (None, "")}
+    if args.get("model") != name and "model_kwargs" not in args:
+        return {}, ()
+    kwargs = {key: args[option] for key, option in _TRAINERS.items() if option in args}
+    known = timm.get_pretrained_cfg(name)
+    own = asdict(known) if known else {}
+    asked = {key: args[key] for key in _IMAGES if key in args}
+    try:
+        images = resolve_data_config(  # type: ignore[no-untyped-call]
+            asked, pretrained_cfg=own or {"input_size": (3, 224, 224)}
+        )
+        kwargs |= args.get("model_kwargs", {})
+        json.dumps(kwargs)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the options of timm's trainer in the file (args) cannot be followed: {first_line(error)}"
+        ) from error
+    shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
+    return {"model_args": kwargs, "pretrained_cfg": images}, (
+        "mean, std and crop as the options of timm's trainer in the file say",
+        *((f"built with {shown}, as they say",) if shown else ()),
+    )
+
+
 def named_family(
     name: str,
     tree: Tree,
     *,
     config: Mapping[str, Any] | None = None,
     adapt: Callable[[EncoderSpec], tuple[EncoderSpec, str]] | None = None,
+    notes: Sequence[str] = (),
     said: str = "",
     whole: bool = False,
 ) -> Family:
@@ -92,7 +129,8 @@ def named_family(
     Args:
         name: of the model, with or without a tag.
         tree: the file, whose position table tells the size of the images.
-        config: timm's config.json beside the file.
+        config: timm's config.json beside the file, or what its trainer's options come to.
+        notes: for the result.
         adapt: what another configuration makes of the model's spec, and a note on that.
         said: a note on who says so: the file's name. A bare one does not say which weights they are.
         whole: a root must have all keys of the model in their shapes, and not just most of them.
@@ -107,7 +145,7 @@ def named_family(
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
     arch = {"builder": "timm", "name": name, "kwargs": kwargs}
     spec = as_exported(timm_spec(model, arch, pretrained_cfg=config.get("pretrained_cfg")), config)
-    notes = [f"built as timm's {name}", said, resized, *timm_notes(model)]
+    notes = [f"built as timm's {name}", *notes, said, resized, *timm_notes(model)]
     if adapt is not None:
         spec, note = adapt(spec)
         notes.append(note)

@@ -143,6 +143,33 @@ def test_the_position_table_tells_the_size_of_the_images(reference: str, tmp_pat
     assert control.spec == encoder.spec
 
 
+@pytest.mark.parametrize("kind", [argparse.Namespace, dict])
+def test_the_options_of_timms_trainer_are_followed(kind: Any, tmp_path: Path) -> None:
+    model = drawn("test_vit", num_heads=4)
+    args = {"model": "test_vit", "model_kwargs": {"num_heads": 4}, "img_size": None, "interpolation": ""}
+    colours = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.9}
+    payload = {"arch": "test_vit", "state_dict": model.state_dict(), "args": kind(**args, **colours)}
+    encoder = load_encoder(save(payload, tmp_path, "model_best.pth.tar"))
+    assert encoder.spec.mean == (0.1, 0.2, 0.3)
+    assert encoder.spec.std == (0.4, 0.5, 0.6)
+    assert encoder.spec.crop_pct == 0.9
+    assert "built with num_heads=4, as they say" in encoder.info.notes
+    assert_features(encoder, model)
+    payload["args"] = kind(**args, mean=None, std=None, crop_pct=None)
+    assert loaded(save(payload, tmp_path, "model_best.pth.tar"))[0].mean == HALF
+    payload["args"] = kind(**args, mean=3)
+    with pytest.raises(CheckpointError, match=r"options of timm's trainer in the file \(args\) cannot be"):
+        load_encoder(save(payload, tmp_path, "model_best.pth.tar"))
+
+
+def test_a_network_of_torchvisions_name_by_timms_trainer_is_timms(tmp_path: Path) -> None:
+    args = {"model": "resnet18", "model_kwargs": {}, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    payload = {"arch": "resnet18", "state_dict": drawn("resnet18").state_dict(), "args": args}
+    assert loaded(save(payload, tmp_path, "last.pth.tar"))[0].mean == HALF
+    del payload["args"]
+    assert loaded(save(payload, tmp_path, "last.pth.tar"))[0].family == "resnet"
+
+
 def test_a_norm_before_the_blocks_is_clips(tmp_path: Path) -> None:
     model = VisionTransformer(
         img_size=32, patch_size=8, embed_dim=64, depth=1, num_heads=1, num_classes=0, pre_norm=True,
