@@ -13,13 +13,14 @@ from .dcp import METADATA
 
 INDEX = ".index.json"
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-# In the order of preference; the names are those of transformers, timm and open_clip.
+# In the order of transformers, which passes over the shards of an earlier save; its names, timm's and
+# open_clip's.
 _USUAL = (
-    "model.safetensors.index.json",
     "model.safetensors",
+    "model.safetensors.index.json",
     "open_clip_model.safetensors",
-    "pytorch_model.bin.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
 _SEVERAL = re.compile(r"(pytorch_)?model_\d+\.(safetensors|bin)")

@@ -59,6 +59,16 @@ def test_safetensors_are_preferred_to_a_pickle(tmp_path: Path) -> None:
     equal(open_checkpoint(tmp_path).payload, TWO)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_shards_of_an_earlier_save_are_passed_over(name: str, tmp_path: Path) -> None:
+    for content, path in ((TWO, tmp_path / f"shard-{name}"), (ONE, tmp_path / name)):
+        (save_file if name.endswith(".safetensors") else torch.save)(content, path)
+    index = tmp_path / f"{name}.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(TWO, f"shard-{name}")}))
+    equal(open_checkpoint(tmp_path).payload, ONE)
+    equal(open_checkpoint(index).payload, TWO)
+
+
 def test_folders_that_leave_a_choice_or_hold_nothing(tmp_path: Path) -> None:
     refuse(tmp_path, "holds no file of weights")
     torch.save(ONE, tmp_path / "epoch_1.pth")
