@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
+from ..transformers_models import has_transformers
 from ..types import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
 from .exported import as_exported
 from .family import Draft, Root, Tensors
@@ -33,6 +35,13 @@ _ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
 }
 _RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_STATED = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "crop_pct", "do_rescale"),
+    *("rescale_factor", "do_normalize", "image_mean", "image_std", "include_top"),
+    *("do_flip_channel_order", "rescale_offset", "offset"),
+)
+_NOT_FOLLOWED = ("do_flip_channel_order", "rescale_offset", "offset")
+_SQUASHED_FROM = 384
 Colours = tuple[float, float, float]
 
 
@@ -198,11 +207,7 @@ def prepared(spec: EncoderSpec, root: Root, default: Preprocessing) -> tuple[Enc
         note = f"{default.why}, as no preprocessor_config.json is beside the file; #mean= and std= set others"
         return spec.model_copy(update=fields), note
     fields, notes = _geometry(stated, spec)
-    if stated.get("do_normalize", True):
-        fields["mean"] = three_numbers(stated.get("image_mean", default.mean), "image_mean")
-        fields["std"] = three_numbers(stated.get("image_std", default.std), "image_std")
-    else:
-        fields |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    fields["mean"], fields["std"] = _colours(stated, default)
     resample = stated.get("resample")
     named = _RESAMPLING.get(resample) if isinstance(resample, int) else default.interpolation
     if named is None:
@@ -210,6 +215,39 @@ def prepared(spec: EncoderSpec, root: Root, default: Preprocessing) -> tuple[Enc
     fields["interpolation"] = named or "bicubic"
     note = "; ".join(("mean, std and size from preprocessor_config.json", *notes))
     return spec.model_copy(update=fields), note
+
+
+def _colours(stated: Mapping[str, Any], default: Preprocessing) -> tuple[Colours, Colours]:
+    """Mean and deviation of pixels between 0 and 1 that do what the processor does to those up to 255.
+
+    Raises:
+        CheckpointError: they are no numbers, or the processor does more to the pixels than that.
+    """
+    other = [key for key in _NOT_FOLLOWED if stated.get(key)]
+    if other:
+        raise CheckpointError(
+            f"the preprocessing beside the file asks for {other[0]}, which is not supported; load the "
+            "encoder through a python: factory that does it"
+        )
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if stated.get("do_normalize", True):
+        mean = three_numbers(stated.get("image_mean") or default.mean, "image_mean")
+        std = three_numbers(stated.get("image_std") or default.std, "image_std")
+        if stated.get("include_top"):
+            # EfficientNet's: the deviation divides a second time.
+            std = std[0] ** 2, std[1] ** 2, std[2] ** 2
+    factor = stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 1
+    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise CheckpointError(
+            f"the preprocessing beside the file has rescale_factor {factor!r}; expected a positive number"
+        )
+    # Numbers written by hand, as 0.00392156862745098, stay what they mean.
+    scale = 1.0 if math.isclose(255 * factor, 1, rel_tol=1e-6) else 255 * factor
+    return (mean[0] / scale, mean[1] / scale, mean[2] / scale), (
+        std[0] / scale,
+        std[1] / scale,
+        std[2] / scale,
+    )
 
 
 def _processor(root: Root) -> Mapping[str, Any]:
@@ -224,8 +262,19 @@ def _processor(root: Root) -> Mapping[str, Any]:
             raise CheckpointError(f"{name} beside the file cannot be read: {error}") from error
         stated = stated.get(part) if part and isinstance(stated, dict) else stated
         if isinstance(stated, dict):
-            return stated
+            return {**_defaults(stated), **stated}
     return {}
+
+
+def _defaults(stated: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the class of a processor takes where its file says nothing; empty without the library."""
+    name = str(stated.get("image_processor_type", stated.get("feature_extractor_type", "")))
+    if not name or not has_transformers():
+        return {}
+    import transformers
+
+    known = getattr(transformers, name.replace("FeatureExtractor", "ImageProcessor"), None)
+    return {key: getattr(known, key, None) for key in _STATED} if hasattr(known, "do_normalize") else {}
 
 
 def _geometry(stated: Mapping[str, Any], spec: EncoderSpec) -> tuple[dict[str, Any], list[str]]:
@@ -233,9 +282,12 @@ def _geometry(stated: Mapping[str, Any], spec: EncoderSpec) -> tuple[dict[str, A
     if not stated.get("do_resize", True):
         return {}, [f"no resizing is stated; images of {spec.image_size} pixels"]
     size = _side(stated.get("size"), "size")
-    crops = stated.get("do_center_crop", "crop_size" in stated)
+    crops = bool(stated.get("do_center_crop", "crop_size" in stated))
     crop = _side(stated.get("crop_size"), "crop_size") if crops else size
     size, crop = size or crop or spec.image_size, crop or size or spec.image_size
+    portion = crop / size
+    if stated.get("crop_pct") is not None:
+        portion, crops = _portion(stated["crop_pct"], portion, size, crops)
     if crop % spec.patch_size:
         return {}, [
             f"{crop} pixels are no multiple of the patch size {spec.patch_size}; {spec.image_size} are taken"
@@ -243,7 +295,20 @@ def _geometry(stated: Mapping[str, Any], spec: EncoderSpec) -> tuple[dict[str, A
     notes = []
     if not crops:
         notes.append("transformers squashes the image to a square, here its centre square is taken")
-    return {"image_size": crop, "crop_pct": min(1.0, crop / size)}, notes
+    return {"image_size": crop, "crop_pct": min(1.0, portion)}, notes
+
+
+def _portion(value: Any, portion: float, size: int, crops: bool) -> tuple[float, bool]:
+    """How much of the image a processor with a ``crop_pct`` keeps, and whether it crops: of PoolFormer, which
+    crops from a size enlarged by it, and of ConvNeXt, which does so below 384 pixels and squashes above.
+    """
+    if not isinstance(value, int | float) or not 0 < value <= 1:
+        raise CheckpointError(
+            f"the preprocessing beside the file has crop_pct {value!r}; expected a number up to 1"
+        )
+    if crops:
+        return portion * value, True
+    return (float(value), True) if size < _SQUASHED_FROM else (1.0, False)
 
 
 def _side(value: Any, name: str) -> int | None:

@@ -203,6 +203,27 @@ def prepared(place: Path, stated: dict[str, Any], name: str = "preprocessor_conf
 
 COLOURS = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
 PROCESSORS: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
+    "ConvNeXt's crop": (
+        {"size": {"shortest_edge": 48}, "crop_pct": 0.875, **COLOURS},
+        (48, 0.875, "bicubic", 0.1, 0.4),
+    ),
+    "ConvNeXt's squashing": (
+        {"size": {"shortest_edge": 384}, "crop_pct": 0.875, **COLOURS},
+        (384, 1.0, "bicubic", 0.1, 0.4),
+    ),
+    "PoolFormer's crop": (
+        {"size": {"shortest_edge": 48}, "crop_size": 48, "do_center_crop": True, "crop_pct": 0.9, **COLOURS},
+        (48, 0.9, "bicubic", 0.1, 0.4),
+    ),
+    "pixels up to 255": (
+        {"size": 48, "do_rescale": False, **COLOURS},
+        (48, 1.0, "bicubic", 0.1 / 255, 0.4 / 255),
+    ),
+    "pixels up to 2": ({"size": 48, "rescale_factor": 2 / 255, **COLOURS}, (48, 1.0, "bicubic", 0.05, 0.2)),
+    "a divisor written out": (
+        {"size": 48, "rescale_factor": 0.00392156862745098, **COLOURS},
+        (48, 1.0, "bicubic", 0.1, 0.4),
+    ),
     "a square": (
         {"size": {"height": 48, "width": 48}, "resample": 3, **COLOURS},
         (48, 1.0, "bicubic", 0.1, 0.4),
@@ -233,6 +254,28 @@ def test_the_preprocessing_of_the_folder_is_taken(
     assert prepared(folder("hf-mae"), stated) == expected
 
 
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        (
+            {"size": {"shortest_edge": 48}, "image_processor_type": "ConvNextImageProcessor"},
+            (48, 0.875, "bicubic", 0.5, 0.5),
+        ),
+        # No value for do_normalize: it does not.
+        (
+            {"size": 48, "crop_size": 48, "image_processor_type": "MobileViTImageProcessor"}
+            | {"do_flip_channel_order": False, **COLOURS},
+            (48, 1.0, "bicubic", 0.0, 1.0),
+        ),
+    ],
+)
+def test_what_the_preprocessing_leaves_out_is_the_classs(
+    stated: dict[str, Any], expected: tuple[Any, ...], folder: Any
+) -> None:
+    pytest.importorskip("transformers", "5")
+    assert prepared(folder("hf-mae"), stated) == expected
+
+
 def test_the_preprocessing_of_version_5_is_inside_the_processor(folder: Any) -> None:
     stated = {"processor_class": "CLIPProcessor", "image_processor": {"size": 48, **COLOURS}}
     found = prepared(folder("hf-clip-vision"), stated, "processor_config.json")
@@ -245,6 +288,10 @@ def test_the_preprocessing_of_version_5_is_inside_the_processor(folder: Any) -> 
         ('{"size": {"height": 32, "width": 64}}', "has size {'height': 32, 'width': 64}, which is no square"),
         ('{"size": "big"}', "has size 'big'; expected pixels"),
         ('{"size": 32, "image_mean": [0.5]}', r"has image_mean \[0.5\]; expected three numbers"),
+        ('{"size": 32, "crop_pct": 2}', "has crop_pct 2; expected a number up to 1"),
+        ('{"size": 32, "rescale_factor": "x"}', "has rescale_factor 'x'; expected a positive number"),
+        ('{"size": 32, "do_flip_channel_order": true}', "asks for do_flip_channel_order, which is not"),
+        ('{"size": 32, "rescale_offset": true}', "asks for rescale_offset, which is not supported"),
         ("{", "preprocessor_config.json beside the file cannot be read"),
     ],
 )
