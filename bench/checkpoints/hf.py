@@ -14,6 +14,7 @@ import torch
 from ..errors import CheckpointError
 from ..transformers_models import has_transformers
 from ..types import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
+from .beit_layout import BLOCK_TABLE, SHARED_TABLE
 from .exported import as_exported
 from .family import Draft, Root, Tensors
 from .plain_vit import depth_of, infer_spec
@@ -34,6 +35,17 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
 }
+# Options of config.json and the first tensor that a model with them has.
+_STATED_PARTS = {
+    "num_register_tokens": "reg_token",
+    "use_absolute_position_embeddings": "pos_embed",
+    "use_relative_position_bias": BLOCK_TABLE,
+    "use_shared_relative_position_bias": SHARED_TABLE,
+    "layer_scale_init_value": "blocks.0.gamma_1",
+    "qkv_bias": "blocks.0.attn.qkv.bias",
+    **{f"{name}_bias": f"blocks.0.attn.{name[0]}.bias" for name in ("query", "key", "value")},
+}
+_BEITS, _BEITS_BIAS = ("beit", "data2vec-vision"), "blocks.0.attn.q_bias"
 _RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _STATED = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "crop_pct", "do_rescale"),
@@ -117,26 +129,48 @@ def fuse_qkv(tensors: Tensors, without_bias: str = "") -> dict[str, torch.Tensor
 # ------------------------------------------------------------------------------------------- model
 
 
-def vision_config(root: Root, dim: int, depth: int) -> Mapping[str, Any]:
+def vision_config(root: Root, tensors: Tensors) -> Mapping[str, Any]:
     """What config.json says of the vision model, or nothing where there is none.
 
-    It may leave out whatever is the default of transformers, even the width.
+    It may leave out whatever is the default of transformers, even the width. ``tensors`` are the encoder's,
+    in timm's or BEiT's names.
 
     Raises:
-        CheckpointError: it is of another model than the weights.
+        CheckpointError: it is of another model than the weights, or states what they lack.
     """
     config = root.tree.config
     inner = config.get("vision_config")
     config = inner if isinstance(inner, Mapping) else config
     if not {"model_type", "hidden_size"} & config.keys():
         return {}
+    dim, depth = tensors["patch_embed.proj.weight"].shape[0], depth_of(tensors)
     stated = config.get("hidden_size", dim), config.get("num_hidden_layers", depth)
     if stated != (dim, depth):
         raise CheckpointError(
             f"the config.json beside the file is of another model: its width and depth are {stated[0]} and "
             f"{stated[1]}, those of the weights {dim} and {depth}; move the file to a folder of its own"
         )
+    if lacking := _lacking(config, tensors):
+        raise CheckpointError(
+            f"config.json says {lacking}, and the file has none; it is not complete, or of another model"
+        )
     return config
+
+
+def _lacking(config: Mapping[str, Any], tensors: Tensors) -> str | None:
+    """What config.json states and the tensors do not have, or None."""
+    for option, name in _STATED_PARTS.items():
+        value = config.get(option)
+        if value and name not in tensors:
+            return f"{option} {value!r}"
+    registers = config.get("num_register_tokens")
+    if registers and registers != tensors["reg_token"].shape[1]:
+        return f"num_register_tokens {registers!r}"
+    kind = config.get("model_type")
+    if kind and (kind in _BEITS) != (_BEITS_BIAS in tensors):
+        of = "queries and values alone" if kind in _BEITS else "keys too"
+        return f"model_type {kind!r}, whose attention has biases for {of}"
+    return None
 
 
 def stated_heads(config: Mapping[str, Any], dim: int) -> tuple[int, str] | None:
@@ -363,7 +397,7 @@ def hf_draft(
     def draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
         tensors = prepare(fuse_qkv(tensors))
         dim = tensors["patch_embed.proj.weight"].shape[0]
-        config = vision_config(root, dim, depth_of(tensors))
+        config = vision_config(root, tensors)
         norm_eps, act = stated_eps(config, eps), stated_activation(config, activation)
         spec, notes = infer_spec(
             family,

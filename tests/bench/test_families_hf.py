@@ -143,7 +143,35 @@ def test_attention_without_any_bias_is_read(folder: Any) -> None:
         for name in [name for name in state if name.endswith((".query.bias", ".key.bias", ".value.bias"))]:
             del state[name]
 
-    assert load_encoder(change(folder("hf-vit"), edit)).spec.arch["qkv_bias"] is False
+    place = folder("hf-vit")
+    path = change(place, edit)
+    with pytest.raises(CheckpointError, match=r"config.json says qkv_bias True, and the file has none"):
+        load_encoder(path)
+    configure(place, qkv_bias=False)
+    assert load_encoder(path).spec.arch["qkv_bias"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "ending", "said"),
+    [
+        ("hf-dinov2-registers", "register_tokens", "num_register_tokens 4"),
+        ("hf-beit-pretrained", "relative_position_bias_table", "use_(shared_)?relative_position_bias True"),
+        ("hf-vit", "key.bias", "model_type 'vit', whose attention has biases for keys too"),
+    ],
+)
+def test_what_the_configuration_states_is_never_missing(
+    name: str, ending: str, said: str, folder: Any
+) -> None:
+    def edit(state: State) -> None:
+        for key in [key for key in state if key.endswith(ending)]:
+            del state[key]
+        if "beit" in name:
+            state.setdefault("embeddings.position_embeddings", torch.randn(1, 17, 96))
+
+    place = folder(name)
+    configure(place, qkv_bias=False)
+    with pytest.raises(CheckpointError, match=rf"config.json says {said}, and the file has none"):
+        load_encoder(change(place, edit))
 
 
 def test_a_key_in_both_spellings_is_refused(folder: Any) -> None:

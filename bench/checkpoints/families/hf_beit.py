@@ -28,7 +28,6 @@ from ..hf import (
     stated_heads,
     vision_config,
 )
-from ..plain_vit import depth_of
 from .hf_vit import ANCHORS, BLOCKS, EMBEDDINGS, is_beit
 
 _TABLE = r"relative_position_bias\.relative_position_bias_table"
@@ -52,7 +51,7 @@ _DROP = {
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     tensors = fuse_qkv(tensors)
     dim = tensors["patch_embed.proj.weight"].shape[0]
-    config = vision_config(root, dim, depth_of(tensors))
+    config = vision_config(root, tensors)
     eps = stated_eps(config, 1e-12)
     if stated_activation(config, "gelu") != "gelu":
         raise CheckpointError(f"config.json says the activation {config['hidden_act']!r}, which no BEiT has")

@@ -32,7 +32,7 @@ _HEADS = {1152: 18, 1280: 20}
 
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     (dim, patch), depth = patches_of(tensors), depth_of(tensors)
-    config = vision_config(root, dim, depth)
+    config = vision_config(root, tensors)
     n_heads, note = infer_heads(dim, depth, heads, stated_heads(config, dim), _HEADS)
     swiglu = "blocks.0.mlp.gate.weight" in tensors
     eps = stated_eps(config, 1e-5)

@@ -15,7 +15,7 @@ _BLOCK = r"layer\.(\d+)\."
 def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     tensors = fuse_qkv(tensors)
     (dim, patch), depth = patches_of(tensors, videos=True), depth_of(tensors)
-    config = vision_config(root, dim, depth)
+    config = vision_config(root, tensors)
     stated = stated_heads(config, dim)
     n_heads, note = infer_heads(dim, depth, heads, stated, {1408: 22, 1664: 26})
     size = config.get("crop_size", 256)
