@@ -107,6 +107,11 @@ def test_moco_v3_is_known_by_its_table(wrap: Callable[[State], dict[str, Any]], 
     assert "12 heads, the family's number for width 384 (not stored in the file)" in notes
 
 
+def test_the_tiny_moco_v3_of_solo_learn_has_12_heads(tmp_path: Path) -> None:
+    model = with_table(vit(192), rows_first=True)
+    assert_loads(save(MOCO_V3["solo-learn"](model.state_dict()), tmp_path), model, "moco_v3")
+
+
 @pytest.mark.parametrize("dim", [192, 384])
 def test_the_small_maes_of_solo_learn_have_12_heads(dim: int, tmp_path: Path) -> None:
     model = with_table(vit(dim), rows_first=False)

@@ -1,8 +1,9 @@
 """MoCo v3 with a vision transformer as the official code saves it (facebookresearch/moco-v3, main_moco.py).
 
 The official evaluation (main_lincls.py) keeps the base encoder and takes the class token after the norm. It
-resizes bilinearly, torchvision's default. The small model has 12 heads, not 6. Its linear probes and what
-its convert_to_deit.py writes have DeiT's keys; the order of the position table tells them.
+resizes bilinearly, torchvision's default. The models up to the base one have 12 heads, the small one too, and
+solo-learn's tiny one. Its linear probes and what its convert_to_deit.py writes have DeiT's keys; the order of
+the position table tells them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
         "moco_v3",
         tensors,
         heads,
-        usual_heads={384: 12, 768: 12},
+        usual_heads={192: 12, 384: 12, 768: 12},
         interpolation="bilinear",
         pos_interpolation="bicubic",
     )
