@@ -7,6 +7,7 @@ there is no loading with ``strict=False`` in this project, so random weights are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from .files import storage_is_honest
 from .pages import MappedFiles
 
 _SHOWN = 4
+# Norms outside of the numbered blocks, where some begin at zero to leave the residual as it is.
+_LAST_NORM = re.compile(r"(?:[a-z_]+\.)*\w*norm(?:\.[a-z]+)?\.weight")
 _TIMMS_KEYS = ("timm", "beit", "convnext", "eva02", "resnet", "swin")
 
 
@@ -77,7 +80,9 @@ def _check_kind(name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def check_values(name: str, tensor: torch.Tensor) -> None:
-    """Raise CheckpointError for more numbers than the file holds, NaN, or one number everywhere."""
+    """Raise CheckpointError for more numbers than the file holds, NaN, one number everywhere, or a last
+    norm of zeros.
+    """
     if not storage_is_honest(tensor):
         raise CheckpointError(
             f"{name} claims {tensor.numel()} numbers but the file holds fewer; it is refused"
@@ -92,6 +97,8 @@ def check_values(name: str, tensor: torch.Tensor) -> None:
         raise CheckpointError(
             f"{name} holds {count} NaN or infinite values; the training diverged or the file broke"
         )
+    if _LAST_NORM.fullmatch(name) and not tensor.any():
+        raise CheckpointError(f"{name} is 0.0 everywhere: all features would be the same; the file broke")
     if tensor.ndim > 1 and name.endswith(".weight") and tensor.numel() > 1:
         flat = tensor.reshape(-1)
         if flat[0] == flat[-1] and (flat == flat[0]).all():

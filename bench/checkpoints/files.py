@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -28,6 +28,10 @@ _FOREIGN = (
     (b"\x08\x07\x12\x07pytorch", "an ONNX graph", "save the state_dict() of the model instead"),
     (b"\x93NUMPY", "a NumPy array", _CONVERT),
 )
+_TAIL = 4096
+"""Bytes at the end of a file that are no zeros in one that is whole."""
+_ROW = 128
+"""Numbers at the end of a matrix that are not all zeros where it was written to its end."""
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors format
 
 
@@ -116,6 +120,8 @@ def _open_file(path: Path) -> Container:
             if kind == "zip":
                 _check_zip(path)
             payload, notes = load_pickle(path, zipped=kind == "zip")
+        if kind != "zip":  # whose checksums have shown it
+            _check_tail(path, payload)
         sha256 = digest.result()
     return Container(
         path=path,
@@ -247,6 +253,35 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
             return {"format": meta["format"], **header, "encoder": {n: stream.get_tensor(n) for n in names}}
     except (SafetensorError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is a damaged safetensors file: {error}") from error
+
+
+def _check_tail(path: Path, payload: Mapping[str, Any]) -> None:
+    """Refuse a file of its full size whose end was never written.
+
+    Tables, biases and buffers may end in zeros; a file whose last bytes are zeros and that has a weight
+    matrix which ends in them too, and begins otherwise, was cut.
+    """
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - _TAIL))
+        if any(stream.read()):
+            return
+    for name, tensor in _matrices(payload, ""):
+        flat = tensor.reshape(-1)
+        if not flat[-_ROW:].any() and flat[:_ROW].any():
+            raise CheckpointError(
+                f"{path} ends in zeros in the midst of {name}; the download or the copy did not finish"
+            )
+
+
+def _matrices(node: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weight matrices and kernels of a file, by name."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _matrices(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(node, torch.Tensor) and node.layout == torch.strided and not node.is_quantized:
+        plain = node.is_contiguous() and not node.is_meta and node.element_size() > 1
+        if plain and name.endswith("weight") and node.ndim > 1 and node.numel() > 2 * _ROW:
+            yield name, node
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:

@@ -115,6 +115,13 @@ def test_nan_in_what_is_dropped_is_nobodys_business(state: State, tmp_path: Path
     assert "head.*" in load(state, tmp_path).info.dropped
 
 
+def test_a_last_norm_of_zeros_is_refused_and_one_in_a_block_is_not(state: State, tmp_path: Path) -> None:
+    state["blocks.1.norm2.weight"] = torch.zeros(24)
+    load(state, tmp_path)
+    state["norm.weight"] = torch.zeros(24)
+    refuse(state, tmp_path, "norm.weight is 0.0 everywhere: all features would be the same")
+
+
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_a_weight_matrix_of_one_number_was_never_trained(state: State, value: float, tmp_path: Path) -> None:
     state[QKV] = torch.full_like(state[QKV], value)

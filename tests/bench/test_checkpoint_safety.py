@@ -144,6 +144,31 @@ def test_a_truncated_file(good: Path, share: float) -> None:
     refuse(good, "truncated or damaged")
 
 
+@pytest.mark.parametrize("kind", ["x.safetensors", "old.pth"])
+def test_a_file_whose_end_was_never_written(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / kind
+    matrix = torch.randn(64, 64)
+
+    def save(**weights: torch.Tensor) -> None:
+        if kind == "old.pth":
+            torch.save(weights, path, _use_new_zipfile_serialization=False)
+        else:
+            save_file(weights, path)
+
+    save(weight=matrix)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4096] + bytes(4096))
+    refuse(path, "ends in zeros in the midst of weight; the download or the copy did not finish")
+    # What may well be zeros: biases, tables, heads before their first step, a dead filter elsewhere.
+    for name in ("y.bias", "y.weight", "pos_embed"):
+        save(**{"a.weight": matrix, name: torch.zeros(64, 64) if "bias" not in name else torch.zeros(4096)})
+        open_checkpoint(path)
+    dead = matrix.clone()
+    dead[-8:] = 0
+    save(**{"a.weight": dead, "y.bias": torch.randn(4096)})
+    open_checkpoint(path)
+
+
 def test_a_truncated_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file(WEIGHTS, path)
