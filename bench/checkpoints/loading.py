@@ -22,7 +22,18 @@ from ..types import CheckpointInfo, Encoder, EncoderSpec, TrainingPoint
 from . import families as built_in
 from . import native
 from .contract import few, fill
-from .family import IGNORED, Draft, Family, Tree, choose_root, grow_tree, partial_roots, rename_keys
+from .family import (
+    IGNORED,
+    Draft,
+    Family,
+    Root,
+    Tensors,
+    Tree,
+    choose_root,
+    grow_tree,
+    partial_roots,
+    rename_keys,
+)
 from .files import Container, open_checkpoint
 from .hf_models import family_for, way_out
 from .timm_names import named_family, named_in
@@ -155,6 +166,8 @@ def _by_family(family: Family, tree: Tree, choice: _Choice) -> Understood:
         )
     root, of_several = choose_root(family, roots, choice.pick)
     tensors, dropped = rename_keys(family, root, choice.ignored)
+    if choice.pick is None:
+        _refuse_shallow(family, root, tensors, roots)
     unknown = []
     # Who picks one encoder passes over what is no whole one; else it is unknown and shall be seen.
     known = (*roots, *partial_roots(roots)) if choice.pick is not None else roots
@@ -179,6 +192,29 @@ def _by_family(family: Family, tree: Tree, choice: _Choice) -> Understood:
     dropped |= tree.skipped
     draft = family.draft(root, tensors, choice.heads)
     return root.title, draft, dropped, (of_several,) if of_several else ()
+
+
+def _refuse_shallow(family: Family, root: Root, tensors: Tensors, roots: Sequence[Root]) -> None:
+    """Refuse the encoder by default where another one of the file has more blocks: it lost its last ones."""
+    own = _numbered(tensors)
+    for other in roots:
+        if other.path == root.path:
+            continue
+        further = sorted(
+            name
+            for name in _numbered(rename_keys(family, other)[0]) - own
+            if re.sub(r"\d+$", "0", name) in own
+        )
+        if further:
+            raise CheckpointError(
+                f"the encoder {root.title!r} has no {further[0]}, which {other.title!r} has; to score it all "
+                f"the same, add #{root.title}"
+            )
+
+
+def _numbered(tensors: Tensors) -> set[str]:
+    """The paths of the modules that are counted: ``blocks.11``, ``stages.3.blocks.1``."""
+    return {name[: found.start()] for name in tensors for found in re.finditer(r"(?<=\d)\.", name)}
 
 
 def _unknown(tree: Tree) -> str:

@@ -113,6 +113,15 @@ def depth_of(tensors: Tensors) -> int:
     return len(numbers)
 
 
+def refuse_without_scale(family: str, tensors: Tensors) -> None:
+    """Raise CheckpointError where the layer scale is missing that all networks of a family have."""
+    if "blocks.0.ls1.gamma" not in tensors:
+        raise CheckpointError(
+            f"the blocks have no layer scale (ls1.gamma), which every network of {family} has; the file is "
+            "not complete. If it was trained without, name timm's model by #arch=NAME"
+        )
+
+
 def patches_of(tensors: Tensors, videos: bool = False) -> tuple[int, int]:
     """Width and patch size that the patch embedding (D, 3, p, p), or (D, 3, t, p, p) of videos, says.
 

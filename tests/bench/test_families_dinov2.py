@@ -68,6 +68,39 @@ def test_the_heads_asked_for_overrule_the_stated_arch(tmp_path: Path) -> None:
     assert load_encoder(f"{tmp_path}/x.pth#heads=6").spec.arch["num_heads"] == 6
 
 
+def test_the_stated_arch_says_the_depth(tmp_path: Path) -> None:
+    state = vit(embed_dim=192, depth=11).state_dict()
+    torch.save(dino_file(state, argparse.Namespace(arch="vit_tiny")), tmp_path / "x.pth")
+    with pytest.raises(
+        CheckpointError, match="states the arch 'vit_tiny' of 12 blocks and has 11; if it was"
+    ):
+        load_encoder(f"{tmp_path}/x.pth")
+    assert load_encoder(f"{tmp_path}/x.pth#family=timm").spec.depth == 11
+
+
+def test_a_teacher_that_lost_its_last_block_is_seen_by_its_student(written: Any) -> None:
+    path, payload = written("dino")
+    gone = {k: t for k, t in payload["teacher"].items() if not k.startswith("backbone.blocks.1.")}
+    torch.save({**payload, "teacher": gone}, path)
+    words = (
+        r"'teacher.backbone' has no blocks\.1, which 'student.module.backbone' has; .* add #teacher.backbone"
+    )
+    with pytest.raises(CheckpointError, match=words):
+        load_encoder(str(path))
+    assert load_encoder(f"{path}#teacher").spec.depth == 1
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov3", "franca"])
+def test_every_network_of_dinov2_and_3_has_a_layer_scale(name: str, written: Any) -> None:
+    path, payload = written(name)
+    state = payload.get("teacher", payload)
+    for key in [key for key in state if ".ls1." in key or ".ls2." in key]:
+        del state[key]
+    torch.save(payload, path)
+    with pytest.raises(CheckpointError, match=rf"no layer scale .* every network of {name} has"):
+        load_encoder(str(path))
+
+
 def test_timms_config_beside_a_file_says_more_than_its_name(tmp_path: Path) -> None:
     model = vit()
     torch.save(model.state_dict(), tmp_path / "dino_mine.pth")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ...errors import CheckpointError
 from ..family import Draft, Family, Root, Tensors, stated_args
-from ..plain_vit import ANCHORS, infer_spec
+from ..plain_vit import ANCHORS, depth_of, infer_spec
 
-# Width and heads of the repository's transformers (vision_transformer.py).
+# Width and heads of the repository's transformers (vision_transformer.py), all of them 12 blocks deep.
 _ARCHS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
+_DEPTH = 12
 
 
 def _matches(root: Root) -> bool:
@@ -23,6 +25,12 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
     width, number = _ARCHS.get(arch.replace("deit", "vit"), (0, 0))
     # A fork may use the name for another network: it counts only where the width agrees.
     agrees = tensors["patch_embed.proj.weight"].shape[0] == width
+    # One that lost its last blocks still has most of them; a much shallower one is a fork's own.
+    if agrees and _DEPTH // 2 < (depth := depth_of(tensors)) < _DEPTH:
+        raise CheckpointError(
+            f"the file states the arch {arch!r} of {_DEPTH} blocks and has {depth}; if it was trained so, "
+            "add #family=timm"
+        )
     stated = (number, f"the arch {arch!r} that the file states") if agrees else None
     spec, notes = infer_spec("dino", tensors, heads, stated_heads=stated, pos_interpolation="dino")
     return Draft(tensors, spec, notes)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ..family import Draft, Family, Root, Tensors
-from ..plain_vit import infer_spec
+from ..plain_vit import infer_spec, refuse_without_scale
 
 EVALUATED_AT = 224
 ANCHORS: tuple[str | tuple[str, ...], ...] = (
@@ -46,8 +46,9 @@ def draft(family: str, root: Root, tensors: Tensors, heads: int | None, usual: M
     """The draft of a network of DINOv2's code.
 
     Raises:
-        CheckpointError: the MLP or the position table has an unknown shape.
+        CheckpointError: the MLP or the position table has an unknown shape, or there is no layer scale.
     """
+    refuse_without_scale(family, tensors)
     if "blocks.0.mlp.fc1.weight" not in tensors:
         raise CheckpointError(f"the blocks of {root.title!r} have neither mlp.fc1 nor the SwiGLU's mlp.w12")
     registers = "reg_token" in tensors

@@ -12,7 +12,7 @@ import torch
 from ...errors import CheckpointError
 from ...networks.dinov3 import dinov3_spec
 from ..family import Draft, Family, Root, Tensors
-from ..plain_vit import depth_of, patches_of
+from ..plain_vit import depth_of, patches_of, refuse_without_scale
 
 _SATELLITE = (
     "ImageNet's mean and std, as for web images (LVD-1689M); models of satellite images (SAT-493M) need "
@@ -27,6 +27,7 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
         raise CheckpointError(f"{periods.numel()} rotary periods do not go with a width of {dim}")
     if heads not in (None, n_heads):
         raise CheckpointError(f"the rotary periods say {n_heads} heads exactly; leave out heads={heads}")
+    refuse_without_scale("dinov3", tensors)
     tensors, masked = _mask_key_bias(tensors)
     swiglu = "blocks.0.mlp.fc1_g.weight" in tensors
     trained = "teacher" in root.parts or "student" in root.parts
