@@ -8,29 +8,34 @@ there is no loading with ``strict=False`` in this project, so random weights are
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from ..errors import CheckpointError
+from .family import Tensors
 from .files import storage_is_honest
 from .pages import MappedFiles
 
 _SHOWN = 4
+_COUNTER = ".num_batches_tracked"
+_UNCOUNTED = "written before torch 0.4.1: batch norms have no num_batches_tracked, set to 0 (it is not used)"
 # Norms outside of the numbered blocks, where some begin at zero to leave the residual as it is.
 _LAST_NORM = re.compile(r"(?:[a-z_]+\.)*\w*norm(?:\.[a-z]+)?\.weight")
 _TIMMS_KEYS = ("timm", "beit", "convnext", "eva02", "resnet", "swin")
 
 
 @torch.no_grad()
-def fill(model: Any, tensors: Mapping[str, torch.Tensor], family: str) -> tuple[Any, tuple[str, ...]]:
+def fill(model: Any, tensors: Tensors, family: str) -> tuple[Any, tuple[str, ...]]:
     """Fill a model with exactly these tensors; returns it and notes on conversions.
 
     Raises:
         CheckpointError: keys are missing, left over or of another shape, or values are not finite.
     """
     expected = model.state_dict()
+    counters = _uncounted(expected, tensors)
+    tensors = {**tensors, **counters}
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]
     wrong = [
@@ -48,7 +53,7 @@ def fill(model: Any, tensors: Mapping[str, torch.Tensor], family: str) -> tuple[
         if not missing and not wrong:
             hint = ignorable(unexpected, tensors) + hint
         raise CheckpointError(f"the file does not fill the {family} encoder: {'; '.join(parts)}{hint}")
-    notes = set()
+    notes = {_UNCOUNTED} if counters else set()
     empty = {}
     files = MappedFiles()
     for name, tensor in tensors.items():
@@ -66,6 +71,14 @@ def fill(model: Any, tensors: Mapping[str, torch.Tensor], family: str) -> tuple[
     if empty:
         model.load_state_dict(empty, strict=True, assign=True)
     return model, tuple(sorted(notes))
+
+
+def _uncounted(expected: Tensors, tensors: Tensors) -> Tensors:
+    """The counters of batch norms at 0, for a file that has none of them beside its statistics."""
+    names = [name for name in expected if name.endswith(_COUNTER)]
+    if any(name in tensors for name in names):
+        return {}
+    return {n: torch.tensor(0) for n in names if n.removesuffix(_COUNTER) + ".running_mean" in tensors}
 
 
 def _check_kind(name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:

@@ -279,14 +279,15 @@ def _assemble(
     ours = native.is_native(container.payload)
     layout = native.FORMAT if ours else spec.family
     model, fill_notes = fill(draft.model or build_model(spec), draft.tensors, spec.family)
+    count = len(model.state_dict())
     info = CheckpointInfo(
         source=str(container.path),
         sha256=container.sha256,
         format=f"{layout} ({container.format})",
         container=root,
         parameters=sum(p.numel() for p in model.parameters()),
-        loaded_tensors=len(draft.tensors),
-        encoder_tensors=len(model.state_dict()),
+        loaded_tensors=count,  # none of them is left out, or the file was refused
+        encoder_tensors=count,
         dropped=dict(dropped),
         notes=(*notes, *draft.notes, *fill_notes, *container.notes),
         random_weights=ours and native.is_untrained(container.payload),

@@ -81,6 +81,22 @@ def test_a_student_never_stands_in_for_a_teacher_without_a_first_layer(
         load_encoder(reference)
 
 
+def test_files_older_than_the_counters_of_batch_norms(tmp_path: Path) -> None:
+    net = resnet()
+    counters = [name for name in net.state_dict() if name.endswith("num_batches_tracked")]
+    old = {name: tensor for name, tensor in net.state_dict().items() if name not in counters}
+    encoder = load_encoder(save(old, tmp_path))
+    assert any("before torch 0.4.1" in note for note in encoder.info.notes)
+    assert encoder.info.loaded_tensors == encoder.info.encoder_tensors
+    assert encoder.fingerprint == load_encoder(save(net.state_dict(), tmp_path)).fingerprint
+    del old["bn1.running_var"]
+    with pytest.raises(CheckpointError, match=r"1 missing \(bn1\.running_var\)"):
+        load_encoder(save(old, tmp_path))
+    partly = {name: tensor for name, tensor in net.state_dict().items() if name != counters[-1]}
+    with pytest.raises(CheckpointError, match=r"1 missing .*num_batches_tracked"):
+        load_encoder(save(partly, tmp_path))
+
+
 @pytest.mark.parametrize("padding", [1, 2])
 def test_networks_for_small_images(padding: int, tmp_path: Path) -> None:
     net = resnet()
