@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from pydantic import ValidationError
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line, first_problem
 from ..types import EncoderSpec
 
 Tensors = Mapping[str, torch.Tensor]
@@ -30,6 +31,7 @@ _TRAINING_NAMES = """
     lr_schedulers scheduler dino_loss loss criterion loops callbacks rng_state amp args cfg config metric
     epoch hyper_parameters
 """
+_ADAPTER = re.compile(r"(?:^|\.)(?:base_layer|lora_\w+)(?:\.|$)")
 IGNORED = "ignored, as asked"
 TRAINING_STATE = dict.fromkeys(_TRAINING_NAMES.split(), "training state")
 
@@ -174,7 +176,7 @@ def grow_tree(
     stem: str = "",
     folder: Path | None = None,
 ) -> Tree:
-    """Flatten a file's content. Raises CheckpointError where two tensors get one name."""
+    """Flatten a file's content. Raises CheckpointError for two tensors of one name, or of another class."""
     tensors: dict[str, torch.Tensor] = {}
     skipped: dict[str, str] = {}
     wrapped = any(
@@ -188,6 +190,11 @@ def grow_tree(
                 # Beside state dicts, as the best accuracy so far or the step: no weight.
                 skipped[path[0]] = "number of the training"
                 return
+            if type(node) not in (torch.Tensor, torch.nn.Parameter):
+                raise CheckpointError(
+                    f"{'.'.join(path)} is a {type(node).__name__}, not a plain tensor; save a full "
+                    "state dict (of DTensor: full_tensor()) where it was trained"
+                )
             parts = [part for part in ".".join(path).split(".") if part not in _WRAPPERS]
             name = ".".join(parts)
             if name in tensors:
@@ -291,7 +298,8 @@ def rename_keys(
         ignored: first components of keys that the user says to be none of the encoder's.
 
     Raises:
-        CheckpointError: two keys get one name, or the layout is known by what shall be ignored.
+        CheckpointError: two keys get one name, the layout is known by what shall be ignored, or the encoder
+            has an adapter.
     """
     for anchor in family.anchors:
         if (first := _names(anchor)[0].partition(".")[0]) in ignored:
@@ -316,6 +324,7 @@ def rename_keys(
                 f"two keys of the file stand for {name!r}; it cannot be read as {family.name}"
             )
         kept[name] = tensor
+    refuse_adapters(kept)
     return kept, {root.path + _outlined(name, branches): reason for name, reason in left_out.items()}
 
 
@@ -325,6 +334,21 @@ def _outlined(name: str, kept: set[str]) -> str:
     if dot and first not in kept:
         return f"{first}.*"
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def complaint(error: Exception) -> str:
+    """What an error says of values of a file, in a line."""
+    return first_problem(error) if isinstance(error, ValidationError) else first_line(error)
+
+
+def refuse_adapters(names: Iterable[str]) -> None:
+    """Raise CheckpointError where weights are kept apart from what an adapter adds to them."""
+    found = next((name for name in names if _ADAPTER.search(name)), None)
+    if found is not None:
+        raise CheckpointError(
+            f"the file keeps an adapter beside the weights ({found}); merge the adapter first (PEFT: "
+            "merge_and_unload) and save the result"
+        )
 
 
 def refuse_heads(heads: int | None) -> None:

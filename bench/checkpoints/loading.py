@@ -7,13 +7,16 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import NamedTuple
+
+import torch
 
 from ..building import build_model, make_encoder
 from ..errors import CheckpointError, did_you_mean
@@ -30,8 +33,10 @@ from .family import (
     Tensors,
     Tree,
     choose_root,
+    complaint,
     grow_tree,
     partial_roots,
+    refuse_adapters,
     rename_keys,
 )
 from .files import Container, open_checkpoint
@@ -98,8 +103,9 @@ def load_file(
     try:
         container = open_checkpoint(path)
         choice = _Choice(pick, _as_heads(heads), arch, family, tuple((ignore or "").split(":")))
-        root, draft, dropped, notes = _understand(container, choice)
-        return _assemble(container, root, draft, dropped, notes)
+        with _told("an encoder"):
+            root, draft, dropped, notes = _understand(container, choice)
+            return _assemble(container, root, draft, dropped, notes)
     except CheckpointError as error:
         text = str(error)
         raise CheckpointError(text if str(path) in text else f"{path}: {text}") from error
@@ -111,6 +117,35 @@ def _as_heads(heads: int | str | None) -> int | None:
     if not heads.isdigit():
         raise CheckpointError(f"heads must be a whole number, got {heads!r}")
     return int(heads)
+
+
+class _Watched(dict[str, torch.Tensor]):
+    """The tensors of an encoder, and which of them was asked for last."""
+
+    last = ""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self.last = name
+        return super().__getitem__(name)
+
+    def seen(self) -> str:
+        return f"{self.last} {tuple(self[self.last].shape)}"
+
+
+@contextmanager
+def _told(what: str, tensors: _Watched | None = None) -> Iterator[None]:
+    """Make a refusal of what goes wrong where tensors or options are not what their names promise."""
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(f"the file has no {error.args[0]}, which {what} needs") from error
+    except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        seen = (
+            f"; the tensor looked at last is {tensors.seen()}" if tensors and tensors.last in tensors else ""
+        )
+        raise CheckpointError(
+            f"the file does not make {what}: {complaint(error)} ({type(error).__name__}){seen}"
+        ) from error
 
 
 Understood = tuple[str, Draft, dict[str, str], tuple[str, ...]]
@@ -190,7 +225,13 @@ def _by_family(family: Family, tree: Tree, choice: _Choice) -> Understood:
             f"#ignore={':'.join(branch.rpartition('.')[2] for branch in unknown[:4])}"
         )
     dropped |= tree.skipped
-    draft = family.draft(root, tensors, choice.heads)
+    if all(tensor.ndim < 2 for tensor in tensors.values()):
+        raise CheckpointError(
+            "all tensors are flat, as the parts that FSDP keeps; save a full state dict where it was trained"
+        )
+    watched = _Watched(tensors)
+    with _told(f"the layout {family.name}", watched):
+        draft = family.draft(root, watched, choice.heads)
     return root.title, draft, dropped, (of_several,) if of_several else ()
 
 
@@ -226,6 +267,7 @@ def _unknown(tree: Tree) -> str:
             f"{way_out()}"
         )
     else:
+        refuse_adapters(tree.tensors)
         text = f"the layout is not known; it holds {_outline(tree)}{_closest(tree)}"
     return (
         f"{text}; `lmim-bench formats` lists what is read. If timm has this network, name it by #arch=NAME; "

@@ -18,12 +18,12 @@ import torch
 from timm.data.config import resolve_data_config
 from timm.layers.patch_embed import PatchEmbed
 
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
 from ..timm_models import create_timm, timm_notes, timm_spec
 from ..types import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
 from .exported import as_exported
 from .families import clip, timm_vit
-from .family import Draft, Family, Root, Tree, stated_args
+from .family import Draft, Family, Root, Tree, complaint, stated_args
 
 # Families up to this rank know a network by its shapes alone, those above by the marks of a method.
 _GENERAL = 45
@@ -105,7 +105,7 @@ def _of_the_trainer(name: str, tree: Tree) -> tuple[Mapping[str, Any], tuple[str
         json.dumps(kwargs)
     except (AssertionError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the options of timm's trainer in the file (args) cannot be followed: {first_line(error)}"
+            f"the options of timm's trainer in the file (args) cannot be followed: {complaint(error)}"
         ) from error
     shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
     return {"model_args": kwargs, "pretrained_cfg": images}, (
@@ -144,7 +144,12 @@ def named_family(
     model, kwargs, resized = _build(name, kwargs, tree)
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
     arch = {"builder": "timm", "name": name, "kwargs": kwargs}
-    spec = as_exported(timm_spec(model, arch, pretrained_cfg=config.get("pretrained_cfg")), config)
+    try:
+        spec = as_exported(timm_spec(model, arch, pretrained_cfg=config.get("pretrained_cfg")), config)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the pretrained_cfg of timm's {name} beside the file cannot be followed: {complaint(error)}"
+        ) from error
     notes = [f"built as timm's {name}", *notes, said, resized, *timm_notes(model)]
     if adapt is not None:
         spec, note = adapt(spec)

@@ -220,6 +220,56 @@ def test_the_fingerprint_follows_every_weight(state: State, tmp_path: Path) -> N
         assert load(changed, tmp_path).fingerprint != first.fingerprint
 
 
+# ------------------------------------------------------------------------------------------- broken files
+
+
+@pytest.mark.parametrize("name", ["patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"])
+def test_a_tensor_of_no_shape_is_one_line_that_names_it(state: State, name: str, tmp_path: Path) -> None:
+    state[name] = torch.tensor(1.0)
+    with pytest.raises(CheckpointError, match=name) as caught:
+        load(state, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_draft_stumbles_over_is_one_line_with_its_cause(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draft(root: Root, tensors: State, heads: int | None) -> Any:
+        return tensors["norm.weight"].shape[3]
+
+    broken = Family(name="mine", title="Mine", rank=9, anchors=ANCHORS, draft=draft)
+    monkeypatch.setattr(loading, "families", lambda: (broken,))
+    words = r"does not make the layout mine: .* \(IndexError\); .* looked at last is norm.weight \(24,\)"
+    refuse(state, tmp_path, words)
+    del state["norm.weight"]
+    refuse(state, tmp_path, "the file has no norm.weight, which the layout mine needs")
+    with pytest.raises(CheckpointError) as caught:
+        load(state, tmp_path)
+    assert caught.value.__cause__ is not None
+    assert isinstance(caught.value.__cause__.__cause__, KeyError)
+
+
+def test_flat_parts_of_weights_are_refused(state: State, tmp_path: Path) -> None:
+    flat = {name: tensor.reshape(-1) for name, tensor in state.items()}
+    refuse(flat, tmp_path, "all tensors are flat, as the parts that FSDP keeps; save a full state dict")
+
+
+@pytest.mark.parametrize("layer", ["blocks.0.mlp.fc2", "blocks.0.attn.qkv"])
+def test_an_adapter_has_to_be_merged(state: State, layer: str, tmp_path: Path) -> None:
+    adapted = {name.replace(f"{layer}.", f"{layer}.base_layer."): tensor for name, tensor in state.items()}
+    adapted[f"{layer}.lora_A.default.weight"] = torch.ones(2, 24)
+    refuse(adapted, tmp_path, r"adapter beside the weights \(.*\); merge the adapter first \(PEFT")
+
+
+def test_tensors_of_other_classes_are_refused(state: State) -> None:
+    class DTensor(torch.Tensor):
+        pass
+
+    state["norm.bias"] = torch.zeros(24).as_subclass(DTensor)
+    with pytest.raises(CheckpointError, match=r"model.norm.bias is a DTensor, .* \(of DTensor: full_tensor"):
+        grow_tree({"model": state})
+
+
 # ------------------------------------------------------------------------------------------- families
 
 

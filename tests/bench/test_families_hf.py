@@ -118,6 +118,11 @@ def test_dinov3_takes_the_base_of_its_angles_from_the_configuration(folder: Any,
     assert (before - after).abs().max() > 1e-3
 
 
+def test_dinov3_without_a_base_of_its_angles_is_refused(folder: Any) -> None:
+    with pytest.raises(CheckpointError, match="rope_theta None; expected a positive number"):
+        load_encoder(configure(folder("hf-dinov3"), rope_theta=None))
+
+
 # ------------------------------------------------------------------------------------------- tensors
 
 

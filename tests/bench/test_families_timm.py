@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,16 @@ def test_the_options_of_timms_trainer_are_followed(kind: Any, tmp_path: Path) ->
     payload["args"] = kind(**args, mean=3)
     with pytest.raises(CheckpointError, match=r"options of timm's trainer in the file \(args\) cannot be"):
         load_encoder(save(payload, tmp_path, "model_best.pth.tar"))
+
+
+@pytest.mark.parametrize("wrong", [{"mean": 3}, {"input_size": "big"}, {"crop_pct": "x"}, {"std": [0.5]}])
+def test_a_preprocessing_of_other_types_is_one_line(wrong: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(drawn("test_vit").state_dict(), tmp_path / "x.pth")
+    stated = {"architecture": "test_vit", "pretrained_cfg": {"input_size": [3, 160, 160], **wrong}}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    with pytest.raises(CheckpointError, match=r"pretrained_cfg of timm's test_vit .* followed") as caught:
+        load_encoder(str(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_network_of_torchvisions_name_by_timms_trainer_is_timms(tmp_path: Path) -> None:

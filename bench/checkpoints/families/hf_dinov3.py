@@ -44,7 +44,10 @@ def _draft(root: Root, tensors: Tensors, heads: int | None) -> Draft:
         )
     named = {_mlp_name(name, swiglu): tensor for name, tensor in fuse_qkv(tensors, without_bias="k").items()}
     steps = torch.arange(dim // n_heads // 4, dtype=torch.float32) / (dim // n_heads // 4)
-    named["rope.periods"] = float(config.get("rope_theta", 100.0)) ** steps
+    theta = config.get("rope_theta", 100.0)
+    if not isinstance(theta, int | float) or theta <= 0:
+        raise CheckpointError(f"config.json says rope_theta {theta!r}; expected a positive number")
+    named["rope.periods"] = float(theta) ** steps
     registers = named["reg_token"].shape[1] if "reg_token" in named else 0
     if not registers:
         named.pop("reg_token", None)
