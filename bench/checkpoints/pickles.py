@@ -48,16 +48,24 @@ def inert_dict(*args: Any) -> OrderedDict[Any, Any]:
     return OrderedDict()
 
 
+def inert_list(*args: Any) -> list[Any]:
+    """Stands in for ``deque``, whose items are appended one by one, as the unpickler does to lists alone."""
+    return []
+
+
 _EXACT = {
     "argparse.Namespace",
     "collections.defaultdict",
+    "collections.deque",
+    "torch.torch_version.TorchVersion",
+    "mmengine.logging.history_buffer.HistoryBuffer",
     "typing.Any",
     "types.SimpleNamespace",
     "yacs.config.CfgNode",
     "fvcore.common.config.CfgNode",
-    "datetime.datetime",
-    "datetime.timedelta",
+    *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
     *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool", "bytes")),
+    *(f"builtins.{name}" for name in ("frozenset", "slice", "range")),
     *(
         f"{package}.multiarray.{name}"
         for package in ("numpy.core", "numpy._core")
@@ -72,6 +80,10 @@ _PATTERNS = re.compile(
     r"|numpy\.(bool_?|u?int(8|16|32|64)|float(16|32|64))"
     r"|omegaconf(\.\w+)+"
 )
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "collections.defaultdict": inert_dict,
+    "collections.deque": inert_list,
+}
 _DICT_CLASSES = {"yacs.config.CfgNode", "fvcore.common.config.CfgNode"}
 
 
@@ -105,8 +117,8 @@ def load_pickle(path: Path, *, zipped: bool) -> tuple[Mapping[str, Any], tuple[s
 
 
 def _stub(name: str) -> Callable[..., Any]:
-    if name == "collections.defaultdict":
-        return inert_dict
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name]
     # The unpickler's SETITEM takes dict, OrderedDict and Counter by exact type.
     if name in _DICT_CLASSES:
         return OrderedDict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import io
 import os
 import pathlib
@@ -11,7 +12,7 @@ import random
 import sys
 import types
 import zipfile
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,10 @@ def test_harmless_metadata_is_read_and_noted(tmp_path: Path) -> None:
         "counts": defaultdict(int, a=1),
         "order": OrderedDict(a=1),
         "types": [int, float, str, dict, list],
+        "version": torch.torch_version.TorchVersion("2.1"),
+        "losses": deque([0.3, 0.2], maxlen=9),
+        "window": [slice(1, 2), frozenset([1]), range(3)],
+        "when": [datetime.date(2026, 1, 2), datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)],
     }
     torch.save({"model": WEIGHTS, **metadata}, tmp_path / "x.pth")
     container = open_checkpoint(tmp_path / "x.pth")
@@ -321,13 +326,18 @@ def test_metadata_of_packages_that_are_not_installed(tmp_path: Path, monkeypatch
         config = fake_class(patch, "omegaconf.dictconfig", "DictConfig")()
         config.__dict__["_content"] = {"lr": 1}
         node = fake_class(patch, "yacs.config", "CfgNode", dict)(a=1, b={"c": 2})
-        torch.save({"model": WEIGHTS, "cfg": config, "config": node}, tmp_path / "x.pth")
+        history = fake_class(patch, "mmengine.logging.history_buffer", "HistoryBuffer")()
+        history.__dict__["_log_history"] = np.arange(3.0)
+        hub = {"message_hub": {"log_scalars": OrderedDict(loss=history)}}
+        torch.save({"model": WEIGHTS, "cfg": config, "config": node, **hub}, tmp_path / "x.pth")
     assert "yacs" not in sys.modules
     container = open_checkpoint(tmp_path / "x.pth")
     assert torch.equal(container.payload["model"]["b"], WEIGHTS["b"])
-    assert container.notes == (
-        "metadata read through inert stand-ins: omegaconf.dictconfig.DictConfig, yacs.config.CfgNode",
+    (note,) = container.notes
+    assert note.startswith(
+        "metadata read through inert stand-ins: mmengine.logging.history_buffer.HistoryBuffer"
     )
+    assert note.endswith("omegaconf.dictconfig.DictConfig, yacs.config.CfgNode")
     assert "yacs.config" not in sys.modules
 
 
