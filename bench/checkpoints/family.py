@@ -30,7 +30,11 @@ _TRAINING_NAMES = """
     optimizer optimizers optimizer_state optimizer_states opt scaler fp16_scaler loss_scaler lr_scheduler
     lr_schedulers scheduler dino_loss loss criterion loops callbacks rng_state amp args cfg config metric
     epoch hyper_parameters
+    rng_states torch_rng_state cuda_rng_state cuda_rng_states cpu_rng_state numpy_rng_state random_rng_state
+    random_states
 """
+# Numbers that wrappers of a module keep beside its tensors: of torch's AveragedModel.
+_COUNTERS = {"n_averaged"}
 _ADAPTER = re.compile(r"(?:^|\.)(?:base_layer|lora_\w+)(?:\.|$)")
 IGNORED = "ignored, as asked"
 TRAINING_STATE = dict.fromkeys(_TRAINING_NAMES.split(), "training state")
@@ -186,9 +190,10 @@ def grow_tree(
 
     def visit(node: Any, path: tuple[str, ...]) -> None:
         if isinstance(node, torch.Tensor):
-            if wrapped and len(path) == 1 and "." not in path[0] and node.numel() == 1:
+            beside = wrapped and len(path) == 1 and "." not in path[0]
+            if node.numel() == 1 and (beside or path[-1] in _COUNTERS):
                 # Beside state dicts, as the best accuracy so far or the step: no weight.
-                skipped[path[0]] = "number of the training"
+                skipped[".".join(path)] = "number of the training"
                 return
             if type(node) not in (torch.Tensor, torch.nn.Parameter):
                 raise CheckpointError(

@@ -159,6 +159,17 @@ def test_the_other_network_never_stands_in_for_one_that_is_not_complete(
     assert load(averaged, tmp_path, "state_dict,heads=2").info.container == "state_dict"
 
 
+def test_counters_and_random_states_beside_the_weights_are_left_out(state: State, tmp_path: Path) -> None:
+    counter, rng = torch.tensor(5), torch.get_rng_state()
+    averaged = {"n_averaged": counter, **below("module", state)}
+    assert load(averaged, tmp_path).info.dropped == {"n_averaged": "number of the training"}
+    payload = {"state_dict": state, "ema": averaged, "torch_rng_state": rng, "rng_states": [rng]}
+    found = load(payload | {"cuda_rng_state": rng}, tmp_path).info
+    assert found.container == "ema.module"
+    assert found.dropped["ema.n_averaged"] == "number of the training"
+    assert found.dropped["torch_rng_state.*"] == "training state"
+
+
 def test_two_keys_of_one_name(state: State, tmp_path: Path) -> None:
     state["_orig_mod.norm.weight"] = state["norm.weight"]
     refuse(state, tmp_path, "two tensors of the file have one name, 'norm.weight'")

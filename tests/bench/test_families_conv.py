@@ -248,6 +248,21 @@ def test_efficientnets_in_their_original_names(name: str, lite: bool, tmp_path: 
 # ------------------------------------------------------------------------------------------- Swin
 
 
+def test_the_teacher_of_a_swin_is_the_default(tmp_path: Path) -> None:
+    kwargs = {"img_size": 64, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    teacher = timm_state("swin_tiny_patch4_window7_224", **kwargs)
+    student = {name: tensor + 1 for name, tensor in teacher.items() if tensor.is_floating_point()}
+    heads = {"head.mlp.0.weight": torch.ones(2, 2)}
+    payload = {
+        "student": {f"module.{name}": tensor for name, tensor in student.items()},
+        "teacher": {f"backbone.{name}": tensor for name, tensor in teacher.items()} | heads,
+    }
+    encoder = load_encoder(save(payload, tmp_path))
+    assert encoder.info.container == "teacher.backbone"
+    assert encoder.info.dropped == {"student.*": "another encoder of the file", "teacher.head.*": "head"}
+    assert load_encoder(f"{save(payload, tmp_path)}#student").fingerprint != encoder.fingerprint
+
+
 def test_a_swin_says_where_its_size_comes_from(layouts: ModuleType, tmp_path: Path) -> None:
     reference, _ = layouts.write("swin", tmp_path)
     notes = load_encoder(reference).info.notes

@@ -16,6 +16,7 @@ from ...errors import CheckpointError
 from ...types import IMAGENET_MEAN, IMAGENET_STD
 from ...vit import ratio_of
 from ..family import Draft, Family, Root, Tensors
+from ..siblings import BESIDE, PREFER
 from ..timm_build import timm_draft
 
 _ANCHORS = (
@@ -95,11 +96,12 @@ def _family(name: str, title: str, rank: int, **rest: Any) -> Family:
         anchors=_ANCHORS,
         draft=lambda root, tensors, heads: _draft(name, root, tensors, heads),
         evaluated="mean of the last map after the norm",
-        prefer=("state_dict_ema", "model_ema", "state_dict", "model"),
+        prefer=PREFER,
         drop={
             r"(?:.*\.)?relative_position_index": "positions that follow from the windows",
             r"(?:.*\.)?attn_mask": "masks that follow from the windows",
             r"head\..*": "classifier head",
+            r"head_dense\..*": "projection head",
             r"mask_token": "mask token",
         },
         **rest,
@@ -118,6 +120,7 @@ FAMILIES = (
         known_by="layers.0.blocks.0.attn.relative_position_bias_table",
         source="microsoft/Swin-Transformer",
         matches=lambda root: not _is_simmim(root),
+        siblings=BESIDE,
     ),
     _family(
         "simmim_swin",
