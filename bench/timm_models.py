@@ -205,13 +205,16 @@ def _is_columnar(model: Any, infos: Any, width: int) -> bool:
     return takes_prefix and known_norm and all(i["num_chs"] == width for i in infos)
 
 
-def _norm_of_mean(model: Any) -> Any:
-    """The norm that a model applies after pooling: ``fc_norm`` of transformers, ``head.norm`` of ConvNeXt."""
+def _norm_of_mean(model: Any, width: int) -> Any:
+    """The norm that a model applies after pooling: ``fc_norm`` of transformers, ``head.norm`` of ConvNeXt.
+
+    One of another width belongs to a layer of the classifier.
+    """
     norm = getattr(model, "fc_norm", None)
     if isinstance(norm, nn.LayerNorm):
         return norm
     norm = getattr(getattr(model, "head", None), "norm", None)
-    if not isinstance(norm, nn.LayerNorm):
+    if not isinstance(norm, nn.LayerNorm) or norm.normalized_shape != (width,):
         return None
     # ConvNeXt's is written for maps (B, D, 1, 1); on vectors it is the layer norm of the same weights.
     return lambda mean: F.layer_norm(mean, mean.shape[-1:], norm.weight, norm.bias, norm.eps)
@@ -228,7 +231,7 @@ class TimmEncoder(BaseEncoder):
     def __init__(self, model: nn.Module, spec: EncoderSpec, info: CheckpointInfo) -> None:
         super().__init__(model, spec, info)
         self._layout = _Layout(model, spec.image_size)
-        self._mean_norm = _norm_of_mean(model)
+        self._mean_norm = _norm_of_mean(model, self._layout.embed_dim)
         self._resized: tuple[Grid, Any] | None = None
         self.positions_of = None if getattr(model, "pos_embed", None) is None else "timm"
 

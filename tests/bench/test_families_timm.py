@@ -181,6 +181,13 @@ def test_a_network_of_torchvisions_name_by_timms_trainer_is_timms(tmp_path: Path
     assert loaded(save(payload, tmp_path, "last.pth.tar"))[0].family == "resnet"
 
 
+def test_a_norm_inside_of_a_classifier_is_not_that_of_the_mean(tmp_path: Path) -> None:
+    path = save(drawn("inception_next_atto").state_dict(), tmp_path, "x.pth")
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(9))
+    found = load_encoder(f"{path}#arch=inception_next_atto")(x)[Tap()]
+    torch.testing.assert_close(found.mean, found.patches.mean((1, 2)))
+
+
 def test_a_norm_before_the_blocks_is_clips(tmp_path: Path) -> None:
     model = VisionTransformer(
         img_size=32, patch_size=8, embed_dim=64, depth=1, num_heads=1, num_classes=0, pre_norm=True,
