@@ -41,6 +41,11 @@ _HEADS: dict[tuple[int, int | None], int] = {
 # Widths with 12 heads too: in MoCo v3, in solo-learn's MAE, and in many a small MAE.
 _OR_TWELVE = (192, 384)
 
+_NORMED_AFTER = (
+    "WARNING: no class token, no qkv bias and a norm of the mean, so perhaps timm's kind with the norms "
+    "after each part of a block (vit_*_rpn_*), which leaves no trace; if so, name the model by #arch=NAME"
+)
+
 
 def infer_heads(
     embed_dim: int,
@@ -188,7 +193,8 @@ def infer_spec(
         "pre_norm": "norm_pre.weight" in tensors,
         "map_pool": "attn_pool.latent" in tensors,
     }
-    return vit_spec(family, **{**shape, **fields}), (note,)
+    unsure = shape["fc_norm"] and not has_cls and not shape["qkv_bias"]
+    return vit_spec(family, **{**shape, **fields}), (note, _NORMED_AFTER) if unsure else (note,)
 
 
 def _grid(length: int, n_prefix: int) -> tuple[int, bool]:

@@ -58,6 +58,7 @@ def test_every_shape_of_torchvisions_network(block: Any, options: dict[str, Any]
     torch.testing.assert_close(found.patches, last_map(net, x), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.mean, found.patches.mean((1, 2)))
     assert encoder.info.dropped == {"fc.*": "head"}
+    assert any("anti-aliased networks" in note for note in encoder.info.notes)
     assert not encoder.spec.has_cls
 
 

@@ -181,6 +181,20 @@ def test_a_network_of_torchvisions_name_by_timms_trainer_is_timms(tmp_path: Path
     assert loaded(save(payload, tmp_path, "last.pth.tar"))[0].family == "resnet"
 
 
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}], ids=["bare", "model"])
+def test_norms_after_each_part_of_a_block_leave_no_trace(wrap: Any, tmp_path: Path) -> None:
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 1, "num_heads": 3}
+    model = drawn("vit_base_patch16_rpn_224", **shape)
+    notes = loaded(save(wrap(model.state_dict()), tmp_path, "x.pth"))[1]
+    assert any(n.startswith("WARNING: no class token, no qkv bias and a norm of the mean") for n in notes)
+    plain = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=192, depth=1, num_heads=3, num_classes=0, class_token=False,
+        global_pool="avg",
+    )  # fmt: skip
+    notes = loaded(save(wrap(plain.state_dict()), tmp_path, "x.pth"))[1]
+    assert not any("no qkv bias" in note for note in notes)
+
+
 def test_a_norm_inside_of_a_classifier_is_not_that_of_the_mean(tmp_path: Path) -> None:
     path = save(drawn("inception_next_atto").state_dict(), tmp_path, "x.pth")
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(9))

@@ -76,6 +76,11 @@ def _draft(name: str, root: Root, tensors: Tensors, heads: int | None) -> Draft:
             f"for small images: a 3x3 first convolution without pooling, padding {padding} (the file does "
             "not say it); ImageNet's mean and std are assumed, set #mean=a:b:c,std=a:b:c where they differ"
         )
+    elif name == "resnet":
+        notes.append(
+            "strides as torchvision has them: anti-aliased networks (timm's resnetblur*) leave no trace in "
+            "the keys and need #arch=NAME"
+        )
     return Draft(tensors, spec, tuple(notes))
 
 
