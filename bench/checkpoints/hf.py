@@ -42,6 +42,7 @@ _STATED_PARTS = {
     "use_relative_position_bias": BLOCK_TABLE,
     "use_shared_relative_position_bias": SHARED_TABLE,
     "layer_scale_init_value": "blocks.0.gamma_1",
+    "layerscale_value": "blocks.0.ls1.gamma",
     "qkv_bias": "blocks.0.attn.qkv.bias",
     **{f"{name}_bias": f"blocks.0.attn.{name[0]}.bias" for name in ("query", "key", "value")},
 }

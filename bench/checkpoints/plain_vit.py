@@ -127,6 +127,21 @@ def refuse_without_scale(family: str, tensors: Tensors) -> None:
         )
 
 
+def without_row_for_class(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """The tensors with the class token's row of the position table added to the token, which is exact.
+
+    Raises:
+        CheckpointError: the token has another shape than its row.
+    """
+    token, table = tensors["cls_token"], tensors["pos_embed"]
+    if token.shape != table[:, :1].shape:
+        raise CheckpointError(
+            f"cls_token has shape {tuple(token.shape)}, and its row of the position table "
+            f"{tuple(table[:, :1].shape)}"
+        )
+    return {**tensors, "cls_token": token.float() + table[:, :1].float(), "pos_embed": table[:, 1:]}
+
+
 def patches_of(tensors: Tensors, videos: bool = False) -> tuple[int, int]:
     """Width and patch size that the patch embedding (D, 3, p, p), or (D, 3, t, p, p) of videos, says.
 

@@ -101,6 +101,13 @@ def test_every_network_of_dinov2_and_3_has_a_layer_scale(name: str, written: Any
         load_encoder(str(path))
 
 
+def test_a_class_token_of_another_shape_is_not_spread_over_its_row(written: Any) -> None:
+    path, payload = written("dinov2-registers")
+    torch.save({**payload, "cls_token": torch.tensor(1.0)}, path)
+    with pytest.raises(CheckpointError, match=r"cls_token has shape \(\), and its row"):
+        load_encoder(str(path))
+
+
 def test_timms_config_beside_a_file_says_more_than_its_name(tmp_path: Path) -> None:
     model = vit()
     torch.save(model.state_dict(), tmp_path / "dino_mine.pth")

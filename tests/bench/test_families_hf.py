@@ -161,6 +161,7 @@ def test_attention_without_any_bias_is_read(folder: Any) -> None:
     [
         ("hf-dinov2-registers", "register_tokens", "num_register_tokens 4"),
         ("hf-beit-pretrained", "relative_position_bias_table", "use_(shared_)?relative_position_bias True"),
+        ("hf-dinov3", ".lambda1", "layerscale_value 1.0"),
         ("hf-vit", "key.bias", "model_type 'vit', whose attention has biases for keys too"),
     ],
 )

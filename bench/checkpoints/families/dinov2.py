@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ..family import Draft, Family, Root, Tensors
-from ..plain_vit import infer_spec, refuse_without_scale
+from ..plain_vit import infer_spec, refuse_without_scale, without_row_for_class
 
 EVALUATED_AT = 224
 ANCHORS: tuple[str | tuple[str, ...], ...] = (
@@ -62,11 +62,7 @@ def draft(family: str, root: Root, tensors: Tensors, heads: int | None, usual: M
     fields: dict[str, Any] = {"usual_heads": usual, "pos_interpolation": "dino"}
     notes = []
     if registers:
-        tensors = {
-            **tensors,
-            "cls_token": tensors["cls_token"].float() + table[:, :1].float(),
-            "pos_embed": table[:, 1:],
-        }
+        tensors = without_row_for_class(tensors)
         fields |= {"pos_interpolation": "antialias", "no_embed_class": True, "image_size": own_size}
         notes.append("registers have no position: the class token's is added to the token")
     spec, how = infer_spec(family, tensors, heads, **fields)

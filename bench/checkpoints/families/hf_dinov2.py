@@ -12,6 +12,7 @@ import torch
 
 from ..family import Draft, Family, Root, Tensors
 from ..hf import ATTENTION, BLOCK, CLASSIFIERS, IMAGENET, RANK, SOURCE, hf_draft
+from ..plain_vit import without_row_for_class
 from .hf_vit import EMBEDDINGS
 
 _NAME = "hf_dinov2"
@@ -24,9 +25,7 @@ def _timm_layout(tensors: Tensors) -> Tensors:
         value = packed.pop(name.replace(".gate.", ".value."))
         packed[name.replace(".gate.", ".fc1.")] = torch.cat([packed.pop(name), value])
     if "reg_token" in packed and packed["pos_embed"].ndim == 3:
-        table = packed["pos_embed"]
-        packed["cls_token"] = packed["cls_token"].float() + table[:, :1].float()
-        packed["pos_embed"] = table[:, 1:]
+        return without_row_for_class(packed)
     return packed
 
 
