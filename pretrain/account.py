@@ -69,6 +69,8 @@ class Account:
             f"trained by the recipe {self.recipe.name} on {self.data_name}: {step} of {self.schedule.total} "
             f"steps of {self.schedule.batch} images, {epochs:.3g} epochs, seed {self.recipe.seed}"
         ]
+        if self.recipe.target.export == "target":
+            notes.append("its target encoder, the moving average of the one that was trained")
         if self.broken:
             notes.append(f"{len(self.broken)} broken image(s) left out, first {self.broken[0]}")
         return {

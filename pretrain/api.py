@@ -179,7 +179,7 @@ def _differences(kept: Recipe, file: Recipe, named: Sequence[str]) -> str:
 
 def save_random_weights(recipe: Recipe, data: Dataset, out: Path) -> Health:
     """The encoder that a recipe starts from, as ``out/encoder.pth``, and the collapse monitor's measures."""
-    encoder = initial_model(recipe).encoder
+    encoder = initial_model(recipe).exported
     weights, projector = encoder.vit.state_dict(), encoder.projector.state_dict()
     health, _ = Watcher(recipe, data, resolve_device(recipe.engine.device), "fp32")(weights, projector)
     facts = {"recipe": recipe.model_dump(mode="json"), "step": 0}

@@ -34,8 +34,8 @@ class Losses(NamedTuple):
 class MaskedImageModel(nn.Module):
     """MAE, Latent MIM in all its variants, I-JEPA and data2vec, as the recipe says.
 
-    ``encoder`` is trained and scored. ``target_encoder`` is there for an EMA or frozen target only; nothing
-    in it ever has a gradient.
+    ``encoder`` is trained. ``target_encoder`` is there for an EMA or frozen target only; nothing in it ever
+    has a gradient. ``exported`` is the one of the two that is kept and scored.
     """
 
     random_projection: torch.Tensor
@@ -56,6 +56,12 @@ class MaskedImageModel(nn.Module):
             self.register_buffer("random_projection", torch.randn(pixels, width) / pixels**0.5)
         out = pixels if recipe.target.kind == "pixels" else width
         self.decoder = Decoder(recipe, width, out, self.encoder.prefix)
+
+    @property
+    def exported(self) -> PatchEncoder:
+        """The encoder that ``target.export`` names."""
+        target = self.target_encoder if self.recipe.target.export == "target" else None
+        return target or self.encoder
 
     def forward(
         self,

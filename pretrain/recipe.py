@@ -177,6 +177,11 @@ class Recipe(Section):
             raise ValueError(f"target.top_blocks {self.target.top_blocks} is more than the encoder's blocks")
         if self.latent and self.target.top_blocks > 1 and self.projector.depth:
             raise ValueError("target.top_blocks averages blocks of the encoder; set projector.depth=0")
+        if self.target.export == "target" and self.target.kind != "ema":
+            raise ValueError(
+                "target.export=target keeps the moving average of the encoder, and target.kind "
+                f"{self.target.kind} has none; set target.export=online"
+            )
         if self.target.kind == "pixels" and self.objective.similarity_weight:
             raise ValueError("objective.similarity_weight is for latent targets, and target.kind is pixels")
         return self

@@ -86,6 +86,11 @@ class TargetConfig(Section):
     )
     normalise: bool = Field(False, description="layer norm without weights of the latents (I-JEPA, data2vec)")
     norm_pixels: bool = Field(True, description="standardise the pixels of each patch (pixels, projection)")
+    export: Literal["online", "target"] = Field(
+        "online",
+        description="the encoder that is kept, watched and scored: the trained one, or the moving average "
+        "that is its target (I-JEPA)",
+    )
 
 
 class MaskingConfig(Section):

@@ -18,7 +18,8 @@ from .outcome import read_training
 from .recipe import Recipe
 from .state import load_state, states
 
-_ENCODER = "encoder.vit."
+_ENCODERS = {"online": "encoder.vit.", "target": "target_encoder.vit."}
+"""Where a state keeps the encoder that a recipe exports."""
 
 
 class Trained(NamedTuple):
@@ -44,7 +45,7 @@ class Companion(NamedTuple):
 
 
 def find_companion(reference: str) -> Companion:
-    """The newest state whose encoder equals the one that a reference loads, tensor by tensor.
+    """The newest state whose exported encoder equals the one that a reference loads, tensor by tensor.
 
     It is looked for in the folder of the file, or the one above (``encoders/step-N.pth``).
 
@@ -72,7 +73,7 @@ def find_companion(reference: str) -> Companion:
         except CheckpointError as error:
             broken.append(str(error))
             continue
-        if _holds(state, weights):
+        if _holds(state, _ENCODERS[recipe.target.export], weights):
             return Companion(recipe, path, state)
     if not found:
         raise CheckpointError(f"there is no decoder beside it: {folder / 'states'} holds no step-*.pth")
@@ -98,11 +99,11 @@ def load_trained(reference: str) -> Trained:
     return Trained(recipe, model.eval().requires_grad_(False), int(state.get("step", 0)))
 
 
-def _holds(state: object, weights: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the encoder of a state has these tensors and no others."""
+def _holds(state: object, prefix: str, weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether an encoder of a state has these tensors and no others."""
     model = state.get("model") if isinstance(state, Mapping) else None
     if not isinstance(model, Mapping):
         return False
-    held = {name[len(_ENCODER) :]: tensor for name, tensor in model.items() if name.startswith(_ENCODER)}
+    held = {name[len(prefix) :]: tensor for name, tensor in model.items() if name.startswith(prefix)}
     same = bool(held) and held.keys() == weights.keys()
     return same and all(torch.equal(held[name], weights[name]) for name in weights)

@@ -281,10 +281,8 @@ class _Run:
         """k-NN and the collapse monitor, on the first process."""
         if not self.recipe.watch.evaluations:
             return
-        encoder, projector = (
-            whole_weights(self.model.encoder.vit),
-            whole_weights(self.model.encoder.projector),
-        )
+        exported = self.model.exported
+        encoder, projector = whole_weights(exported.vit), whole_weights(exported.projector)
         if self.watcher is None or log is None:
             return
         account, before = self.account, self.account.warnings if step else ()
@@ -309,7 +307,7 @@ class _Run:
     def _save(self, step: int, keep_encoder: bool) -> None:
         """The encoder, then the state: a state that is there has its encoder beside it."""
         content = snapshot(self.model, self.stepper.optimizer)
-        encoder = whole_weights(self.model.encoder.vit)
+        encoder = whole_weights(self.model.exported.vit)
         scaler = self.fabric.strategy.precision.state_dict()
         if self.fabric.is_global_zero:
             state = {

@@ -473,16 +473,17 @@ def test_a_suite_of_nothing_else_is_an_error_too(tmp_path):
 # ------------------------------------------------------------------------------------------- whose decoder
 
 
-def test_the_model_of_an_encoder_is_that_of_its_step(trainings):
-    folder = trainings / "latent-mim"
+@pytest.mark.parametrize("name", ["latent-mim", "i-jepa"])  # the online encoder, and the target
+def test_the_model_of_an_encoder_is_that_of_its_step(trainings, name):
+    folder = trainings / name
     for file, step in (("encoder.pth", 6), ("encoders/step-00000003.pth", 3)):
         trained = load_trained(str(folder / file))
         assert trained.step == step
-        assert trained.recipe.name == "latent-mim"
+        assert trained.recipe.name == name
         kept = torch.load(folder / "states" / f"step-{step:08d}.pth", weights_only=True)["model"]
         assert kept.keys() == trained.model.state_dict().keys()
-        for name, tensor in trained.model.state_dict().items():
-            assert torch.equal(tensor, kept[name])
+        for key, tensor in trained.model.state_dict().items():
+            assert torch.equal(tensor, kept[key])
 
 
 def test_options_of_a_reference_and_links_lead_to_the_same_decoder(trainings, tmp_path):

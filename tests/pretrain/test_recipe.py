@@ -45,6 +45,7 @@ def test_the_final_choices_are_those_of_the_papers():
     assert (data2vec.visible_patches, data2vec.target.top_blocks, data2vec.objective.beta) == (76, 6, 2.0)
     jepa = load_recipe("i-jepa")
     assert (jepa.masking.blocks, jepa.target.momentum, jepa.spec().has_cls) == (4, 0.996, False)
+    assert [name for name in NAMES if load_recipe(name).target.export == "target"] == ["i-jepa"]
     assert load_recipe("latent-mim-naive").target.kind == "shared"
     assert load_recipe("latent-mim-lite").target.kind == "projection"
 
@@ -310,6 +311,11 @@ def test_idle_fields_of_a_users_own_file_are_named_and_those_of_a_built_in_recip
     [
         (["masking.visible=1.5"], "neither a share below 1 nor a number of patches"),
         (["masking.block_scale=0.2,0.1"], "name the smaller one first"),
+        (
+            ["target.kind=frozen", "target.export=target"],
+            "target.export=target keeps the moving average of the encoder, and target.kind frozen has none; "
+            "set target.export=online",
+        ),
         (["engine.precision=bfloat16"], "'auto', 'fp32', 'bf16' or 'fp16'"),
         (
             ["masking.kind=multiblock", "target.sees=all", "objective.negatives=batch"],

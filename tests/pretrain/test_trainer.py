@@ -14,6 +14,7 @@ from lmim_bench.bench.progress import Reporter
 from lmim_bench.pretrain import trainer
 from lmim_bench.pretrain.api import open_images, pretrain, resume
 from lmim_bench.pretrain.logbook import read_metrics
+from lmim_bench.pretrain.monitor import Watcher
 from lmim_bench.pretrain.recipe import load_recipe
 from lmim_bench.pretrain.state import states
 
@@ -38,12 +39,43 @@ def test_every_recipe_trains_and_leaves_an_encoder_that_loads(start, tmp_path, r
     assert len(losses(tmp_path / "out")) == 8
 
 
-def test_the_trained_encoder_is_the_one_of_the_state(start, tmp_path):
-    start("latent-mim")
-    state = torch.load(tmp_path / "out" / "states" / "step-00000008.pth", weights_only=True)
-    saved = torch.load(tmp_path / "out" / "encoder.pth", weights_only=True)["encoder"]
-    for name, tensor in saved.items():
-        assert torch.equal(tensor, state["model"][f"encoder.vit.{name}"])
+@pytest.mark.parametrize(
+    ("recipe", "sets", "kept", "other"),
+    [
+        ("latent-mim", (), "encoder", "target_encoder"),
+        ("latent-mim", ("target.export=target",), "target_encoder", "encoder"),
+        ("i-jepa", ("masking.min_context=1",), "target_encoder", "encoder"),
+        ("data2vec", ("target.top_blocks=2",), "encoder", "target_encoder"),
+    ],
+)
+def test_the_encoder_that_is_kept_and_watched_is_the_one_that_the_recipe_exports(
+    start, tmp_path, monkeypatch, recipe, sets, kept, other
+):
+    watched, look = [], Watcher.__call__
+
+    def noted(self, *weights):
+        watched.append(weights)
+        return look(self, *weights)
+
+    monkeypatch.setattr(Watcher, "__call__", noted)
+    start(recipe, *sets, "watch.keep_encoders=true")
+    state = torch.load(tmp_path / "out" / "states" / "step-00000008.pth", weights_only=True)["model"]
+
+    def of(name, part):
+        start = f"{name}.{part}."
+        return {k.removeprefix(start): tensor for k, tensor in state.items() if k.startswith(start)}
+
+    def same(one, two):
+        return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+    for file in ("encoder.pth", "encoders/step-00000008.pth"):
+        saved = torch.load(tmp_path / "out" / file, weights_only=True)
+        assert same(saved["encoder"], of(kept, "vit"))
+        assert not same(saved["encoder"], of(other, "vit"))
+        said = any("target encoder" in note for note in saved["recipe"]["notes"])
+        assert said == (kept == "target_encoder")
+    assert same(watched[-1][0], of(kept, "vit"))
+    assert same(watched[-1][1], of(kept, "projector"))
 
 
 def test_the_same_seed_gives_the_same_training_and_another_seed_another(start, tmp_path, losses):
