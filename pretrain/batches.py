@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..bench.data.workers import in_order
 from ..bench.errors import ConfigError, DataError
 from .crops import CROP_NOISE, Crops, crop_and_resize, draw_crops
-from .masking import Masks, draw_masks
+from .masking import Masks, Runs, draw_masks, visible_runs
 from .patches import draw_offsets
 from .pixels import Pixels, guarded_read
 from .recipe import Recipe
@@ -35,12 +35,14 @@ class Part(NamedTuple):
         crops: boxes and flips.
         offsets: (b, N, 2) places of patches in their cells, or None where there is no gap.
         masks: what is seen and what is predicted.
+        runs: which images see as many patches; on the CPU, so that nobody waits for a device to know.
     """
 
     pixels: torch.Tensor
     crops: Crops
     offsets: torch.Tensor | None
     masks: Masks
+    runs: Runs
 
     def to(self, device: torch.device) -> Part:
         """The same on a device."""
@@ -53,6 +55,7 @@ class Part(NamedTuple):
             Crops(*map(move, self.crops)),
             None if self.offsets is None else move(self.offsets),
             Masks(*map(move, self.masks)),
+            self.runs,
         )
 
 
@@ -136,7 +139,7 @@ def draw_part(recipe: Recipe, schedule: Schedule, step: int, share: slice, pixel
             places = torch.rand(schedule.batch, recipe.grid**2, 2, generator=draws)
             offsets = draw_offsets(places[share], recipe.masking.gap)
     masks = draw_masks(recipe, schedule.batch, share, generator(recipe.seed, "masks", step))
-    return Part(stored.pixels, crops, offsets, masks)
+    return Part(stored.pixels, crops, offsets, masks, visible_runs(masks.visible))
 
 
 def part_bytes(recipe: Recipe, schedule: Schedule, pixels: Pixels) -> int:

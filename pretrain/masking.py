@@ -7,6 +7,8 @@ that the number of processes and of accumulated parts never changes what is draw
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -14,14 +16,21 @@ import torch
 from .recipe import Recipe
 from .sections import MaskingConfig
 
+GROUP = 128
+"""Images of a step that see as many patches as the poorest of them, in multi-block masks: what a process has
+in I-JEPA's configurations.
+"""
 _TRIES = 20
+Runs = Sequence[tuple[int, int]]
+"""Images one after another that see the same number of patches: how many images, and how many patches."""
 
 
 class Masks(NamedTuple):
     """Positions in the grid, counted row by row.
 
     Attributes:
-        visible: (B, V) patches that the online encoder sees.
+        visible: (B, V) patches that the online encoder sees; -1 behind the last one of an image that sees
+            fewer than another (multi-block masks of more than ``GROUP`` images).
         hidden: (B, M, T) patches to predict, in M groups that are predicted apart from each other; in random
             order, but for the blocks of I-JEPA.
     """
@@ -47,6 +56,12 @@ def draw_masks(recipe: Recipe, batch: int, part: slice, generator: torch.Generat
     # So far the hidden patches stand rectangle by rectangle.
     order = torch.rand(batch, masks.hidden.shape[-1], generator=generator)[part].argsort(dim=1)
     return Masks(masks.visible, masks.hidden.gather(2, order[:, None]))
+
+
+def visible_runs(visible: torch.Tensor) -> Runs:
+    """The runs of ``Masks.visible`` (B, V), which lies on the CPU."""
+    counts = (visible >= 0).sum(dim=1).tolist()
+    return tuple((len(list(run)), count) for count, run in groupby(counts))
 
 
 def random_masks(noise: torch.Tensor, visible: int) -> Masks:
@@ -86,9 +101,9 @@ def multiblock_masks(
     (Assran et al., CVPR 2023; facebookresearch/ijepa, src/masks/multiblock.py).
 
     Where the context keeps too few patches after 20 tries, the last target block may overlap it, then the
-    last two, and so on. All images keep as many context patches as the poorest of the batch. Deviations: the
-    surplus is dropped at random (theirs drops the lowest rows); scale and aspect of a block are drawn apart
-    (theirs come from one random number).
+    last two, and so on. Each ``GROUP`` images of the batch, one after another, keep as many context patches
+    as the poorest of them. Deviations: the surplus is dropped at random (theirs drops the lowest rows);
+    scale and aspect of a block are drawn apart (theirs come from one random number).
     """
     height, width = _block_size(masking.block_scale, masking.block_aspect, grid, generator)
     context = _block_size(masking.context_scale, (1.0, 1.0), grid, generator)
@@ -105,9 +120,12 @@ def multiblock_masks(
         found, first = enough.any(dim=1), enough.int().argmax(dim=1)
         chosen[still[found]] = free[found, first[found]]
         still = still[~found]
-    seen = int(chosen.sum(-1).min())
+    groups = torch.split(chosen.sum(-1), GROUP)
+    seen = torch.cat([group.min().expand(len(group)) for group in groups])[part]
     hidden = targets[part].nonzero()[:, 2].reshape(-1, masking.blocks, height * width)
-    shown = (chosen[part] + order[part]).argsort(dim=1, descending=True)[:, :seen]
+    most = int(seen.max())
+    shown = (chosen[part] + order[part]).argsort(dim=1, descending=True)[:, :most]
+    shown = shown.masked_fill(torch.arange(most) >= seen[:, None], -1)
     return Masks(shown, hidden).contiguous()
 
 

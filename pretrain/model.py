@@ -10,7 +10,7 @@ from torch import nn
 
 from .decoders import Decoder
 from .encoder import PatchEncoder
-from .masking import Masks
+from .masking import Masks, Runs
 from .objectives import mean_cosine, reconstruction_loss, similarity_constraint, without_autocast
 from .patches import cut_patches, standardise, take
 from .recipe import Recipe
@@ -22,6 +22,7 @@ class Fed(NamedTuple):
     images: torch.Tensor
     offsets: torch.Tensor | None
     masks: Masks
+    runs: Runs = ()
 
 
 class Losses(NamedTuple):
@@ -69,6 +70,7 @@ class MaskedImageModel(nn.Module):
         offsets: torch.Tensor | None,
         masks: Masks,
         similarity_aim: float | torch.Tensor,
+        runs: Runs = (),
     ) -> Losses:
         """The loss of normalised crops (B, 3, S, S).
 
@@ -77,10 +79,11 @@ class MaskedImageModel(nn.Module):
             offsets: (B, N, 2) place of each patch in its cell; None where there is no gap.
             masks: what is seen and what is predicted.
             similarity_aim: mean cosine that the similarity constraint aims at now.
+            runs: which images see as many patches; all see V unless given.
         """
         config = self.recipe
         patches = cut_patches(images, config.model.patch_size, offsets)
-        latents, predictions = self.predict(patches, masks)
+        latents, predictions = self.predict(patches, masks, runs)
         with torch.set_grad_enabled(torch.is_grad_enabled() and config.target.kind == "shared"):
             targets = self.targets(patches, masks)
         loss = reconstruction_loss(predictions, targets.reshape(predictions.shape), config.objective)
@@ -89,7 +92,7 @@ class MaskedImageModel(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
             cosines = {
                 "cosine_predictions": mean_cosine(predictions),
-                "cosine_visible": mean_cosine(latents[:, self.encoder.prefix :]),
+                "cosine_visible": mean_cosine(*(run[:, self.encoder.prefix :] for run in latents)),
                 "cosine_targets": mean_cosine(targets.detach()),
             }
         if weight:
@@ -97,18 +100,27 @@ class MaskedImageModel(nn.Module):
             loss = loss + weight * similarity_constraint(constrained, similarity_aim)
         return Losses(loss, {**terms, **{name: value.detach() for name, value in cosines.items()}})
 
-    def predict(self, patches: torch.Tensor, masks: Masks) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (B, prefix + V, D) of what is seen of patches (B, N, p*p*3), and the predictions from them,
-        (B*M, T, out).
+    def predict(
+        self, patches: torch.Tensor, masks: Masks, runs: Runs = ()
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Latents of what is seen of patches (B, N, p*p*3), a tensor (b, prefix + v, D) a run, and the
+        predictions from them, (B*M, T, out).
         """
-        latents = self.encoder(take(patches, masks.visible), masks.visible)
         groups = masks.hidden.shape[1]
-        predictions = self.decoder(
-            latents.repeat_interleave(groups, 0),
-            masks.visible.repeat_interleave(groups, 0),
-            masks.hidden.flatten(0, 1),
-        )
-        return latents, predictions
+        latents, predictions, first = [], [], 0
+        for images, seen in runs or [(len(masks.visible), masks.visible.shape[1])]:
+            run = slice(first, first + images)
+            visible = masks.visible[run, :seen]
+            latents.append(self.encoder(take(patches[run], visible), visible))
+            predictions.append(
+                self.decoder(
+                    latents[-1].repeat_interleave(groups, 0),
+                    visible.repeat_interleave(groups, 0),
+                    masks.hidden[run].flatten(0, 1),
+                )
+            )
+            first += images
+        return latents, torch.cat(predictions)
 
     def targets(self, patches: torch.Tensor, masks: Masks) -> torch.Tensor:
         """What is to be predicted, (B, M*T, out), from all patches (B, N, p*p*3) of the images."""

@@ -72,11 +72,11 @@ def standardise_channels(predictions: torch.Tensor) -> torch.Tensor:
     return (predictions - mean) / (deviation + 1e-4)
 
 
-def mean_cosine(x: torch.Tensor) -> torch.Tensor:
+def mean_cosine(*runs: torch.Tensor) -> torch.Tensor:
     """The mean cosine of all pairs of patches of the same image, each with itself included, over the images
-    of x (B, T, D): the squared length of the mean unit vector.
+    of runs (B, T, D), of which T may differ: the squared length of the mean unit vector.
     """
-    return F.normalize(x.float(), dim=-1).mean(dim=1).square().sum(-1).mean()
+    return torch.cat([F.normalize(x.float(), dim=-1).mean(dim=1).square().sum(-1) for x in runs]).mean()
 
 
 def similarity_constraint(cosines: list[torch.Tensor], aim: float | torch.Tensor) -> torch.Tensor:

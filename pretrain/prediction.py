@@ -242,12 +242,20 @@ def _alikeness(looks: Sequence[Look]) -> float:
 
 
 def _notes(ctx: Context, looks: Sequence[Look], answers: Sequence[_Answer], trained: Trained) -> None:
+    from .hiding import STEP
+    from .masking import GROUP
+
     recipe, look = trained.recipe, looks[0]
     gap = f", cells {recipe.masking.gap} pixels apart" if recipe.masking.gap else ""
     ctx.note(
         f"decoder of step {trained.step} by the recipe {recipe.name}: {recipe.masking.kind} masking{gap}, "
         f"{len(look.visible)} of {recipe.grid**2} patches seen (of the first image)"
     )
+    if recipe.masking.kind == "multiblock":
+        ctx.note(
+            f"{STEP} images see as many patches as the poorest of them, in the training "
+            f"{min(GROUP, recipe.optim.batch_size)} do"
+        )
     alike, same = _alikeness(looks), float(_means(answers, "same_place").mean())
     if recipe.latent and alike > _ALIKE:
         ctx.note(

@@ -77,6 +77,6 @@ class Stepper:
         return sums
 
     def _pass(self, part: Fed, aim: float | torch.Tensor) -> dict[str, torch.Tensor]:
-        losses = self._module(*part, aim)
+        losses = self._module(part.images, part.offsets, part.masks, aim, part.runs)
         self.fabric.backward(losses.loss / self.recipe.engine.accumulate)
         return {"loss": losses.loss.detach(), **losses.terms}

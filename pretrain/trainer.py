@@ -236,7 +236,7 @@ class _Run:
                 mark = time.monotonic()
                 part = next(feed).to(self.fabric.device)
                 waited += time.monotonic() - mark
-                yield Fed(to_images(part, self.recipe), part.offsets, part.masks)
+                yield Fed(to_images(part, self.recipe), part.offsets, part.masks, part.runs)
 
         tally.add(self.stepper(step / self.schedule.total, fed()))
         tally.close_step(time.monotonic() - begun, waited)

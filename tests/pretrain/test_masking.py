@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmim_bench.pretrain.masking import block_cover, draw_masks, random_masks
+from lmim_bench.pretrain.masking import GROUP, block_cover, draw_masks, random_masks, visible_runs
 from lmim_bench.pretrain.recipe import make_recipe
 
 CASES = settings(deadline=None, derandomize=True, max_examples=30)
@@ -217,6 +217,20 @@ def test_multiblock_with_an_unreachable_minimum_keeps_the_whole_context():
     masks = drawn(recipe_of("multiblock", 8, min_context=1000), 6)
     for seen in masks.visible.tolist():
         is_rectangle(seen, 8)
+
+
+def test_multiblock_keeps_as_many_patches_as_the_poorest_of_a_group():
+    """Not of the batch, which would see fewer the larger it is; officially 128 are what a process has."""
+    recipe, batch = recipe_of("multiblock", 14), 3 * GROUP - 100
+    masks = drawn(recipe, batch)
+    runs = visible_runs(masks.visible)
+    assert [images for images, _ in runs] == [128, 128, 28]
+    assert masks.visible.shape[1] == max(seen for _, seen in runs)
+    alone = [drawn(recipe, batch, part=slice(first, first + 128)) for first in (0, 128, 256)]
+    assert [part.visible.shape[1] for part in alone] == [seen for _, seen in runs]
+    for seen, image in zip([n for images, n in runs for _ in range(images)], masks.visible, strict=True):
+        assert len(set(image[:seen].tolist())) == seen
+        assert bool((image[:seen] >= 0).all() and (image[seen:] == -1).all())
 
 
 @CASES

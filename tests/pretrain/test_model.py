@@ -95,6 +95,28 @@ def test_i_jepa_predicts_each_block_apart_from_the_whole_image(tiny, built, fed)
     assert found.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
 
 
+def test_runs_that_see_other_numbers_of_patches_are_the_images_one_by_one(tiny, built):
+    recipe = tiny("i-jepa", "data.image_size=24", "objective.similarity_weight=0.3")
+    model = built(recipe)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 3, 24, 24, generator=generator)
+    order = torch.rand(3, 36, generator=generator).argsort(1)
+    hidden = order[:, -12:].reshape(3, 2, 6)
+    visible = order[:, :9].clone()
+    visible[2, 5:] = -1
+    found = model(images, None, Masks(visible, hidden), 0.5, [(2, 9), (1, 5)])
+    patches, single = cut_patches(images, 4), []
+    for i, seen in enumerate((9, 9, 5)):
+        one = slice(i, i + 1)
+        masks = Masks(visible[one, :seen], hidden[one])
+        single.append(model(images[one], None, masks, 0.5).terms)
+        expected = model.predict(patches[one], masks)[1]
+        given = model.predict(patches, Masks(visible, hidden), [(2, 9), (1, 5)])[1]
+        torch.testing.assert_close(given[2 * i : 2 * i + 2], expected)
+    for name, value in found.terms.items():
+        assert value.item() == pytest.approx(sum(t[name].item() for t in single) / 3, abs=1e-5), name
+
+
 @pytest.mark.parametrize("sees", ["masked", "all"])
 @pytest.mark.parametrize("normalise", ["true", "false"])
 def test_targets_are_the_latents_of_what_the_target_sees(tiny, built, fed, sees, normalise):

@@ -412,6 +412,8 @@ def test_trained_encoders_are_diagnosed_and_shown_in_the_report(trainings, tmp_p
         assert one.low - 1e-9 <= one.value <= one.high + 1e-9
         assert one.n == 40
     for result in found.results:
+        drawn = [n for n in result.notes if "16 images see as many patches as the poorest of them" in n]
+        assert len(drawn) == (result.checkpoint.label == "i-jepa")
         strips = [a for a in result.artefacts if a.kind == "image"]
         assert len(strips) == 6
         assert {len(a.files) for a in strips} == {4 if result.checkpoint.label == "mae" else 3}

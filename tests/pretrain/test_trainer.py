@@ -11,9 +11,10 @@ import torch
 from lmim_bench.bench.encoders import load_encoder
 from lmim_bench.bench.errors import ConfigError, DataError, TrainingError
 from lmim_bench.bench.progress import Reporter
-from lmim_bench.pretrain import trainer
+from lmim_bench.pretrain import masking, trainer
 from lmim_bench.pretrain.api import open_images, pretrain, resume
 from lmim_bench.pretrain.logbook import read_metrics
+from lmim_bench.pretrain.model import MaskedImageModel
 from lmim_bench.pretrain.monitor import Watcher
 from lmim_bench.pretrain.recipe import load_recipe
 from lmim_bench.pretrain.state import states
@@ -91,6 +92,22 @@ def test_the_same_seed_gives_the_same_training_and_another_seed_another(start, t
 def test_accumulated_parts_give_the_same_losses(start, tmp_path, losses):
     start("mae", out="whole")
     start("mae", "engine.accumulate=4", out="parts")
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+def test_images_that_see_other_numbers_of_patches_share_a_part(start, tmp_path, losses, monkeypatch):
+    monkeypatch.setattr(masking, "GROUP", 3)
+    passes, predict = [], MaskedImageModel.predict
+
+    def noted(self, patches, masks, runs=()):
+        passes.append(len(runs))
+        return predict(self, patches, masks, runs)
+
+    monkeypatch.setattr(MaskedImageModel, "predict", noted)
+    sets = ("masking.min_context=1", "data.workers=0")
+    start("i-jepa", *sets, out="whole")
+    assert max(passes) > 1
+    start("i-jepa", *sets, "engine.accumulate=4", out="parts")
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
