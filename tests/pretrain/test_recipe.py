@@ -17,6 +17,7 @@ from lmim_bench.pretrain.recipe import (
     named_fields,
     recipe_names,
 )
+from lmim_bench.pretrain.schedules import momentum
 from lmim_bench.pretrain.sections import ARCHITECTURES, ModelConfig
 
 NAMES = ["data2vec", "i-jepa", "latent-mim", "latent-mim-lite", "latent-mim-naive", "mae"]
@@ -43,6 +44,7 @@ def test_the_final_choices_are_those_of_the_papers():
     assert (mae.crop_size, mae.visible_patches, mae.latent, mae.decoder.depth) == (224, 49, False, 8)
     data2vec = load_recipe("data2vec")
     assert (data2vec.visible_patches, data2vec.target.top_blocks, data2vec.objective.beta) == (76, 6, 2.0)
+    assert {momentum(data2vec.target, done) for done in (0, 0.5, 1)} == {0.9998}
     jepa = load_recipe("i-jepa")
     assert (jepa.masking.blocks, jepa.target.momentum, jepa.spec().has_cls) == (4, 0.996, False)
     assert [name for name in NAMES if load_recipe(name).target.export == "target"] == ["i-jepa"]
