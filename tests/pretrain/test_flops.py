@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lmim_bench.pretrain import flops
-from lmim_bench.pretrain.masking import Masks
+from lmim_bench.pretrain.masking import Masks, draw_masks
 
 
 def block(tokens, width):
@@ -52,6 +52,22 @@ def test_i_jepa_counts_its_predictor_once_a_block(tiny, monkeypatch):
     online = 3 * (encoder(seen, 64, 2) + blocks * predictor) + 2 * 2 * seen * 48 * 64
     target = encoder(16, 64, 2) + 2 * 16 * 48 * 64
     assert flops.training_flops(recipe) == pytest.approx(online + target, rel=0.03)
+
+
+def test_i_jepa_counts_the_patches_that_a_training_sees(tiny):
+    """The poorest of the 128 images of a group sees fewer than the poorest of four."""
+    sets = ("model.embed_dim=64", "decoder.width=32", "data.image_size=56", "masking.min_context=10")
+    recipe = tiny("i-jepa", *sets, "optim.batch_size=2048")
+    few = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": 4})})
+    found, expected = flops.training_flops(recipe), []
+    for seed in range(40):
+        masks = draw_masks(recipe, 2048, slice(0, 4), torch.Generator().manual_seed(seed))
+        seen, blocks, size = masks.visible.shape[1], *masks.hidden.shape[1:]
+        predictor = 2 * block(seen + size, 32) + 2 * seen * 64 * 32 + 2 * size * 32 * 64
+        online = 3 * (encoder(seen, 64, 2) + blocks * predictor) + 2 * 2 * seen * 48 * 64
+        expected.append(online + encoder(196, 64, 2) + 2 * 196 * 48 * 64)
+    assert found == pytest.approx(sum(expected) / len(expected), rel=0.05)
+    assert flops.training_flops(few) > 1.1 * found
 
 
 def test_operations_are_counted_where_linspace_does_not_follow_the_device(monkeypatch, tiny):
