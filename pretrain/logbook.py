@@ -92,6 +92,11 @@ class Tally:
         self.all_busy += busy
         self.all_waited += waited
 
+    def await_device(self, seconds: float) -> None:
+        """Seconds between steps, in which the work that a device was handed ahead of time was waited for."""
+        self.busy += seconds
+        self.all_busy += seconds
+
     def clear(self) -> None:
         """Begin anew after a line of the log; what is over the sitting stays."""
         self.sums, self.steps, self.busy, self.waited = {}, 0, 0.0, 0.0

@@ -195,7 +195,9 @@ class _Run:
                         break
                     step += 1
                     bar.advance()
+                    mark = time.monotonic()
                     stop, overdue = self._agree(asked, step)
+                    tally.await_device(time.monotonic() - mark)
                     save = step in saves or stop or overdue
                     due = step % self.recipe.watch.log_every == 0
                     if due or step in looks or save or step == total:
@@ -250,8 +252,7 @@ class _Run:
         sums = torch.stack([tally.sums[name].float() for name in names])
         reduced: Any = self.fabric.all_reduce(sums, reduce_op="mean")
         means = reduced.cpu() / (tally.steps * self.schedule.parts)
-        tally.busy += time.monotonic() - mark
-        tally.all_busy += time.monotonic() - mark
+        tally.await_device(time.monotonic() - mark)
         values = dict(zip(names, means.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             raise TrainingError(

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -115,6 +116,20 @@ def test_activation_checkpointing_changes_no_loss(start, tmp_path, losses):
     start("latent-mim", out="plain")
     start("latent-mim", "engine.activation_checkpointing=true", out="less")
     assert losses(tmp_path / "less") == pytest.approx(losses(tmp_path / "plain"), rel=1e-6)
+
+
+def test_the_speed_counts_the_time_in_which_processes_agree(start, tmp_path, monkeypatch):
+    """A device works through the steps that it was handed while they wait for it."""
+    agree = trainer._Run._agree
+
+    def waiting(self, asked, step):
+        time.sleep(0.1)
+        return agree(self, asked, step)
+
+    monkeypatch.setattr(trainer._Run, "_agree", waiting)
+    found = start("mae")
+    speeds = [line["images_per_second"] for line in read_metrics(tmp_path / "out") if "loss" in line]
+    assert max(found.images_per_second, *speeds) < 16 / 0.1
 
 
 def test_an_error_that_is_kept_keeps_no_process(start, monkeypatch):
