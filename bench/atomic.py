@@ -19,6 +19,8 @@ from .errors import DataError, first_line, first_problem
 Model = TypeVar("Model", bound=BaseModel)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says where a disk, or a user's share of it, has no room."""
+_REFUSED = (*FULL, errno.EFBIG)
+"""And where a file outgrows what one may be: what a write says of no fault of the writer."""
 
 
 @contextmanager
@@ -26,8 +28,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file that appears under its name only when it was written whole and synced.
 
     Raises:
-        OSError: it cannot be written, or the disk has no room for it, also where what writes into it says
-            something else.
+        OSError: it cannot be written, the disk has no room for it, or it outgrows a limit, also where what
+            writes into it says something else.
     """
     handled = sys.exc_info()[1]  # what the caller is dealing with: no reason of an error in here
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +44,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
         # torch.save complains about its own bookkeeping, with what the disk said behind it.
         reason: BaseException | None = error
-        while reason not in (None, handled) and getattr(reason, "errno", None) not in FULL:
+        while reason not in (None, handled) and getattr(reason, "errno", None) not in _REFUSED:
             reason = reason.__cause__ or reason.__context__
         named = getattr(error, "filename", None)
         if reason in (None, handled) and named in (None, str(temporary)) and getattr(error, "errno", None):

@@ -14,13 +14,13 @@ from lmim_bench.bench.errors import said_by_the_system
 class Full:
     """A stream to a disk that is full after so many bytes."""
 
-    def __init__(self, stream, room):
-        self.stream, self.room = stream, room
+    def __init__(self, stream, room, number=errno.ENOSPC):
+        self.stream, self.room, self.number = stream, room, number
 
     def write(self, data):
         self.room -= len(data)
         if self.room < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(self.number, os.strerror(self.number))
         return self.stream.write(data)
 
     def flush(self):
@@ -29,15 +29,16 @@ class Full:
 
 @pytest.mark.parametrize("room", [0, 1000, 30_000])
 @pytest.mark.parametrize("write", [lambda t, s: torch.save(t, s), lambda t, s: s.write(save(t))])
-def test_a_full_disk_is_told_as_such_and_leaves_what_was_there(tmp_path, write, room):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_or_file_is_told_as_such_and_leaves_what_was_there(tmp_path, write, room, number):
     path = tmp_path / "encoder.pth"
     path.write_bytes(b"before")
     with (
-        pytest.raises(OSError, match="No space left on device") as caught,
+        pytest.raises(OSError, match=os.strerror(number)) as caught,
         atomic_write(path, "wb") as stream,
     ):
-        write({"x": torch.zeros(10_000)}, Full(stream, room))
-    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+        write({"x": torch.zeros(10_000)}, Full(stream, room, number))
+    assert (caught.value.errno, caught.value.filename) == (number, str(path))
     assert [p.name for p in tmp_path.iterdir()] == ["encoder.pth"]
     assert path.read_bytes() == b"before"
 
