@@ -165,8 +165,10 @@ class _Run:
         if step and self.fabric.is_global_zero:
             self.reporter.line(f"going on at step {step} of {total}")
             self.account.recall(self.out, step)
-        log = Logbook(self.out, self.recipe.watch.tensorboard, step) if self.fabric.is_global_zero else None
         saves = milestones(total, self.recipe.watch.checkpoints)
+        if step:
+            self._export(step, keep=step in saves)  # which a sitting that ended inside a save did not come to
+        log = Logbook(self.out, self.recipe.watch.tensorboard, step) if self.fabric.is_global_zero else None
         looks = milestones(total, self.recipe.watch.evaluations)
         feed = parts(
             self.recipe,
@@ -306,9 +308,8 @@ class _Run:
                 self.reporter.line(f"WARNING: {warning}")
 
     def _save(self, step: int, keep_encoder: bool) -> None:
-        """The encoder, then the state: a state that is there has its encoder beside it."""
+        """The state, then the encoder: whatever ends a save, what is there can be gone on from."""
         content = snapshot(self.model, self.stepper.optimizer)
-        encoder = whole_weights(self.model.exported.vit)
         scaler = self.fabric.strategy.precision.state_dict()
         if self.fabric.is_global_zero:
             state = {
@@ -318,14 +319,22 @@ class _Run:
                 "version": STATE_VERSION,
                 "seed": self.recipe.seed,
             }
-            facts = self.account.facts(step)
-            if self.recipe.watch.keep_encoders and keep_encoder:
-                path = self.out / "encoders" / f"step-{step:08d}.pth"
-                save_checkpoint(path, self.recipe.spec(), encoder, facts)
-            save_checkpoint(self.out / "encoder.pth", self.recipe.spec(), encoder, facts)
             self.saved = write_state(self.out / "states", step, state, self.recipe.watch.keep)
+        self._export(step, keep_encoder)
         self.fabric.barrier()
         self.saved_at = time.monotonic()
+
+    def _export(self, step: int, keep: bool) -> None:
+        """``encoder.pth``, and with ``keep`` the one of this step where the recipe keeps them."""
+        encoder = whole_weights(self.model.exported.vit)
+        if not self.fabric.is_global_zero:
+            return
+        facts = self.account.facts(step)
+        if self.recipe.watch.keep_encoders and keep:
+            save_checkpoint(
+                self.out / "encoders" / f"step-{step:08d}.pth", self.recipe.spec(), encoder, facts
+            )
+        save_checkpoint(self.out / "encoder.pth", self.recipe.spec(), encoder, facts)
 
     def _begin(self, before: Summary | None) -> int:
         """The first step, unless a sitting saved something whose state is gone: that must not be lost too.

@@ -131,7 +131,7 @@ def test_a_row_goes_on_with_the_engine_and_the_watching_of_the_new_command(plann
     trainer.train(again, Reporter())
     assert parts == [2, 2]
     kept = sorted(path.name for path in (row.folder / "encoders").iterdir())
-    assert kept == ["step-00000003.pth", "step-00000004.pth"]
+    assert kept == ["step-00000002.pth", "step-00000003.pth", "step-00000004.pth"]
 
 
 def test_a_row_goes_on_where_its_images_lie_now(planned, colours, tmp_path):

@@ -1,5 +1,6 @@
 """Trainings that stop and go on: told to, killed, broken, under other settings, in a folder of another."""
 
+import errno
 import json
 import os
 import re
@@ -85,6 +86,25 @@ def test_killed_inside_a_save_ends_with_the_last_encoder(start, cache, tmp_path,
     assert resume(tmp_path / "broken", cache_dir=cache).finished
     found = [load_encoder(str(tmp_path / name / "encoder.pth")) for name in ("broken", "whole")]
     assert found[0].fingerprint == found[1].fingerprint
+
+
+def test_a_first_save_that_fails_can_be_gone_on_from(start, cache, tmp_path, monkeypatch, losses):
+    """Whether the state or the encoder did not get there."""
+    start("mae", out="whole")
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("write_state", "save_checkpoint"):
+        monkeypatch.setattr(trainer, name, full)
+        with pytest.raises(OSError, match="No space left"):
+            start("mae", "watch.keep_encoders=true", out=name)
+        monkeypatch.undo()
+        assert not (tmp_path / name / "encoder.pth").exists()
+        assert resume(tmp_path / name, cache_dir=cache).finished
+        assert losses(tmp_path / name) == losses(tmp_path / "whole")
+        kept = sorted(path.name for path in (tmp_path / name / "encoders").iterdir())
+        assert kept == ["step-00000004.pth", "step-00000008.pth"]
 
 
 def test_killed_before_the_summary_keeps_what_was_measured(start, cache, tmp_path):
