@@ -54,6 +54,12 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what writers that were killed left in a folder, into which nobody else may be writing."""
+    for path in folder.glob(f".*.{'[0-9a-f]' * 8}.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, payload: Any) -> None:
     """Write JSON atomically, keys in their given order; NaN is refused."""
     with atomic_write(path) as stream:

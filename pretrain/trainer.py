@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
-from ..bench.atomic import write_json
+from ..bench.atomic import remove_unfinished, write_json
 from ..bench.cache import cache_folder
 from ..bench.checkpoints import save_checkpoint
 from ..bench.claims import claim
@@ -88,8 +88,11 @@ def train(
     fabric.launch()
     schedule = plan_steps(training.recipe, len(data.splits[data.train_split]), fabric.world_size)
     with claim(out) if fabric.is_global_zero else nullcontext():
-        if begin and fabric.is_global_zero:
-            start_training(training, out)  # inside the claim: another training may be running there
+        if fabric.is_global_zero:  # inside the claim: another training may be running there
+            if begin:
+                start_training(training, out)
+            for folder in (out, out / "states", out / "encoders"):
+                remove_unfinished(folder)
         try:
             return _Run(training, data, schedule, out, reporter, fabric, cache_dir).go()
         except torch.OutOfMemoryError:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from lmim_bench.bench.atomic import atomic_write, write_json
+from lmim_bench.bench.atomic import atomic_write, remove_unfinished, write_json
 from lmim_bench.bench.errors import said_by_the_system
 
 
@@ -51,6 +51,18 @@ def test_what_the_system_says_of_no_file_is_said_of_this_one(tmp_path):
     ):
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))  # as a write does past ulimit -f
     assert caught.value.filename == str(path)
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    kept = [tmp_path / name for name in ("step-1.pth", ".lock", ".mine.tmp", "x.0123abcd.tmp", ".x.0123abcd")]
+    for path in kept:
+        path.touch()
+    stream = atomic_write(tmp_path / "step-2.pth", "wb")
+    stream.__enter__()
+    assert len(list(tmp_path.iterdir())) == len(kept) + 1
+    remove_unfinished(tmp_path)
+    remove_unfinished(tmp_path / "nowhere")
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
 def test_other_errors_stay_what_they_are(tmp_path):

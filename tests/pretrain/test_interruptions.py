@@ -107,6 +107,20 @@ def test_a_first_save_that_fails_can_be_gone_on_from(start, cache, tmp_path, mon
         assert kept == ["step-00000004.pth", "step-00000008.pth"]
 
 
+def test_what_a_killed_save_left_is_gone_after_the_next_sitting(start, cache, tmp_path):
+    start("mae")
+    out = tmp_path / "out"
+    (out / "states" / "step-00000008.pth").unlink()
+    left = [out / "states" / ".step-00000008.pth.0123abcd.tmp", out / ".encoder.pth.89abcdef.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    with claim(out), pytest.raises(ConfigError, match="another process"):
+        resume(out, cache_dir=cache)
+    assert all(path.exists() for path in left)
+    assert resume(out, cache_dir=cache).finished
+    assert not any(path.exists() for path in left)
+
+
 def test_killed_before_the_summary_keeps_what_was_measured(start, cache, tmp_path):
     before = start("mae")
     (tmp_path / "out" / "summary.json").unlink()
