@@ -53,6 +53,23 @@ def without_effect(recipe: Recipe, given: Sequence[str]) -> list[str]:
     return lines
 
 
+def changes_by_parts(recipe: Recipe, before: Recipe | None = None) -> list[str]:
+    """What a loss over several images of a part makes of ``engine.accumulate``, in a sentence; [] where it
+    makes nothing of it, or the batch is one part and was one ``before``.
+    """
+    parts = recipe.engine.accumulate
+    earlier = parts if before is None else before.engine.accumulate
+    if not recipe.over_parts or parts == earlier == 1:
+        return []
+    constrained = recipe.objective.similarity_weight > 0
+    what = "objective.similarity_weight" if constrained else "objective.negatives=batch"
+    changed = "" if parts == earlier else f" (before: {earlier})"
+    return [
+        f"{what} compares the images of one part, so that engine.accumulate={parts}{changed} changes what is "
+        "learned; engine.activation_checkpointing=true saves memory without that"
+    ]
+
+
 def describe_cost(recipe: Recipe, data: Dataset | None = None) -> str:
     """What an image costs, in a line; with data what all of the training does, in another.
 
@@ -113,6 +130,8 @@ def pretrain(
             reporter.line(f"WARNING: {line}")
     elif sets:
         raise ConfigError("sets change a recipe that is given by name; change a Recipe by model_copy")
+    for line in changes_by_parts(recipe):
+        reporter.line(f"WARNING: {line}")
     opened = open_images(data, reporter, cache_dir)
     # Whoever goes on with it may stand in another folder.
     reference = str(at_home(data).absolute()) if at_home(data).exists() else str(data)
@@ -158,10 +177,11 @@ def resume(
                 f"--set {text} would make it another training; a resumed one takes changes of "
                 f"{' and '.join(MAY_CHANGE)} only"
             )
+    before = training.recipe
     if sets:
-        training = training.model_copy(
-            update={"recipe": make_recipe(training.recipe.model_dump(mode="json"), sets)}
-        )
+        training = training.model_copy(update={"recipe": make_recipe(before.model_dump(mode="json"), sets)})
+    for line in changes_by_parts(training.recipe, before):
+        reporter.line(f"WARNING: {line}")
     if data is None:
         try:
             data = open_images(training.data, reporter, cache_dir)

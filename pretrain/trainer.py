@@ -32,6 +32,7 @@ from .model import Fed
 from .monitor import Watcher
 from .outcome import Summary, Training, read_summary, start_training
 from .pixels import open_pixels
+from .recipe import Recipe
 from .schedules import learning_rate, milestones, momentum
 from .signals import stop_signals
 from .state import read_state, restore, snapshot, states, whole_weights, write_state
@@ -96,14 +97,23 @@ def train(
         try:
             return _Run(training, data, schedule, out, reporter, fabric, cache_dir).go()
         except torch.OutOfMemoryError:
-            engine = training.recipe.engine
-            graph = "leave out engine.cuda_graph, " if engine.cuda_graph else ""
             raise TrainingError(
-                f"{fabric.device} has no room for this training; {graph}cut the batch into more parts "
-                f"(engine.accumulate={2 * engine.accumulate}), set engine.activation_checkpointing=true, or "
-                "train fewer at once there; "
+                f"{fabric.device} has no room for this training; {_less_memory(training.recipe)}; "
                 f"{_last_state(next((path for path, _ in states(out / 'states')), None))}"
             ) from None
+
+
+def _less_memory(recipe: Recipe) -> str:
+    """What makes a training fit, those first that change nothing in what is learned."""
+    engine, compares = recipe.engine, ", which changes what is learned by this recipe"
+    mends = {
+        "leave out engine.cuda_graph": engine.cuda_graph,
+        "set engine.activation_checkpointing=true": not engine.activation_checkpointing,
+        f"cut the batch into more parts (engine.accumulate={2 * engine.accumulate}"
+        f"{compares if recipe.over_parts else ''})": True,
+        "or train fewer at once there": True,
+    }
+    return ", ".join(mend for mend, helps in mends.items() if helps)
 
 
 def _last_state(saved: Path | None) -> str:

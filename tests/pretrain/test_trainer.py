@@ -153,11 +153,45 @@ def test_a_gpu_without_room_is_one_line_and_accumulation_mends_it(start, cache, 
         return step(self, done, feed)
 
     monkeypatch.setattr(trainer.Stepper, "__call__", crowded)
-    wanted = r"cpu has no room for this training.*engine\.accumulate=2.*state is .*step-00000004\.pth"
+    wanted = (
+        r"cpu has no room for this training; set engine\.activation_checkpointing=true, .*parts "
+        r"\(engine\.accumulate=2\), .*state is .*step-00000004\.pth"
+    )
     with pytest.raises(TrainingError, match=wanted):
         start("mae")
     done = resume(tmp_path / "out", sets=("engine.accumulate=2",), cache_dir=cache)
     assert done.finished
+
+
+def test_parts_that_change_what_is_learned_are_said(start, cache, tmp_path, monkeypatch, capsys):
+    def said():
+        lines = " ".join(capsys.readouterr().err.split()).split("WARNING: ")[1:]
+        return [line for line in lines if "compares the images" in line]
+
+    start("mae", "engine.accumulate=2", out="alike")
+    start("latent-mim", "objective.similarity_weight=0", "engine.accumulate=2", out="of each image")
+    start("latent-mim")
+    assert said() == []
+    resume(tmp_path / "out", sets=("engine.accumulate=4",), cache_dir=cache)
+    (line,) = said()
+    assert line.startswith(
+        "objective.similarity_weight compares the images of one part, so that engine.accumulate=4 "
+        "(before: 1) changes what is learned; engine.activation_checkpointing=true saves memory without that"
+    )
+    changes = ("objective.similarity_weight=0", "objective.negatives=batch", "engine.accumulate=2")
+    start("latent-mim", *changes, out="parts")
+    (line,) = said()
+    assert line.startswith("objective.negatives=batch compares the images of one part, so that engine.acc")
+    resume(tmp_path / "parts", sets=("engine.accumulate=1",), cache_dir=cache)
+    (line,) = said()
+    assert "engine.accumulate=1 (before: 2) changes what is learned" in line
+
+    def crowded(self, done, feed):
+        raise torch.OutOfMemoryError("made up")
+
+    monkeypatch.setattr(trainer.Stepper, "__call__", crowded)
+    with pytest.raises(TrainingError, match=r"\(engine\.accumulate=2, which changes what is learned by this"):
+        start("latent-mim", out="crowded")
 
 
 def test_a_training_that_diverges_says_so_whatever_looks_first(start):
