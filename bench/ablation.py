@@ -35,7 +35,7 @@ from .errors import ConfigError
 from .plan import make_plan
 from .progress import Reporter
 from .results import Result, RunFile, read_results
-from .trainings import PlannedRow, Trainer, plan_row
+from .trainings import PlannedRow, Trainer, plan_row, training_precision
 from .types import Dataset
 
 TASKS = ("knn", "linear", "few_shot")
@@ -237,7 +237,8 @@ def _circumstances(plan: Sequence[PlannedRow], found: RunFile, command: str) -> 
         f"{recipe.learning_rate:.3g}, encoder of width {width}, depth {depth}, {heads} heads, patch "
         f"{recipe.model.patch_size} on {recipe.data.image_size} pixels, "
         f"{_POOLED[recipe.model.pooling]} {'after' if recipe.model.final_norm else 'before'} the "
-        f"final norm; seed {recipe.seed}. {seconds / 60:.0f} minutes of training in all on {trained_on}.",
+        f"final norm; seed {recipe.seed}. {seconds / 60:.0f} minutes of training in all on {trained_on}, in "
+        f"{training_precision(recipe)}.",
         "",
         f"`{command}`, commit {commit}, lmim-bench {environment.lmim_bench}, torch "
         f"{environment.packages.get('torch', '?')}.",

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..pretrain.api import MAY_CHANGE, open_images, pretrain, resume, save_random_weights
+from ..pretrain.engine import resolve_precision
 from ..pretrain.pixels import open_pixels, stored_sides
 from ..pretrain.recipe import Recipe
 from ..pretrain.signals import stop_signals
 from ..pretrain.studies import Row
 from .atomic import write_json
 from .cache import cache_folder
+from .config import Precision
 from .cores import keep_to, split_cores
 from .data.workers import most_workers
+from .engine import resolve_device
 from .errors import LmimBenchError, TrainingError
 from .names import digest
 from .progress import Reporter
@@ -46,13 +49,26 @@ class PlannedRow(NamedTuple):
 
 
 def plan_row(row: Row, recipe: Recipe, data: Dataset, out: Path) -> PlannedRow:
-    """A row with the folder below ``out`` that only this recipe on these data has."""
+    """A row with the folder below ``out`` that only this recipe on these data, in this precision, has.
+
+    Raises:
+        ConfigError: a device that is not there.
+    """
     decides = recipe.model_dump(mode="json", exclude={"name", "about", "engine", "watch"})
-    decides |= {"trained on": data.fingerprint, "precision": recipe.engine.precision}
+    decides |= {"trained on": data.fingerprint, "precision": training_precision(recipe)}
     if recipe.over_parts:
         decides["parts"] = recipe.engine.accumulate
     name = f"{row.recipe or 'random'}-{digest(decides)[:8]}"
     return PlannedRow(row, recipe, out / "trainings" / name)
+
+
+def training_precision(recipe: Recipe) -> Precision:
+    """The arithmetic that ``auto`` comes to on the device at hand, or what the recipe names.
+
+    Raises:
+        ConfigError: a device that is not there.
+    """
+    return resolve_precision(recipe.engine, resolve_device(recipe.engine.device).partition(":")[0])
 
 
 @dataclass(frozen=True)

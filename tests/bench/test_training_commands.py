@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -209,6 +210,7 @@ def test_ablate_trains_scores_and_compares_and_keeps_what_is_done(invoke, images
     assert f"| {shallow.label} |" not in table
     assert f"{shallow.label!r} is left out: at this size it is the same training as" in done.stderr
     assert "peak learning rate" in table
+    assert re.search(r"minutes of training in all on .*, in fp32\.\n", table)
     assert "train/a/3.png" in (out / "decoder" / "report.html").read_text(encoding="utf-8")
     before = {p: p.stat().st_mtime_ns for p in out.glob("trainings/*/encoder.pth")}
     assert len(before) == len(load_study("decoder").rows) - 1  # MAE's depth is one block already at this size
@@ -266,7 +268,7 @@ def test_what_changes_no_row_s_meaning_is_taken():
         )
 
 
-def test_a_row_is_trained_anew_where_parts_or_precision_decide_it(tmp_path):
+def test_a_row_is_trained_anew_where_parts_or_precision_decide_it(tmp_path, monkeypatch):
     def folder(label, *sets):
         row = next(row for row in load_study("objective").rows if row.label == label)
         recipe = row_recipe(row, SCALES["tiny"], 32, sets, "cpu")
@@ -275,6 +277,11 @@ def test_a_row_is_trained_anew_where_parts_or_precision_decide_it(tmp_path):
     batch, image = "negatives of the batch", "patch discrimination"
     assert folder(batch) != folder(batch, "engine.accumulate=4")
     assert folder(image) != folder(image, "engine.precision=fp16")
+    here = folder(image)
+    assert here == folder(image, "engine.precision=fp32")
+    with monkeypatch.context() as gpu:
+        gpu.setattr("lmim_bench.bench.trainings.resolve_device", lambda device: "cuda:0")
+        assert here != folder(image) == folder(image, "engine.precision=bf16")
     alone = "objective.similarity_weight=0"
     assert folder(image, alone) == folder(image, alone, "engine.accumulate=4")
 
