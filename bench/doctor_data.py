@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
 from .data import Detected
 from .data.files import IMAGE_SUFFIXES
+from .data.shard_sets import absent_parts
 from .data.splits import spread
 from .doctor_system import Check, Subject
 from .errors import DataError
@@ -29,6 +31,9 @@ def data_checks(subject: Subject, data: Dataset, found: Detected, reporter: Repo
     if data.ignored:
         mend = f"convert them to a type that is read ({', '.join(IMAGE_SUFFIXES)}), or remove them"
         yield subject.warns(ignored_files(data.ignored), mend)
+    if found.layout == "parquet" and data.path and (absent := absent_parts(Path(data.path))):
+        what = f"{len(absent)} shards that the names of others count are not there: {_few(absent)}"
+        yield subject.warns(what, "fetch them, or score what is there as a part of the data set")
     looks = list(_looks(data))
     faults = []
     with reporter.progress(len(looks), f"images of {subject.name}") as bar:

@@ -59,7 +59,7 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict in words."""
-        return sentence(
+        said = sentence(
             self.reference.label,
             self.challenger.label,
             self.found,
@@ -68,6 +68,14 @@ class Verdict:
             self.row.metric.higher_is_better,
             *_NOUNS[self.column.data.kind],
         )
+        one, two = (
+            {entry.result.seed for entry in self.column.cells[c.index] if entry.result.status == "ok"}
+            for c in (self.reference, self.challenger)
+        )
+        if one == two:
+            return said
+        shared = listed([str(seed) for seed in sorted(one & two)])
+        return f"{said}, over the seed{'s' * (len(one & two) > 1)} that both have ({shared})"
 
 
 class Tally(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,19 @@ def _by_split(root: Path, layout: str, names: Sequence[str]) -> dict[str, list[s
             )
         shards.setdefault(split, []).append(shard)
     return shards
+
+
+def absent_parts(root: Path) -> list[str]:
+    """Parquet shards that the names of others count (``-00000-of-00005``) and that are not there."""
+    parts: dict[tuple[str, int, str], set[int]] = {}
+    for shard in find_shards(root, "parquet"):
+        if told := re.fullmatch(r"(.*-)(\d{5})-of-(\d{5})(.*)", shard):
+            parts.setdefault((told[1], int(told[3]), told[4]), set()).add(int(told[2]))
+    return [
+        f"{begin}{number:05d}-of-{count:05d}{end}"
+        for (begin, count, end), there in parts.items()
+        for number in sorted(set(range(count)) - there)
+    ]
 
 
 # ------------------------------------------------------------------------------------------- labels

@@ -19,7 +19,10 @@ from lmim_bench.bench.data import parquet as parquet_module
 from lmim_bench.bench.data import tars as tars_module
 from lmim_bench.bench.data.layouts import shard_split
 from lmim_bench.bench.data.loading import iterate_batches
+from lmim_bench.bench.doctor_data import data_checks
+from lmim_bench.bench.doctor_system import Subject
 from lmim_bench.bench.errors import DataError, UnreadableError
+from lmim_bench.bench.progress import Reporter
 from lmim_bench.bench.types import View
 
 CLASSES = ("cat", "dog", "eel")
@@ -777,3 +780,13 @@ def test_nothing_to_train_on(tmp_path):
         DataError, match=r"holds no image, no \*\.tar and no \*\.parquet; it holds notes\.txt"
     ):
         every(tmp_path / "empty", tmp_path)
+
+
+def test_the_doctor_names_parts_of_a_split_that_are_not_there(tmp_path):
+    root = tmp_path / "pq"
+    for name in ("train-00001-of-00003", "test-00000-of-00001"):
+        write_parquet(root / "data" / f"{name}.parquet", [encoded(i) for i in range(4)], [0, 1, 0, 1])
+    data = load(root, tmp_path)
+    checks = list(data_checks(Subject("data", "pq"), data, detect_layout(root), Reporter()))
+    (warning,) = [check.found for check in checks if check.status == "warn"]
+    assert warning.startswith("2 shards that the names of others count are not there: data/train-00000-of-0")

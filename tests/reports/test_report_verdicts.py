@@ -257,6 +257,7 @@ def test_whoever_is_better_on_the_seeds_that_both_have_is_not_clearly_worse(run:
     assert [cell.standing for cell in pairings.summary(column)] == ["best", "close"]
     (verdict,) = pairings.against()[0].verdicts
     assert (verdict.clear, verdict.better.label) == (True, "y")
+    assert verdict.sentence.endswith("on 400 test images, over the seed that both have (0)")
 
 
 def test_numbers_that_look_alike_may_be_told_apart(run: Callable[..., Path]) -> None:
