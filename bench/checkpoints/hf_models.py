@@ -28,7 +28,8 @@ from ..transformers_models import (
 from .contract import check_values, few, ignorable
 from .exported import as_exported
 from .family import Draft, Family, Root, Tensors, Tree
-from .hf import CLASSIFIERS, HALF, IMAGENET, RANK, SOURCE, prepared
+from .hf import CLASSIFIERS, RANK, SOURCE
+from .hf_images import HALF, IMAGENET, prepared
 
 _TOWERS = ("vision_model.", "model.vision_model.", "vision_tower.", "model.vision_tower.")
 _DROP = {

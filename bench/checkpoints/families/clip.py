@@ -25,7 +25,8 @@ from ..beit_layout import ANCHORS as BEIT_ANCHORS
 from ..beit_layout import DROP as BEIT_DROP
 from ..beit_layout import infer_beit
 from ..family import Draft, Family, Root, Tensors, Tree
-from ..hf import ACTIVATIONS, CLIP, HALF, Preprocessing, three_numbers
+from ..hf import ACTIVATIONS
+from ..hf_images import CLIP, HALF, Preprocessing, three_numbers
 from ..plain_vit import ANCHORS as VIT_ANCHORS
 from ..plain_vit import depth_of, infer_spec
 

@@ -16,18 +16,16 @@ from ..family import Draft, Family, Root, Tensors
 from ..hf import (
     BLOCK,
     CLASSIFIERS,
-    HALF,
-    IMAGENET,
     RANK,
     SOURCE,
     config_note,
     fuse_qkv,
-    prepared,
     stated_activation,
     stated_eps,
     stated_heads,
     vision_config,
 )
+from ..hf_images import HALF, IMAGENET, prepared
 from .hf_vit import ANCHORS, BLOCKS, EMBEDDINGS, is_beit
 
 _TABLE = r"relative_position_bias\.relative_position_bias_table"

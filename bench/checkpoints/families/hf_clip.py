@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from ...errors import CheckpointError
 from ..family import Draft, Family, Root, Tensors
-from ..hf import BLOCK, CLIP, HALF, RANK, SOURCE, attention, hf_draft
+from ..hf import BLOCK, RANK, SOURCE, attention, hf_draft
+from ..hf_images import CLIP, HALF
 
 _ANCHORS = (
     "embeddings.patch_embedding.weight",

@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 
 from ..family import Draft, Family, Root, Tensors
-from ..hf import ATTENTION, BLOCK, CLASSIFIERS, IMAGENET, RANK, SOURCE, hf_draft
+from ..hf import ATTENTION, BLOCK, CLASSIFIERS, RANK, SOURCE, hf_draft
+from ..hf_images import IMAGENET
 from ..plain_vit import without_row_for_class
 from .hf_vit import EMBEDDINGS
 

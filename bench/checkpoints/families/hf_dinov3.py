@@ -14,16 +14,15 @@ from ..family import Draft, Family, Root, Tensors
 from ..hf import (
     ATTENTION,
     BLOCK,
-    IMAGENET,
     RANK,
     SOURCE,
     config_note,
     fuse_qkv,
-    prepared,
     stated_eps,
     stated_heads,
     vision_config,
 )
+from ..hf_images import IMAGENET, prepared
 from ..plain_vit import depth_of, infer_heads, patches_of
 
 # Published widths whose number of heads is not that of other transformers.

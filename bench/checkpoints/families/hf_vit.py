@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..family import Family, Root
-from ..hf import ATTENTION, BLOCK, CLASSIFIERS, HALF, IMAGENET, RANK, SOURCE, Preprocessing, hf_draft
+from ..hf import ATTENTION, BLOCK, CLASSIFIERS, RANK, SOURCE, hf_draft
+from ..hf_images import HALF, IMAGENET, Preprocessing
 
 ANCHORS = (
     "embeddings.patch_embeddings.projection.weight",

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from ...networks.vjepa2 import vjepa2_spec
 from ..family import Draft, Family, Root, Tensors
-from ..hf import IMAGENET, RANK, SOURCE, attention, fuse_qkv, prepared, stated_heads, vision_config
+from ..hf import RANK, SOURCE, attention, fuse_qkv, stated_heads, vision_config
+from ..hf_images import IMAGENET, prepared
 from ..plain_vit import depth_of, infer_heads, patches_of
 
 _BLOCK = r"layer\.(\d+)\."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..family import Draft, Family, Root, Tensors
-from ..hf import CLIP, HALF
+from ..hf_images import CLIP, HALF
 from ..plain_vit import ANCHORS, infer_spec
 from ..siblings import BESIDE, PREFER
 
