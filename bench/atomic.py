@@ -14,7 +14,7 @@ from typing import IO, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from .errors import DataError, first_line, first_problem
+from .errors import DataError, complaint
 
 Model = TypeVar("Model", bound=BaseModel)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -79,7 +79,6 @@ def read_json(path: Path, model: type[Model]) -> Model:
     try:
         return model.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        reason = first_problem(error) if isinstance(error, ValidationError) else first_line(error)
         cut = isinstance(error, ValidationError) and error.errors()[0]["type"] == "json_invalid"
         what = "is damaged" if cut else f"is not a {model.__name__.lower()} of this version"
-        raise DataError(f"{path} {what} ({reason}); delete it or use another --out") from error
+        raise DataError(f"{path} {what} ({complaint(error)}); delete it or use another --out") from error

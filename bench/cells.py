@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from .atomic import atomic_write
 from .context import RunContext, generator
 from .engine import Engine
-from .errors import LmimBenchError, TaskError, first_line, first_problem
+from .errors import LmimBenchError, TaskError, complaint
 from .features import FEATURES_VERSION, FeatureStore, merge_requests
 from .plan import Evaluation
 from .progress import Reporter
@@ -246,8 +245,7 @@ def scores_of(measurements: Sequence[Measurement], cell: Cell) -> list[Score]:
         try:
             scores[m.metric] = score(m, generator(cell.seed, task.name, "bootstrap", m.metric))
         except (ValueError, TypeError) as error:
-            said = first_problem(error) if isinstance(error, ValidationError) else first_line(error)
-            raise TaskError(f"{returned}, and it cannot be scored: {said}") from error
+            raise TaskError(f"{returned}, and it cannot be scored: {complaint(error)}") from error
     headline = task.headline(cell.evaluation.config)
     if headline not in scores:
         raise TaskError(f"the task {task.name} did not return its headline metric {headline!r}")

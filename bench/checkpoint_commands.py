@@ -20,6 +20,7 @@ from .options import (
     debugging,
     device_option,
     json_option,
+    suite_option,
     task_names,
     tasks_option,
 )
@@ -190,7 +191,7 @@ def formats(as_json: bool) -> None:
 )
 @tasks_option
 @click.option("--data", "-d", multiple=True, help="Data folder or torchvision:NAME; repeats.")
-@click.option("--suite", help="Suite YAML, or the name of a built-in suite.")
+@suite_option
 @click.option("--out", "-o", type=FOLDER, help="Run folder, as of run. [default: runs/<labels>]")
 @device_option
 @cache_option

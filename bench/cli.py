@@ -23,6 +23,7 @@ from .options import (
     debugging,
     device_option,
     limit_option,
+    suite_option,
     task_names,
     tasks_option,
     terminated_as_interrupted,
@@ -83,7 +84,7 @@ def _run_options(command: Any) -> Any:
             multiple=True,
             help="Data folder (its layout says what it is) or torchvision:NAME; repeats.",
         ),
-        click.option("--suite", help="Suite YAML, or the name of a built-in suite."),
+        suite_option,
         click.option(
             "--set",
             "sets",

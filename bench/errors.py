@@ -78,6 +78,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def complaint(error: Exception) -> str:
+    """What an error says, in one line: of pydantic's the field and what is wrong with it."""
+    from pydantic import ValidationError
+
+    return first_problem(error) if isinstance(error, ValidationError) else first_line(error)
+
+
 def first_problem(error: ValidationError) -> str:
     """The first complaint of pydantic in one line: the field and what is wrong with it."""
     first = error.errors()[0]

@@ -44,6 +44,7 @@ tasks_option = click.option(
     show_default=True,
     help="Task names, comma-separated, or all.",
 )
+suite_option = click.option("--suite", help="Suite YAML, or the name of a built-in suite.")
 cache_option = click.option(
     "--cache-dir", type=FOLDER, help="Cached features, decoded images, embedded data."
 )

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from pydantic import ValidationError
 
-from ..errors import CheckpointError, first_line, first_problem
+from ..errors import CheckpointError
 from ..types import EncoderSpec
 
 Tensors = Mapping[str, torch.Tensor]
@@ -339,11 +338,6 @@ def _outlined(name: str, kept: set[str]) -> str:
     if dot and first not in kept:
         return f"{first}.*"
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
-
-
-def complaint(error: Exception) -> str:
-    """What an error says of values of a file, in a line."""
-    return first_problem(error) if isinstance(error, ValidationError) else first_line(error)
 
 
 def refuse_adapters(names: Iterable[str]) -> None:

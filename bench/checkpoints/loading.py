@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ..building import build_model, make_encoder
-from ..errors import CheckpointError, did_you_mean
+from ..errors import CheckpointError, complaint, did_you_mean
 from ..references import ENTRY_POINT_GROUP
 from ..types import CheckpointInfo, Encoder, EncoderSpec, TrainingPoint
 from . import families as built_in
@@ -33,7 +33,6 @@ from .family import (
     Tensors,
     Tree,
     choose_root,
-    complaint,
     grow_tree,
     partial_roots,
     refuse_adapters,

@@ -18,12 +18,12 @@ import torch
 from timm.data.config import resolve_data_config
 from timm.layers.patch_embed import PatchEmbed
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, complaint
 from ..timm_models import create_timm, timm_notes, timm_spec
 from ..types import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
 from .exported import as_exported
 from .families import clip, timm_vit
-from .family import Draft, Family, Root, Tree, complaint, stated_args
+from .family import Draft, Family, Root, Tree, stated_args
 
 # Families up to this rank know a network by its shapes alone, those above by the marks of a method.
 _GENERAL = 45

@@ -119,26 +119,28 @@ def load_data(
             with one split for both.
     """
     reference = str(reference)
-    if reference in _EMBEDDED:
-        from .embedded import ensure_scenes
-
+    embedded, of_torchvision = reference in _EMBEDDED, reference.startswith(_TORCHVISION)
+    if embedded:
         found = Detected(*_EMBEDDED[reference])
-        root = ensure_scenes(cache_dir) / reference
-        name = name or reference
-    elif reference.startswith(_TORCHVISION):
+    else:
+        found = given_layout(layout) if layout and not of_torchvision else detect_layout(reference)
+    if kind and found.kind != kind:
+        raise DataError(f"{reference} is a {found.kind} data set ({found.layout}), not one for {kind}")
+    if (void is not None or classes is not None) and found.kind != "segmentation":
+        raise DataError(f"{reference} is a {found.kind} data set; void and classes are for masks of classes")
+    if of_torchvision:
         from .torchvision_sets import load_torchvision
 
-        _expect(kind, found := detect_layout(reference), reference)
-        _expect_masks(found, reference, void, classes)
         return _scored_on_others(
             load_torchvision(reference, name, train, test, void, classes, download, cache_dir)
         )
+    if embedded:
+        from .embedded import ensure_scenes
+
+        root, name = ensure_scenes(cache_dir) / reference, name or reference
     else:
-        found = given_layout(layout) if layout else detect_layout(reference)
         root = at_home(reference)
         name = name or root.resolve().name
-    _expect(kind, found, reference)
-    _expect_masks(found, reference, void, classes)
     return _scored_on_others(_load_folder(found, root, name, train, test, void, classes, cache_dir))
 
 
@@ -161,18 +163,6 @@ def load_unlabelled(
     root = at_home(reference)
     require_folder(root)
     return load_every_image(root, name or root.resolve().name, cache_dir)
-
-
-def _expect(kind: DataKind | None, found: Detected, reference: str) -> None:
-    if kind and found.kind != kind:
-        raise DataError(f"{reference} is a {found.kind} data set ({found.layout}), not one for {kind}")
-
-
-def _expect_masks(
-    found: Detected, reference: str, void: Sequence[int] | None, classes: Sequence[str] | None
-) -> None:
-    if (void is not None or classes is not None) and found.kind != "segmentation":
-        raise DataError(f"{reference} is a {found.kind} data set; void and classes are for masks of classes")
 
 
 def _scored_on_others(data: Dataset) -> Dataset:
@@ -206,23 +196,24 @@ def _load_folder(
     cache_dir: Path | None,
 ) -> Dataset:
     require_folder(root)
+    what = f"{root}: the layout {found.layout}"
     if found.kind == "segmentation":
         from . import segmentation
 
         if found.layout == "segmentation-flat":
-            only_splits(f"{root}: the layout {found.layout}", (train, "all"), (test, "all"))
+            only_splits(what, (train, "all"), (test, "all"))
             return segmentation.load_flat(root, name, void, classes, cache_dir)
         load = segmentation.load_voc if found.layout == "voc" else segmentation.load_split_folders
         return load(root, name, train, test, void, classes, cache_dir)
     if found.kind == "video":
         from .video import load_davis
 
-        only_splits(f"{root}: the layout {found.layout}", (train, None))
+        only_splits(what, (train, None))
         return load_davis(root, name, found.layout, test, cache_dir)
     if found.layout == "cifar":
         from .cifar import load_cifar
 
-        only_splits(f"{root}: the layout {found.layout}", (train, "train"), (test, "test"))
+        only_splits(what, (train, "train"), (test, "test"))
         return load_cifar(root, name, cache_dir)
     if found.layout in SHARD_SUFFIXES:
         from .shard_sets import load_shards

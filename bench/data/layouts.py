@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,9 +149,8 @@ def reasons(root: Path) -> dict[str, str]:
             found["segmentation-flat"] = "images/ and masks/"
     if {"JPEGImages", "SegmentationClass", "ImageSets"} <= here:
         found["voc"] = "JPEGImages/, SegmentationClass/ and ImageSets/"
-    if {"JPEGImages", "Annotations"} <= here:
-        for size in resolutions(root)[:1]:
-            found["davis"] = f"JPEGImages/{size} and Annotations/{size}"
+    if sizes := resolutions(root):
+        found["davis"] = f"JPEGImages/{sizes[0]} and Annotations/{sizes[0]}"
     batches = cifar_folder(root)
     if batches:
         found["cifar"] = f"CIFAR-{batches[1]} python batches in {batches[0].name}/"
@@ -246,10 +246,7 @@ def choose_splits(root: Path, train: str | None, test: str | None) -> tuple[str,
     def usable(name: str) -> bool:
         return bool(class_folders(root / name))
 
-    def lacks(name: str) -> str:
-        return _unsorted(root, name)
-
-    return pick_splits(root, train, test, usable, "class folders", lacks)
+    return pick_splits(root, train, test, usable, "class folders", partial(_unsorted, root))
 
 
 def pick_splits(

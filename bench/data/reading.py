@@ -185,12 +185,13 @@ def _lossy(path: Path, image: ImageFile.ImageFile) -> str:
 def _scaled(image: ImageFile.ImageFile) -> str:
     """What makes Pillow stretch or cut grey values as it decodes them to 8 bits; "" where nothing does."""
     for codec, _, _, args in image.tile:
-        mode, *more = args if isinstance(args, tuple) else (args,)
-        if codec.startswith("ppm") and (highest := [mode, *more][-1]) not in (255, 65535):
-            return f"the highest value {highest}"
-        if re.match(r"L;\d", str(mode)):
-            return f"grey values of {str(mode)[2:3]} bits"
-        if ";16" in str(mode) and not image.mode.startswith("I"):
+        values = args if isinstance(args, tuple) else (args,)
+        if codec.startswith("ppm") and values[-1] not in (255, 65535):
+            return f"the highest value {values[-1]}"
+        mode = str(values[0])
+        if re.match(r"L;\d", mode):
+            return f"grey values of {mode[2]} bits"
+        if ";16" in mode and not image.mode.startswith("I"):
             return f"{image.mode} values of 16 bits"
     return ""
 

@@ -159,7 +159,8 @@ def _dataset(
             )
         names = [f"class {label}" for label in range(max(used) + 1)]
     elif len(names) > 1:
-        some = labels_present([masks[i] for i in spread(len(masks), _SAMPLE)])
+        sample = [masks[i] for i in spread(len(masks), _SAMPLE)]
+        some = manifest.recall("some-labels", lambda: labels_present(sample))
         if set(some) <= {0, *void}:  # which may be all that there is
             _classes_among(present(), root, void)
     known = frozenset(range(len(names))) | frozenset(void)

@@ -39,7 +39,7 @@ def load_davis(root: Path, name: str, layout: str, test: str | None, cache_dir: 
         DataError: a file or folder is missing; the message names it.
     """
     year, _, wanted = layout.partition(":")
-    resolution = wanted or next(iter(resolutions(root)), RESOLUTIONS[0])
+    resolution = wanted or (*resolutions(root), RESOLUTIONS[0])[0]
     frames_root, masks_root = f"JPEGImages/{resolution}", f"Annotations/{resolution}"
     for folder in (frames_root, masks_root):
         if not (root / folder).is_dir():
